@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/device/host_pages.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <limits>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+#include "kvbm/base/units.hpp"
+
+namespace kvbm {
+namespace {
+
+bool is_mapped(const std::byte* page) {
+  return ::msync(const_cast<std::byte*>(page), 1, MS_ASYNC) == 0 || errno != ENOMEM;
+}
+
+TEST(HostPages, ReadAsZeroAndTakeWrites) {
+  auto pages = HostPages::map({.size_bytes = 10000}).value();
+  EXPECT_EQ(pages.size_bytes(), 10000u);
+  EXPECT_EQ(std::count(pages.data(), pages.data() + 10000, std::byte{0}), 10000);
+  std::fill_n(pages.data(), 10000, std::byte{1});
+}
+
+TEST(HostPages, StartWhereTheAlignmentSaysAndGiveBackTheSlack) {
+  for (uint64_t alignment = 1; alignment <= 64 * kMiB; alignment *= 4) {
+    const auto pages =
+        HostPages::map({.size_bytes = 3 * HostPages::page_bytes() - 1, .alignment = alignment});
+    ASSERT_TRUE(pages) << pages.error();
+    const auto address = reinterpret_cast<uintptr_t>(pages->data());
+    EXPECT_EQ(address % alignment, 0u);
+    EXPECT_EQ(address % HostPages::page_bytes(), 0u);
+    pages->data()[pages->size_bytes() - 1] = std::byte{1};
+  }
+}
+
+TEST(HostPages, AreUnmappedOnDestructionAndOnAssignment) {
+  std::byte* first = nullptr;
+  {
+    auto pages = HostPages::map({.size_bytes = 64 * kMiB, .alignment = 16 * kMiB}).value();
+    first = pages.data();
+    ASSERT_TRUE(is_mapped(first));
+    pages = HostPages();
+    EXPECT_FALSE(is_mapped(first));
+    pages = HostPages::map({.size_bytes = 64 * kMiB}).value();
+    first = pages.data();
+  }
+  EXPECT_FALSE(is_mapped(first));
+}
+
+TEST(HostPages, AreGivenUpByReleaseAlone) {
+  auto pages = HostPages::map({.size_bytes = 4096}).value();
+  HostPages moved = std::move(pages);
+  std::byte* const data = moved.release();
+  moved = HostPages();
+  ASSERT_TRUE(is_mapped(data));
+  HostPages::unmap(data, 4096);
+  EXPECT_FALSE(is_mapped(data));
+}
+
+TEST(HostPages, TakeAdviceAboutHugePages) {
+  const auto pages =
+      HostPages::map({.size_bytes = 4 * kMiB, .huge_pages = HugePages::kAdvise}).value();
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(pages.data()) % (2 * kMiB), 0u);
+  pages.data()[4 * kMiB - 1] = std::byte{1};
+}
+
+TEST(HostPages, RefuseWhatCannotBe) {
+  EXPECT_EQ(HostPages::map({.size_bytes = 0}).error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(HostPages::map({.size_bytes = 1, .alignment = 0}).error().code(),
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(HostPages::map({.size_bytes = 1, .alignment = 48}).error().code(),
+            ErrorCode::kInvalidArgument);
+  for (const uint64_t size : {uint64_t{1} << 60, std::numeric_limits<uint64_t>::max()}) {
+    const auto pages = HostPages::map({.size_bytes = size});
+    ASSERT_FALSE(pages);
+    EXPECT_EQ(pages.error().code(), ErrorCode::kExhausted);
+    EXPECT_EQ(pages.error().native_code(), ENOMEM);
+  }
+  EXPECT_EQ(HostPages::map({.size_bytes = 1, .alignment = uint64_t{1} << 63}).error().code(),
+            ErrorCode::kExhausted);
+}
+
+}  // namespace
+}  // namespace kvbm

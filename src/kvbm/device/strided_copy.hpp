@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// StridedCopyBatch: many copies between blocks, described by strides instead of by a list of
+// copies.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kvbm/base/ids.hpp"
+#include "kvbm/base/result.hpp"
+
+namespace kvbm {
+
+/// One part of every block, such as the keys of a layer. For each pair (f, t) of block ids and each
+/// k < count: copies `bytes` bytes
+///   from  src + f * src_block_stride + k * src_stride
+///   to    dst + t * dst_block_stride + k * dst_stride.
+/// Units: bytes, apart from `count`.
+struct StridedPiece {
+  const std::byte* src = nullptr;
+  std::byte* dst = nullptr;
+  uint64_t src_block_stride = 0;
+  uint64_t dst_block_stride = 0;
+  uint64_t bytes = 0;
+  uint64_t count = 1;
+  uint64_t src_stride = 0;  ///< not used if count is 1
+  uint64_t dst_stride = 0;
+};
+
+/// A list of block ids that plans and batches share.
+using BlockList = std::shared_ptr<const std::vector<BlockId>>;
+
+[[nodiscard]] BlockList make_block_list(std::vector<BlockId> ids);
+
+/// Every piece for every pair (from[i], to[i]).
+/// Ownership: keeps its lists until the copies have ended; the memory is the caller's, and stays
+/// until an event recorded after the batch is done. Requires: what is written overlaps neither
+/// itself nor what is read. The order of the copies inside a batch is not defined.
+struct StridedCopyBatch {
+  BlockList from = nullptr;
+  BlockList to = nullptr;
+  std::vector<StridedPiece> pieces = {};
+
+  /// If set, grows by the bytes that arrived, not later than the next event of the stream is done.
+  /// A batch that was skipped or failed leaves it short.
+  std::shared_ptr<std::atomic<uint64_t>> bytes_moved = nullptr;
+};
+
+/// The bytes that a batch asks for, after a look at its shape.
+/// Errors: kInvalidArgument (a list missing or of another length than its twin, a null base of a
+/// piece that is not empty, a sum or an offset of 2^64 bytes and more).
+[[nodiscard]] Result<uint64_t> planned_bytes(const StridedCopyBatch& batch);
+
+}  // namespace kvbm

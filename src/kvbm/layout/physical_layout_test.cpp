@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/layout/physical_layout.hpp"
+
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "kvbm/base/contract.hpp"
+
+namespace kvbm {
+namespace {
+
+// 4 blocks of 3 layers, keys and values, chunks of 2 x 5 x 2 = 20 bytes.
+constexpr LayoutConfig kConfig{.num_blocks = 4,
+                               .num_layers = 3,
+                               .outer_dim = 2,
+                               .page_size = 2,
+                               .inner_dim = 5,
+                               .dtype_width_bytes = 2,
+                               .num_heads = std::nullopt,
+                               .alignment = 1};
+
+LayerId layer(uint16_t value) { return LayerId(value); }
+
+class PhysicalLayoutTest : public ::testing::Test {
+ protected:
+  MemoryRegion memory(uint64_t offset, uint64_t size) {
+    return MemoryRegion::of_bytes(StorageKind::kSystem, bytes_.data() + offset, size);
+  }
+  std::vector<MemoryRegion> regions(uint64_t bytes_each) {
+    std::vector<MemoryRegion> all;
+    for (uint64_t i = 0; i < kConfig.num_layers; ++i) all.push_back(memory(i * 4096, bytes_each));
+    return all;
+  }
+  uint64_t offset_of(const PhysicalLayout& layout, uint32_t block, uint16_t layer_id,
+                     uint32_t outer) {
+    const MemoryRegion chunk = layout.region(BlockId{block}, layer(layer_id), outer);
+    EXPECT_EQ(chunk.size_bytes(), 20U);
+    return static_cast<uint64_t>(chunk.base() - bytes_.data());
+  }
+  void expect_refused(const Result<PhysicalLayout>& layout, const std::string& word) {
+    ASSERT_FALSE(layout) << word;
+    EXPECT_EQ(layout.error().code(), ErrorCode::kInvalidArgument);
+    EXPECT_NE(layout.error().message().find(word), std::string::npos) << layout.error().message();
+  }
+
+  struct alignas(4096) Page {
+    std::byte bytes[4096];
+  };
+  std::vector<Page> pages_ = std::vector<Page>(16);
+  std::span<std::byte> bytes_{pages_.front().bytes, 16 * 4096};
+};
+
+TEST_F(PhysicalLayoutTest, FullyContiguousIsBlockLayerOuter) {
+  const PhysicalLayout layout = PhysicalLayout::fully_contiguous(kConfig, memory(0, 480)).value();
+  EXPECT_EQ(offset_of(layout, 0, 0, 0), 0U);
+  EXPECT_EQ(offset_of(layout, 0, 0, 1), 20U);
+  EXPECT_EQ(offset_of(layout, 0, 1, 0), 40U);
+  EXPECT_EQ(offset_of(layout, 3, 2, 1), 3U * 120 + 2 * 40 + 20);
+  EXPECT_EQ(layout.kind(), LayoutKind::kFullyContiguous);
+  EXPECT_EQ(layout.storage_kind(), StorageKind::kSystem);
+  EXPECT_EQ(layout.slots(), nullptr);
+}
+
+TEST_F(PhysicalLayoutTest, LayerSeparateHasTheBlockFirstOrSecond) {
+  const auto first =
+      PhysicalLayout::layer_separate(kConfig, BlockDimension::kBlockIsFirst, regions(160));
+  EXPECT_EQ(offset_of(*first, 0, 0, 1), 20U);
+  EXPECT_EQ(offset_of(*first, 3, 0, 0), 3U * 40);
+  EXPECT_EQ(offset_of(*first, 3, 2, 1), 2U * 4096 + 3 * 40 + 20);
+  const auto second =
+      PhysicalLayout::layer_separate(kConfig, BlockDimension::kBlockIsSecond, regions(160));
+  EXPECT_EQ(offset_of(*second, 0, 0, 1), 80U);
+  EXPECT_EQ(offset_of(*second, 3, 0, 0), 3U * 20);
+  EXPECT_EQ(offset_of(*second, 3, 2, 1), 2U * 4096 + 80 + 3 * 20);
+}
+
+TEST_F(PhysicalLayoutTest, AlignmentEntersTheStrides) {
+  LayoutConfig config = kConfig;
+  config.alignment = 64;
+  const PhysicalLayout layout = PhysicalLayout::fully_contiguous(config, memory(0, 512)).value();
+  EXPECT_EQ(offset_of(layout, 1, 0, 0), 128U);
+  EXPECT_EQ(offset_of(layout, 1, 0, 1), 148U);  // chunks of one block stay together
+  EXPECT_EQ(required_bytes(config, LayoutKind::kFullyContiguous).value(), 4U * 128);
+
+  const auto first =
+      PhysicalLayout::layer_separate(config, BlockDimension::kBlockIsFirst, regions(256));
+  EXPECT_EQ(offset_of(*first, 1, 1, 1), 4096U + 64 + 20);
+  const auto second =
+      PhysicalLayout::layer_separate(config, BlockDimension::kBlockIsSecond, regions(512));
+  EXPECT_EQ(offset_of(*second, 1, 1, 1), 4096U + 4 * 64 + 64);
+
+  expect_refused(PhysicalLayout::fully_contiguous(config, memory(32, 600)), "alignment 64");
+}
+
+TEST_F(PhysicalLayoutTest, RequiredMemoryIsExactlyWhatTheMakersTake) {
+  LayoutConfig config = kConfig;
+  config.alignment = 16;
+  const MemoryNeed whole = required_memory(config, LayoutKind::kFullyContiguous).value();
+  EXPECT_EQ(whole.num_regions, 1U);
+  EXPECT_TRUE(PhysicalLayout::fully_contiguous(config, memory(0, whole.region_bytes)));
+  EXPECT_FALSE(PhysicalLayout::fully_contiguous(config, memory(0, whole.region_bytes - 16)));
+
+  for (const auto& [kind, dimension] :
+       {std::pair(LayoutKind::kLayerSeparateBlockFirst, BlockDimension::kBlockIsFirst),
+        std::pair(LayoutKind::kLayerSeparateBlockSecond, BlockDimension::kBlockIsSecond)}) {
+    const MemoryNeed need = required_memory(config, kind).value();
+    EXPECT_EQ(need.num_regions, 3U);
+    const auto layout =
+        PhysicalLayout::layer_separate(config, dimension, regions(need.region_bytes));
+    ASSERT_TRUE(layout);
+    EXPECT_EQ(layout->kind(), kind);
+    EXPECT_FALSE(
+        PhysicalLayout::layer_separate(config, dimension, regions(need.region_bytes - 16)));
+    EXPECT_EQ(required_bytes(config, kind).value(), 3 * need.region_bytes);
+  }
+  EXPECT_FALSE(required_memory(config, LayoutKind::kPageMaps));
+  config.page_size = 0;
+  EXPECT_FALSE(required_memory(config, LayoutKind::kFullyContiguous));
+}
+
+TEST_F(PhysicalLayoutTest, RegionsMustFitTheConfig) {
+  std::vector<MemoryRegion> two = regions(160);
+  two.pop_back();
+  expect_refused(PhysicalLayout::layer_separate(kConfig, BlockDimension::kBlockIsFirst, two),
+                 "2 regions");
+  std::vector<MemoryRegion> small = regions(160);
+  small[1] = small[1].slice(0, 159);
+  expect_refused(PhysicalLayout::layer_separate(kConfig, BlockDimension::kBlockIsFirst, small),
+                 "layer 1");
+  std::vector<MemoryRegion> same = regions(160);
+  same[2] = same[0];
+  expect_refused(PhysicalLayout::layer_separate(kConfig, BlockDimension::kBlockIsFirst, same),
+                 "overlap");
+  std::vector<MemoryRegion> mixed = regions(160);
+  mixed[1] = MemoryRegion::of_bytes(StorageKind::kPinned, mixed[1].base(), 160);
+  expect_refused(PhysicalLayout::layer_separate(kConfig, BlockDimension::kBlockIsFirst, mixed),
+                 "pinned");
+  const MemoryRegion file = MemoryRegion::of_file({.fd = 3, .alignment = {}}, 0, 1U << 20);
+  expect_refused(PhysicalLayout::fully_contiguous(kConfig, file), "file_slots");
+  const std::vector<MemoryRegion> files(3, file);
+  expect_refused(PhysicalLayout::layer_separate(kConfig, BlockDimension::kBlockIsFirst, files),
+                 "file_slots");
+}
+
+TEST_F(PhysicalLayoutTest, IndexesOutsideAreABrokenContract) {
+  const PhysicalLayout layout = PhysicalLayout::fully_contiguous(kConfig, memory(0, 480)).value();
+  EXPECT_THROW(static_cast<void>(layout.region(BlockId{4}, layer(0), 0)), ContractViolation);
+  EXPECT_THROW(static_cast<void>(layout.region(BlockId{0}, layer(3), 0)), ContractViolation);
+  EXPECT_THROW(static_cast<void>(layout.region(BlockId{0}, layer(0), 2)), ContractViolation);
+  EXPECT_THROW(static_cast<void>(layout.runs({layer(0), 4})), ContractViolation);
+  EXPECT_THROW(static_cast<void>(layout.runs({layer(1), 0})), ContractViolation);
+  EXPECT_THROW(static_cast<void>(layout.slot(BlockId{0})), ContractViolation);
+}
+
+TEST_F(PhysicalLayoutTest, RunsAreAsFewAsTheStridesAllow) {
+  using Runs = std::vector<BlockRun>;
+  const PhysicalLayout whole = PhysicalLayout::fully_contiguous(kConfig, memory(0, 480)).value();
+  EXPECT_EQ(whole.runs(),
+            (Runs{{.page_map = 0, .offset = 0, .bytes = 120, .count = 1, .stride = 0}}));
+  EXPECT_EQ(whole.runs({layer(1), 2}),
+            (Runs{{.page_map = 0, .offset = 40, .bytes = 80, .count = 1, .stride = 0}}));
+
+  const auto first =
+      PhysicalLayout::layer_separate(kConfig, BlockDimension::kBlockIsFirst, regions(160));
+  EXPECT_EQ(first->runs(), (Runs{{0, 0, 40, 1, 0}, {1, 0, 40, 1, 0}, {2, 0, 40, 1, 0}}));
+  const auto second =
+      PhysicalLayout::layer_separate(kConfig, BlockDimension::kBlockIsSecond, regions(160));
+  EXPECT_EQ(second->runs({layer(1), 2}), (Runs{{1, 0, 20, 2, 80}, {2, 0, 20, 2, 80}}));
+}
+
+TEST_F(PhysicalLayoutTest, AnEnginesTensorBecomesOneMapWithItsOwnStrides) {
+  // [layer, outer, block] with padded blocks, layers in one tensor.
+  const PageMapSpec spec{.region = memory(0, 3 * 2 * 4 * 24),
+                         .base_offset = 0,
+                         .num_blocks = 4,
+                         .block_stride = 24,
+                         .layers = {layer(0), 3},
+                         .layer_stride = 192,
+                         .outer_dim = 2,
+                         .outer_stride = 96,
+                         .chunk_bytes = 20};
+  const auto layout = PhysicalLayout::from_page_maps(kConfig, {PageMap::create(spec).value()});
+  ASSERT_TRUE(layout);
+  EXPECT_EQ(layout->kind(), LayoutKind::kPageMaps);
+  EXPECT_EQ(offset_of(*layout, 2, 1, 1), 192U + 96 + 48);
+  // Six pieces at one distance.
+  EXPECT_EQ(layout->runs(), (std::vector<BlockRun>{{0, 0, 20, 6, 96}}));
+}
+
+TEST_F(PhysicalLayoutTest, EveryLayerIsInExactlyOneMap) {
+  const auto map = [&](uint16_t first, uint32_t count, uint64_t offset) {
+    return PageMap::create({.region = memory(offset, count * 160),
+                            .base_offset = 0,
+                            .num_blocks = 4,
+                            .block_stride = 40,
+                            .layers = {layer(first), count},
+                            .layer_stride = 160,
+                            .outer_dim = 2,
+                            .outer_stride = 20,
+                            .chunk_bytes = 20})
+        .value();
+  };
+  const auto swapped = PhysicalLayout::from_page_maps(kConfig, {map(1, 2, 0), map(0, 1, 4096)});
+  ASSERT_TRUE(swapped);
+  EXPECT_EQ(swapped->page_map_of(layer(0)), 1U);
+  EXPECT_EQ(swapped->page_map_of(layer(2)), 0U);
+  EXPECT_EQ(offset_of(*swapped, 1, 2, 0), 160U + 40);
+  EXPECT_EQ(swapped->runs(), (std::vector<BlockRun>{{1, 0, 40, 1, 0}, {0, 0, 40, 2, 160}}));
+
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {}), "needs a page map");
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {map(1, 2, 0)}),
+                 "no page map holds layer 0");
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {map(0, 2, 0), map(1, 2, 4096)}),
+                 "layer 1 is in two");
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {map(0, 4, 0)}), "layers up to 4");
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {map(0, 1, 0), map(1, 2, 100)}),
+                 "overlap");
+  EXPECT_TRUE(PhysicalLayout::from_page_maps(kConfig, {map(0, 1, 0), map(1, 2, 160)}));
+}
+
+TEST_F(PhysicalLayoutTest, LayersMayBeInterleavedInOneTensorButNotShareBytes) {
+  const auto map = [&](uint16_t index, uint64_t base_offset, uint64_t block_stride = 120) {
+    return PageMap::create({.region = memory(0, 1000),
+                            .base_offset = base_offset,
+                            .num_blocks = 4,
+                            .block_stride = block_stride,
+                            .layers = {layer(index), 1},
+                            .layer_stride = 0,
+                            .outer_dim = 2,
+                            .outer_stride = 20,
+                            .chunk_bytes = 20})
+        .value();
+  };
+  EXPECT_TRUE(PhysicalLayout::from_page_maps(kConfig, {map(0, 0), map(1, 40), map(2, 80)}));
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {map(0, 0), map(1, 40), map(2, 79)}),
+                 "overlap");
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {map(0, 0), map(1, 40), map(2, 81)}),
+                 "overlap");
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {map(0, 0), map(1, 40), map(2, 80, 240)}),
+                 "different block strides");
+}
+
+TEST_F(PhysicalLayoutTest, MapsOfAnotherShapeAreRefused) {
+  const PageMapSpec good{.region = memory(0, 480),
+                         .base_offset = 0,
+                         .num_blocks = 4,
+                         .block_stride = 120,
+                         .layers = {layer(0), 3},
+                         .layer_stride = 40,
+                         .outer_dim = 2,
+                         .outer_stride = 20,
+                         .chunk_bytes = 20};
+  ASSERT_TRUE(PhysicalLayout::from_page_maps(kConfig, {PageMap::create(good).value()}));
+  PageMapSpec spec = good;
+  spec.num_blocks = 3;
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {PageMap::create(spec).value()}),
+                 "num_blocks 3");
+  spec = good;
+  spec.outer_dim = 1;
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {PageMap::create(spec).value()}),
+                 "outer_dim 1");
+  spec = good;
+  spec.chunk_bytes = 16;
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {PageMap::create(spec).value()}),
+                 "chunk_bytes 16");
+  LayoutConfig aligned = kConfig;
+  aligned.alignment = 16;
+  expect_refused(PhysicalLayout::from_page_maps(aligned, {PageMap::create(good).value()}),
+                 "alignment 16");
+  spec = good;
+  spec.region = MemoryRegion::of_file({.fd = 3, .alignment = {}}, 0, 4096);
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {PageMap::create(spec).value()}),
+                 "file_slots");
+}
+
+TEST_F(PhysicalLayoutTest, FileSlotsHoldAHeaderAndThePackedBlock) {
+  const MemoryNeed need = required_memory(kConfig, LayoutKind::kFileSlots).value();
+  EXPECT_EQ(need.region_bytes, 4U * 4096);
+  const MemoryRegion file =
+      MemoryRegion::of_file({.fd = 3, .alignment = {}}, 8192, need.region_bytes);
+  const PhysicalLayout layout = PhysicalLayout::file_slots(kConfig, file).value();
+  EXPECT_EQ(layout.kind(), LayoutKind::kFileSlots);
+  EXPECT_EQ(layout.storage_kind(), StorageKind::kFile);
+  ASSERT_NE(layout.slots(), nullptr);
+  EXPECT_EQ(*layout.slots(), (SlotGeometry{64, 120, 4096}));
+  EXPECT_EQ(layout.slot(BlockId{2}).file_offset(), 8192U + 2 * 4096);
+  EXPECT_EQ(layout.slot(BlockId{2}).size_bytes(), 4096U);
+  EXPECT_EQ(layout.region(BlockId{2}, layer(1), 1).file_offset(), 8192U + 2 * 4096 + 64 + 60);
+  EXPECT_EQ(layout.runs(), (std::vector<BlockRun>{{0, 64, 120, 1, 0}}));
+  EXPECT_THROW(static_cast<void>(layout.slot(BlockId{4})), ContractViolation);
+
+  expect_refused(PhysicalLayout::file_slots(kConfig, file.slice(0, need.region_bytes - 1)),
+                 "do not fit");
+  expect_refused(PhysicalLayout::file_slots(kConfig, memory(0, 16384)), "not in system memory");
+  expect_refused(PhysicalLayout::file_slots(kConfig, file, {.header_bytes = 1}), "header_bytes");
+  LayoutConfig aligned = kConfig;
+  aligned.alignment = 512;  // of memory; a file has SlotOptions
+  EXPECT_TRUE(PhysicalLayout::file_slots(aligned, file));
+}
+
+TEST_F(PhysicalLayoutTest, LayoutsThatShareAByteAreKnown) {
+  const PhysicalLayout a = PhysicalLayout::fully_contiguous(kConfig, memory(0, 480)).value();
+  const PhysicalLayout b = PhysicalLayout::fully_contiguous(kConfig, memory(480, 480)).value();
+  const PhysicalLayout c = PhysicalLayout::fully_contiguous(kConfig, memory(479, 480)).value();
+  EXPECT_FALSE(may_share_bytes(a, b));
+  EXPECT_TRUE(may_share_bytes(a, c));
+  EXPECT_TRUE(may_share_bytes(c, b));
+  const auto file = [](int fd, uint64_t offset) {
+    return PhysicalLayout::file_slots(
+               kConfig, MemoryRegion::of_file({.fd = fd, .alignment = {}}, offset, 16384))
+        .value();
+  };
+  EXPECT_FALSE(may_share_bytes(file(3, 0), file(3, 16384)));
+  EXPECT_TRUE(may_share_bytes(file(3, 0), file(3, 4096)));
+  EXPECT_FALSE(may_share_bytes(file(3, 0), file(4, 0)));
+}
+
+}  // namespace
+}  // namespace kvbm

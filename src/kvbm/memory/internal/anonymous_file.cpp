@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/memory/internal/anonymous_file.hpp"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "kvbm/base/text.hpp"
+#include "kvbm/base/units.hpp"
+
+namespace kvbm::internal {
+
+namespace {
+
+/// What every error of a creation says first.
+std::string cannot(const FileOptions& options, std::string_view what) {
+  return format_text("cannot {} {} for {} in \"{}\"", what, format_size(options.size_bytes),
+                     options.name_hint, options.directory);
+}
+
+tl::unexpected<Error> io_error(std::string message, int error_number) {
+  return make_error(Error(ErrorCode::kIo, std::move(message), NativeDomain::kErrno, error_number));
+}
+
+/// Bytes that the file system of `fd` has for us; nothing if it does not tell.
+std::optional<uint64_t> free_bytes(int fd, const FileCalls& calls) {
+  struct statvfs facts {};
+  if (calls.free_space(fd, &facts) != 0 || facts.f_blocks == 0) return std::nullopt;
+  return uint64_t{facts.f_bavail} * facts.f_frsize;
+}
+
+tl::unexpected<Error> no_space(const FileOptions& options, std::optional<uint64_t> free,
+                               int error_number) {
+  return make_error(
+      Error(ErrorCode::kExhausted,
+            format_text(
+                "{}: {} are free; free some, ask for less or choose another directory",
+                cannot(options, "reserve"),
+                free.has_value() ? format_size(*free) : std::string("an unknown number of bytes")),
+            NativeDomain::kErrno, error_number));
+}
+
+Result<File> open_without_name(const FileOptions& options, const FileCalls& calls) {
+  if (const int fd = calls.open_unnamed(options.directory.c_str()); fd >= 0) return File(fd);
+  int error_number = errno;
+  // EISDIR: a kernel or file system that takes O_TMPFILE for an attempt to open the directory.
+  if (error_number == EOPNOTSUPP || error_number == EISDIR || error_number == EINVAL) {
+    std::string path = format_text("{}/.{}-XXXXXX", options.directory, options.name_hint);
+    File file(calls.make_named(path.data()));
+    if (file) {
+      if (calls.unlink(path.c_str()) == 0) return file;
+      return io_error(
+          format_text("cannot remove the name of the new file \"{}\"; remove it by hand "
+                      "and choose a directory that lets files be removed",
+                      path),
+          errno);
+    }
+    error_number = errno;
+  }
+  return io_error(format_text("{}; choose a directory that exists and can be written to",
+                              cannot(options, "create a file of")),
+                  error_number);
+}
+
+/// Whether space was reserved; false if the file is sparse.
+Result<bool> reserve(const File& file, const FileOptions& options, const FileCalls& calls) {
+  const auto size = static_cast<off_t>(options.size_bytes);
+  const std::optional<uint64_t> free = free_bytes(file.fd(), calls);
+  if (free.has_value() && options.size_bytes > *free) return no_space(options, free, ENOSPC);
+
+  int failed = 0;
+  do {
+    failed = calls.allocate(file.fd(), size) == 0 ? 0 : errno;
+  } while (failed == EINTR);
+  if (failed == 0) return true;
+  if (failed == ENOSPC || failed == EDQUOT || failed == EFBIG) {
+    return no_space(options, free, failed);
+  }
+  if (failed != EOPNOTSUPP && failed != ENOSYS) {
+    return io_error(format_text("{}; choose another directory", cannot(options, "reserve")),
+                    failed);
+  }
+  if (calls.truncate(file.fd(), size) != 0) {
+    return io_error(format_text("{}; choose another directory", cannot(options, "set the size to")),
+                    errno);
+  }
+  return false;
+}
+
+}  // namespace
+
+FileCalls FileCalls::system() noexcept {
+  return {
+      .open_unnamed =
+          [](const char* directory) {
+            return ::open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+          },
+      .make_named = [](char* path) { return ::mkostemp(path, O_CLOEXEC); },
+      .unlink = [](const char* path) { return ::unlink(path); },
+      .free_space = [](int fd, struct statvfs* facts) { return ::fstatvfs(fd, facts); },
+      .allocate = [](int fd, off_t size) { return ::fallocate(fd, 0, 0, size); },
+      .truncate = [](int fd, off_t size) { return ::ftruncate(fd, size); },
+  };
+}
+
+Result<AnonymousFile> create_anonymous_file(const FileOptions& options, const FileCalls& calls) {
+  if (options.directory.empty() || options.size_bytes == 0 ||
+      options.size_bytes > std::numeric_limits<off_t>::max()) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      format_text("asked for a file of {} bytes in \"{}\"; name a directory and a "
+                                  "size from 1 byte to 2^63 - 1",
+                                  options.size_bytes, options.directory));
+  }
+  if (options.name_hint.empty() || options.name_hint.find('/') != std::string::npos) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      format_text("\"{}\" is no name for a file", options.name_hint));
+  }
+  KVBM_ASSIGN_OR_RETURN(File file, open_without_name(options, calls));
+  KVBM_ASSIGN_OR_RETURN(const bool reserved, reserve(file, options, calls));
+
+  const auto warn = [&options](std::string_view message) {
+    if (options.log == nullptr) return;
+    options.log->log(LogLevel::kWarning, "memory", message,
+                     {{"directory", options.directory}, {"size_bytes", options.size_bytes}});
+  };
+  if (!reserved) warn("the file system cannot reserve space: the file is sparse, a write may fail");
+  if (options.direct == DirectIo::kTry && !file.try_direct().direct()) {
+    warn("the file system refuses direct I/O: the file goes through the page cache");
+  }
+  return AnonymousFile{std::move(file), reserved};
+}
+
+}  // namespace kvbm::internal

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/transfer/internal/file_transfer.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+#include <utility>
+
+#include "kvbm/base/hash.hpp"
+#include "kvbm/base/text.hpp"
+
+namespace kvbm::internal {
+namespace {
+
+/// Blocks that one turn prepares: few, so that the engine gets work early and other transfers a
+/// turn.
+constexpr size_t kBlocksPerTurn = 8;
+constexpr size_t kLoggedFailures = 4;
+/// When the engine is full of other people's requests.
+constexpr Duration kEngineFullPause = std::chrono::milliseconds(1);
+/// Direct files take headers from such addresses.
+constexpr uint64_t kHeaderAlignment = 4096;
+
+}  // namespace
+
+std::vector<AddressedRun> addressed_runs(const PhysicalLayout& layout) {
+  std::vector<AddressedRun> runs;
+  for (const BlockRun& run : layout.runs()) {
+    const PageMap& map = layout.page_maps()[run.page_map];
+    runs.push_back({.base = map.region().base() + run.offset,
+                    .block_stride = map.block_stride(),
+                    .bytes = run.bytes,
+                    .count = run.count,
+                    .stride = run.stride});
+  }
+  return runs;
+}
+
+Status check_file_alignment(const PhysicalLayout& file, const std::vector<AddressedRun>& runs) {
+  const MemoryRegion& region = file.page_maps().front().region();
+  const FileAlignment alignment = region.file().alignment;
+  const SlotGeometry& slots = *file.slots();
+  const auto aligned = [](uint64_t value, uint32_t unit) { return value % unit == 0; };
+  if (!aligned(region.file_offset(), alignment.offset) ||
+      !aligned(slots.slot_bytes, alignment.offset) ||
+      !aligned(slots.header_bytes, alignment.offset)) {
+    return make_error(
+        ErrorCode::kUnsupported,
+        format_text("a direct file asks for multiples of {} bytes, its slots have headers of "
+                    "{} bytes, {} bytes in all: choose SlotOptions accordingly",
+                    alignment.offset, slots.header_bytes, slots.slot_bytes));
+  }
+  for (const AddressedRun& run : runs) {
+    const auto address = reinterpret_cast<uintptr_t>(run.base);
+    if (!aligned(run.bytes, alignment.offset) || !aligned(address, alignment.memory) ||
+        !aligned(run.block_stride, alignment.memory) || !aligned(run.stride, alignment.memory)) {
+      return make_error(
+          ErrorCode::kUnsupported,
+          format_text(
+              "a direct file asks for buffers of multiples of {} bytes at multiples of {}, the "
+              "memory has runs of {} bytes: align the layout or open the file without direct I/O",
+              alignment.offset, alignment.memory, run.bytes));
+    }
+  }
+  return {};
+}
+
+Result<std::shared_ptr<FileTransfer>> FileTransfer::create(TransferFrame frame,
+                                                           FileTransferSpec spec) {
+  const FileEngineCapabilities engine = frame.context->config().files->capabilities();
+  const size_t window =
+      std::max<size_t>(1, std::min({frame.context->config().file_requests_per_transfer,
+                                    engine.max_pending, frame.num_blocks}));
+  KVBM_ASSIGN_OR_RETURN(HostPages headers,
+                        HostPages::map({.size_bytes = window * spec.file.slots()->header_bytes,
+                                        .alignment = kHeaderAlignment}));
+  return std::shared_ptr<FileTransfer>(
+      new FileTransfer(std::move(frame), std::move(spec), window, std::move(headers)));
+}
+
+FileTransfer::FileTransfer(TransferFrame frame, FileTransferSpec spec, size_t window,
+                           HostPages headers)
+    : Transfer(std::move(frame)),
+      spec_(std::move(spec)),
+      geometry_(*spec_.file.slots()),
+      window_(window),
+      headers_(std::move(headers)),
+      free_headers_(window) {
+  std::iota(free_headers_.rbegin(), free_headers_.rend(), 0U);
+  // Answers arrive where nothing may fail: there is room for all that can be outstanding.
+  answers_.reserve(window);
+  const MutexLock lock(mutex_);
+  inbox_.reserve(window);
+}
+
+Status FileTransfer::start(std::span<const Event> events) {
+  open();
+  return start_after(events);
+}
+
+void FileTransfer::run() noexcept {
+  bool stopped = false;
+  {
+    const MutexLock lock(mutex_);
+    stopped = stopped_;
+    if (num_taken_ == answers_.size()) {
+      num_taken_ = 0;
+      answers_.clear();
+      answers_.swap(inbox_);
+    }
+  }
+  for (size_t i = 0; i < kBlocksPerTurn && num_taken_ < answers_.size(); ++i) {
+    take_answer(answers_[num_taken_++]);
+  }
+  if (stopped) {
+    give_up(Error(ErrorCode::kCancelled, "the transfer manager was destroyed before its turn"));
+  } else if (context().now() >= deadline()) {
+    give_up(Error(ErrorCode::kTimeout, "the deadline passed before its turn"));
+  }
+  for (size_t i = 0; i < kBlocksPerTurn && next_ < num_blocks() && !free_headers_.empty(); ++i) {
+    prepare_next();
+  }
+  const bool engine_full = !submit_prepared();
+
+  if (num_submitted_ == 0 && prepared_.empty() && next_ == num_blocks()) {
+    conclude();
+  } else {
+    go_on(engine_full, stopped);
+  }
+}
+
+/// Arranges for the next run(): at once, after a pause, or with the next answer.
+void FileTransfer::go_on(bool engine_full, bool knows_of_stop) {
+  const bool can_prepare = !engine_full && next_ < num_blocks() && !free_headers_.empty();
+  bool now = can_prepare || num_taken_ < answers_.size();
+  bool later = false;
+  {
+    const MutexLock lock(mutex_);
+    now = now || !inbox_.empty() || (stopped_ && !knows_of_stop);
+    if (!now) {
+      later = retrying_ = num_submitted_ == 0;  // then no answer will come
+      running_ = later;
+    }
+  }
+  const auto self = std::static_pointer_cast<FileTransfer>(shared_from_this());
+  if (now) return context().schedule(self);
+  if (!later) return;
+  const Status posted =
+      context().post_after(kEngineFullPause, [weak = std::weak_ptr<FileTransfer>(self)] {
+        if (const std::shared_ptr<FileTransfer> waiting = weak.lock()) waiting->retry();
+      });
+  if (!posted) retry();
+}
+
+/// Ends the pause, unless stop() has.
+void FileTransfer::retry() {
+  {
+    const MutexLock lock(mutex_);
+    if (!std::exchange(retrying_, false)) return;
+  }
+  context().schedule(shared_from_this());
+}
+
+void FileTransfer::stop() noexcept {
+  {
+    const MutexLock lock(mutex_);
+    stopped_ = true;
+  }
+  retry();
+}
+
+void FileTransfer::prepare_next() {
+  const Prepared block{next_++, free_headers_.back()};
+  free_headers_.pop_back();
+  if (spec_.op == FileOp::kWrite) {
+    encode_slot_header({.header_bytes = geometry_.header_bytes,
+                        .payload_bytes = geometry_.payload_bytes,
+                        .tag = spec_.tags[block.position],
+                        .payload_checksum = payload_checksum(spec_.blocks[block.position])},
+                       header_of(block));
+  }
+  prepared_.push_back(block);
+}
+
+/// Hands over as many as the engine takes. False if it is full.
+bool FileTransfer::submit_prepared() {
+  size_t count = prepared_.size();
+  while (count > 0) {
+    std::vector<FileRequest> requests;
+    requests.reserve(count);
+    for (size_t i = 0; i < count; ++i) requests.push_back(request_for(prepared_[i]));
+    Result<FileBatch> batch = context().config().files->submit(std::move(requests));
+    if (batch) {
+      submitted(*batch);
+      return prepared_.empty();
+    }
+    if (batch.error().code() != ErrorCode::kExhausted) {
+      give_up(std::move(batch).error());
+      return true;
+    }
+    count /= 2;
+  }
+  return prepared_.empty();
+}
+
+void FileTransfer::submitted(const FileBatch& batch) {
+  const auto self = std::static_pointer_cast<FileTransfer>(shared_from_this());
+  for (size_t index = 0; index < batch.size(); ++index) {
+    const Prepared block = prepared_.front();
+    prepared_.pop_front();
+    ++num_submitted_;
+    batch.completion(index).on_done([self, batch, index, block](const Status&) noexcept {
+      self->deliver({block, batch.result(index)});
+    });
+  }
+}
+
+/// On a thread of the engine.
+void FileTransfer::deliver(Answer answer) noexcept {
+  {
+    const MutexLock lock(mutex_);
+    inbox_.push_back(std::move(answer));
+    if (std::exchange(running_, true)) return;
+  }
+  context().schedule(shared_from_this());
+}
+
+void FileTransfer::take_answer(const Answer& answer) {
+  --num_submitted_;
+  Status status = answer.result.status;
+  const uint64_t planned = geometry_.header_bytes + geometry_.payload_bytes;
+  if (status && answer.result.bytes != planned) {
+    status = make_error(ErrorCode::kInternal,
+                        format_text("the file engine moved {} of {} bytes and reported no failure",
+                                    answer.result.bytes, planned));
+  }
+  if (status && spec_.op == FileOp::kRead) status = check_read(answer.block);
+  if (status) {
+    bytes_ += geometry_.payload_bytes;
+  } else {
+    fail(answer.block.position, status.error());
+  }
+  free_headers_.push_back(answer.block.header);
+}
+
+/// Whatever the header says instead of what it should, the block is not there: kCorrupt.
+Status FileTransfer::check_read(const Prepared& block) const {
+  const Result<SlotHeader> header = decode_slot_header(header_of(block));
+  if (!header) return make_error(ErrorCode::kCorrupt, header.error().message());
+  KVBM_TRY(check_slot_header(*header, geometry_, spec_.tags[block.position]));
+  if (payload_checksum(spec_.blocks[block.position]) != header->payload_checksum) {
+    return make_error(ErrorCode::kCorrupt, "the checksum of the block does not match its bytes");
+  }
+  return {};
+}
+
+void FileTransfer::give_up(const Error& error) {
+  for (const Prepared& block : prepared_) {
+    free_headers_.push_back(block.header);
+    fail(block.position, error);
+  }
+  prepared_.clear();
+  while (next_ < num_blocks()) fail(next_++, error);
+}
+
+void FileTransfer::fail(uint32_t position, const Error& error) {
+  if (error.code() == ErrorCode::kCorrupt) context().metrics().corrupt_blocks().add();
+  if (failed_.size() < kLoggedFailures) {
+    KVBM_LOG_WARNING(context().log(), "transfer", "{}: block {}, slot {}: {}", frame().route,
+                     spec_.blocks[position], spec_.slots[position], error.describe());
+  }
+  failed_.push_back(position);
+  if (!first_failure_ || position < first_failed_) {
+    first_failed_ = position;
+    first_failure_ = error;
+  }
+}
+
+void FileTransfer::conclude() {
+  TransferResult result;
+  result.bytes = bytes_;
+  result.failed = std::move(failed_);
+  std::ranges::sort(result.failed);
+  if (first_failure_) {
+    result.status = make_error(
+        std::move(*first_failure_)
+            .with_context(format_text("{} of {} blocks failed, first slot {}", result.failed.size(),
+                                      num_blocks(), spec_.slots[first_failed_])));
+  }
+  finish(std::move(result));
+}
+
+template <class F>
+void FileTransfer::for_each_piece(BlockId block, F&& piece) const {
+  for (const AddressedRun& run : spec_.runs) {
+    for (uint32_t k = 0; k < run.count; ++k) {
+      piece(run.base + block.value() * run.block_stride + k * run.stride, run.bytes);
+    }
+  }
+}
+
+FileRequest FileTransfer::request_for(const Prepared& block) const {
+  const MemoryRegion slot = spec_.file.slot(spec_.slots[block.position]);
+  const std::span<std::byte> header = header_of(block);
+  FileRequest request{
+      .op = spec_.op, .file = slot.file(), .offset = slot.file_offset(), .buffers = {}};
+  request.buffers.push_back({header.data(), header.size()});
+  for_each_piece(spec_.blocks[block.position], [&](std::byte* data, uint64_t bytes) {
+    request.buffers.push_back({data, bytes});
+  });
+  return request;
+}
+
+uint64_t FileTransfer::payload_checksum(BlockId block) const {
+  if (spec_.runs.size() == 1 && spec_.runs.front().count == 1) {
+    const AddressedRun& run = spec_.runs.front();
+    return checksum({run.base + block.value() * run.block_stride, run.bytes});
+  }
+  Xxh3Stream stream(kChecksumSeed);
+  for_each_piece(block, [&](const std::byte* data, uint64_t bytes) {
+    stream.update({data, bytes});
+  });
+  return stream.digest();
+}
+
+std::span<std::byte> FileTransfer::header_of(const Prepared& block) const {
+  return {headers_.data() + block.header * geometry_.header_bytes, geometry_.header_bytes};
+}
+
+}  // namespace kvbm::internal

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// FileTransfer: blocks between a layout with addresses and the slots of a file, one request a
+// block.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "kvbm/base/mutex.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/device/host_pages.hpp"
+#include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/memory/file_engine.hpp"
+#include "kvbm/transfer/internal/transfer.hpp"
+
+namespace kvbm::internal {
+
+/// Memory that file requests read into or write from directly: a run of a layout with its address.
+struct AddressedRun {
+  std::byte* base = nullptr;  ///< of block 0
+  uint64_t block_stride = 0;
+  uint64_t bytes = 0;
+  uint32_t count = 1;
+  uint64_t stride = 0;
+};
+
+/// Contract: a layout with addresses.
+[[nodiscard]] std::vector<AddressedRun> addressed_runs(const PhysicalLayout& layout);
+
+/// Whether slots of `file` can be moved to and from `runs` without a copy.
+/// Errors: kUnsupported (the file is direct and something is not a multiple of what it asks).
+[[nodiscard]] Status check_file_alignment(const PhysicalLayout& file,
+                                          const std::vector<AddressedRun>& runs);
+
+struct FileTransferSpec {
+  FileOp op = FileOp::kRead;
+  PhysicalLayout file;
+  std::vector<AddressedRun> runs;
+  std::vector<BlockId> slots;   ///< of the file
+  std::vector<BlockId> blocks;  ///< of the memory
+  std::vector<SlotTag> tags;
+};
+
+/// Each turn takes the answers that have come, then prepares and submits some more blocks.
+/// Checksums are computed in turns, so on the threads of the manager's queue, never on those of the
+/// file engine. Threads: see Transfer.
+class FileTransfer final : public Transfer {
+ public:
+  /// Errors: kExhausted (no memory for headers).
+  [[nodiscard]] static Result<std::shared_ptr<FileTransfer>> create(TransferFrame frame,
+                                                                    FileTransferSpec spec);
+
+  /// Makes the notification. Errors: those of start_after.
+  Status start(std::span<const Event> events);
+
+  void run() noexcept override;
+
+ private:
+  struct Prepared {
+    uint32_t position = 0;
+    uint32_t header = 0;
+  };
+  struct Answer {
+    Prepared block;
+    FileResult result;
+  };
+
+  FileTransfer(TransferFrame frame, FileTransferSpec spec, size_t window, HostPages headers);
+
+  void stop() noexcept override;
+
+  void go_on(bool engine_full, bool knows_of_stop);
+  void retry();
+  void prepare_next();
+  bool submit_prepared();
+  void submitted(const FileBatch& batch);
+  void deliver(Answer answer) noexcept;
+  void take_answer(const Answer& answer);
+  void give_up(const Error& error);
+  void fail(uint32_t position, const Error& error);
+  void conclude();
+
+  [[nodiscard]] uint32_t num_blocks() const noexcept {
+    return static_cast<uint32_t>(spec_.blocks.size());
+  }
+  [[nodiscard]] FileRequest request_for(const Prepared& block) const;
+  [[nodiscard]] Status check_read(const Prepared& block) const;
+  [[nodiscard]] uint64_t payload_checksum(BlockId block) const;
+  [[nodiscard]] std::span<std::byte> header_of(const Prepared& block) const;
+  /// Calls piece(address, bytes) for a block, in canonical order.
+  template <class F>
+  void for_each_piece(BlockId block, F&& piece) const;
+
+  const FileTransferSpec spec_;
+  const SlotGeometry geometry_;
+  const size_t window_;      ///< requests in flight at the same time
+  const HostPages headers_;  ///< one header for each
+
+  // Of whoever runs.
+  uint32_t next_ = 0;         ///< the first position that is not prepared
+  size_t num_submitted_ = 0;  ///< without an answer
+  std::deque<Prepared> prepared_;
+  std::vector<uint32_t> free_headers_;
+  std::vector<Answer> answers_;
+  size_t num_taken_ = 0;  ///< of answers_
+  uint64_t bytes_ = 0;
+  std::vector<uint32_t> failed_;
+  std::optional<Error> first_failure_;
+  uint32_t first_failed_ = 0;
+
+  Mutex mutex_{LockRank::kTransfer, "transfer.file"};
+  std::vector<Answer> inbox_ KVBM_GUARDED_BY(mutex_);
+  bool running_ KVBM_GUARDED_BY(mutex_) = true;    ///< a run() is on its way
+  bool retrying_ KVBM_GUARDED_BY(mutex_) = false;  ///< and it comes after a pause
+  bool stopped_ KVBM_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace kvbm::internal

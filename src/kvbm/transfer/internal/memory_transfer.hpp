@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// MemoryTransfer: blocks between two layouts with addresses, by one batch of Device::copy.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kvbm/base/result.hpp"
+#include "kvbm/device/device.hpp"
+#include "kvbm/transfer/internal/transfer.hpp"
+
+namespace kvbm::internal {
+
+/// Threads: see Transfer.
+class MemoryTransfer final : public Transfer {
+ public:
+  /// `batch` without bytes_moved.
+  MemoryTransfer(TransferFrame frame, StridedCopyBatch batch);
+
+  // One of these, once. Each makes the notification; after an error nothing is on its way, but for
+  // start_on_host, and the caller forgets the transfer.
+
+  /// Puts everything on the caller's stream. Errors: those of the device.
+  Status start_on(StreamRef stream, std::span<const Event> events);
+  /// Waits on a stream that it keeps until it is done. Errors: those of the device.
+  Status start_on_waiting(StreamRef stream, std::span<const Event> events);
+  /// On a stream of the pool. Errors: those of the device.
+  Status start_now();
+  /// On a stream of the pool once the events are done. Errors: those of start_after.
+  Status start_on_host(std::span<const Event> events);
+
+  void run() noexcept override;
+  [[nodiscard]] bool ends_by_itself() const noexcept override;
+
+ private:
+  enum class Lease : uint8_t { kNone, kWaiting };
+
+  Status put_on(StreamRef stream, std::span<const Event> events);
+  void close_group(StreamRef stream, bool make_notification);
+  void seal(StreamRef stream) noexcept;
+  void copied(const Status& status) noexcept;
+
+  StridedCopyBatch batch_;  // moved to the device
+  const uint64_t planned_bytes_;
+  const std::shared_ptr<std::atomic<uint64_t>> bytes_moved_;
+  std::vector<Event> waits_for_;
+  Lease lease_ = Lease::kNone;
+  bool callers_stream_ = false;
+  StreamRef stream_;
+};
+
+}  // namespace kvbm::internal

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Transfer: one transfer from its start to its only end.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "kvbm/base/clock.hpp"
+#include "kvbm/base/mutex.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/device/event.hpp"
+#include "kvbm/transfer/internal/transfer_context.hpp"
+#include "kvbm/transfer/transfer_notification.hpp"
+#include "kvbm/transfer/transfer_route.hpp"
+
+namespace kvbm::internal {
+
+/// What all transfers ask of the manager, beside their bytes.
+struct TransferFrame {
+  std::shared_ptr<TransferContext> context;
+  TransferRoute route = TransferRoute::kHostToHost;
+  size_t num_blocks = 0;
+  uint64_t block_bytes = 0;
+  TimePoint deadline = kNever;
+};
+
+/// Waits for events on the host, then runs; ends in finish() exactly once, by whichever comes
+/// first: its work, a failed event, the deadline or a cancel, the last three only before it has
+/// started. Threads: any thread; run() one at a time.
+class Transfer : public std::enable_shared_from_this<Transfer> {
+ public:
+  explicit Transfer(TransferFrame frame) : frame_(std::move(frame)) {}
+  virtual ~Transfer() = default;
+  Transfer(const Transfer&) = delete;
+  Transfer& operator=(const Transfer&) = delete;
+
+  /// Schedules run() for when all `events` are done. Errors: kExhausted, and it has ended without a
+  /// word.
+  Status start_after(std::span<const Event> events);
+
+  /// Contract: open() was called.
+  [[nodiscard]] TransferCompleteNotification notification() const {
+    return source_.value().notification();
+  }
+  [[nodiscard]] TimePoint deadline() const noexcept { return frame_.deadline; }
+
+  virtual void run() noexcept = 0;
+  void expire() noexcept;
+  void cancel() noexcept;
+
+  /// Whether it comes to an end without help from outside the device and the file engine.
+  [[nodiscard]] virtual bool ends_by_itself() const noexcept { return true; }
+
+  /// Before it has started, or by whoever runs it.
+  void fail_all(const Error& error) noexcept;
+
+ protected:
+  /// Makes the notification, with an event of its own or a device's.
+  void open() { source_.emplace(frame_.context->executor()); }
+  void open(Event event) { source_.emplace(frame_.context->executor(), std::move(event)); }
+
+  /// Says that it has started without start_after.
+  void started();
+  /// Called once if it has started: begin nothing more.
+  virtual void stop() noexcept {}
+
+  void finish(TransferResult result) noexcept;
+
+  [[nodiscard]] TransferContext& context() const noexcept { return *frame_.context; }
+  [[nodiscard]] const TransferFrame& frame() const noexcept { return frame_; }
+
+ private:
+  enum class State : uint8_t { kWaiting, kStarted, kEnded };
+
+  void event_done(const Status& status) noexcept;
+  /// Whether this caller is the one that ends a transfer that has not started.
+  [[nodiscard]] bool end_waiting() noexcept;
+
+  const TransferFrame frame_;
+  std::optional<TransferSource> source_;
+
+  Mutex mutex_{LockRank::kTransfer, "transfer.state"};
+  State state_ KVBM_GUARDED_BY(mutex_) = State::kWaiting;
+  size_t pending_ KVBM_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace kvbm::internal

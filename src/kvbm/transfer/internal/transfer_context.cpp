@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/transfer/internal/transfer_context.hpp"
+
+#include <vector>
+
+#include "kvbm/base/text.hpp"
+#include "kvbm/transfer/internal/transfer.hpp"
+
+namespace kvbm::internal {
+
+TransferContext::TransferContext(const TransferConfig& config, std::unique_ptr<StreamPool> streams,
+                                 std::unique_ptr<TaskQueue> queue)
+    : config_(config),
+      metrics_(config.metrics),
+      streams_(std::move(streams)),
+      queue_(std::move(queue)) {}
+
+Status TransferContext::admit(std::shared_ptr<Transfer> transfer) {
+  const MutexLock lock(mutex_);
+  if (closed_) {
+    return make_error(ErrorCode::kUnavailable, "the transfer manager is being destroyed");
+  }
+  if (in_flight_ >= config_.max_transfers) {
+    return make_error(ErrorCode::kExhausted,
+                      format_text("{} transfers are under way; wait for some to end", in_flight_));
+  }
+  const Transfer* key = transfer.get();
+  transfers_.emplace(key, std::move(transfer));
+  ++in_flight_;
+  return {};
+}
+
+void TransferContext::ending() noexcept {
+  const MutexLock lock(mutex_);
+  --in_flight_;
+}
+
+void TransferContext::forget(const Transfer& transfer) noexcept {
+  std::shared_ptr<Transfer> last;  // released without the lock
+  const MutexLock lock(mutex_);
+  const auto found = transfers_.find(&transfer);
+  if (found == transfers_.end()) return;
+  last = std::move(found->second);
+  transfers_.erase(found);
+  timers_.erase(TimerKey{transfer.deadline(), &transfer});
+}
+
+size_t TransferContext::in_flight() const {
+  const MutexLock lock(mutex_);
+  return in_flight_;
+}
+
+void TransferContext::schedule(std::shared_ptr<Transfer> transfer) noexcept {
+  // There is room: a transfer has one task at most. Only a stopped queue refuses.
+  Task task([transfer] { transfer->run(); });
+  if (!queue_->try_post(std::move(task))) transfer->run();
+}
+
+Status TransferContext::post_after(Duration delay, Task task) {
+  return queue_->post_after(delay, std::move(task));
+}
+
+Status TransferContext::wake_at(TimePoint deadline, std::shared_ptr<Transfer> transfer) {
+  bool earlier = false;
+  {
+    const MutexLock lock(mutex_);
+    timers_.insert_or_assign(TimerKey{deadline, transfer.get()}, transfer);
+    earlier = deadline < alarm_;
+    if (earlier) alarm_ = deadline;
+  }
+  if (!earlier) return {};
+  Status alarm = set_alarm(deadline);
+  if (!alarm) {
+    const MutexLock lock(mutex_);
+    if (alarm_ == deadline) alarm_ = kNever;
+  }
+  return alarm;
+}
+
+Status TransferContext::set_alarm(TimePoint time) {
+  return queue_->post_after(std::max(time - now(), Duration::zero()), [this] { tick(); });
+}
+
+void TransferContext::tick() {
+  std::vector<std::shared_ptr<Transfer>> expired;
+  TimePoint next = kNever;
+  {
+    const MutexLock lock(mutex_);
+    const TimePoint time = now();
+    while (!timers_.empty() && timers_.begin()->first.first <= time) {
+      if (auto transfer = timers_.begin()->second.lock()) expired.push_back(std::move(transfer));
+      timers_.erase(timers_.begin());
+    }
+    // An alarm set for later is still to come; one that is due is this one or has been.
+    if (alarm_ <= time) alarm_ = kNever;
+    if (!timers_.empty() && timers_.begin()->first.first < alarm_) {
+      next = alarm_ = timers_.begin()->first.first;
+    }
+  }
+  if (next != kNever && !set_alarm(next)) {
+    KVBM_LOG_WARNING(log(), "transfer", "no room for a timer: deadlines may be late");
+  }
+  for (const std::shared_ptr<Transfer>& transfer : expired) transfer->expire();
+}
+
+void TransferContext::close() {
+  std::vector<std::shared_ptr<Transfer>> transfers;
+  {
+    const MutexLock lock(mutex_);
+    if (std::exchange(closed_, true)) return;
+    for (const auto& [key, transfer] : transfers_) transfers.push_back(transfer);
+  }
+  for (const std::shared_ptr<Transfer>& transfer : transfers) transfer->cancel();
+  for (const std::shared_ptr<Transfer>& transfer : transfers) {
+    if (transfer->ends_by_itself()) static_cast<void>(transfer->notification().wait());
+  }
+  queue_->stop();
+  streams_->close();
+}
+
+}  // namespace kvbm::internal

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// TransferContext: what the transfers of a manager share; outlives the manager while one of them
+// runs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <utility>
+
+#include "kvbm/base/clock.hpp"
+#include "kvbm/base/executor.hpp"
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/mutex.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/transfer/internal/stream_pool.hpp"
+#include "kvbm/transfer/internal/transfer_metrics.hpp"
+#include "kvbm/transfer/transfer_manager.hpp"
+
+namespace kvbm::internal {
+
+class Transfer;
+
+/// Keeps the transfers that are not done, runs their tasks and wakes them at their deadlines.
+/// Threads: any thread.
+class TransferContext {
+ public:
+  TransferContext(const TransferConfig& config, std::unique_ptr<StreamPool> streams,
+                  std::unique_ptr<TaskQueue> queue);
+  TransferContext(const TransferContext&) = delete;
+  TransferContext& operator=(const TransferContext&) = delete;
+
+  /// What a queue of these transfers must hold: a task of each, and those of the clock.
+  [[nodiscard]] static size_t queue_capacity(size_t max_transfers) { return max_transfers + 64; }
+
+  [[nodiscard]] const TransferConfig& config() const noexcept { return config_; }
+  [[nodiscard]] Device& device() const noexcept { return config_.device; }
+  [[nodiscard]] Executor& executor() const noexcept { return config_.executor; }
+  [[nodiscard]] LogSink& log() const noexcept { return config_.log; }
+  [[nodiscard]] const TransferMetrics& metrics() const noexcept { return metrics_; }
+  [[nodiscard]] StreamPool& streams() const noexcept { return *streams_; }
+  [[nodiscard]] TimePoint now() const noexcept { return config_.executor.clock().now(); }
+
+  /// Keeps the transfer until forget(). Errors: kExhausted, kUnavailable (closed).
+  Status admit(std::shared_ptr<Transfer> transfer);
+  /// It is about to be done: counts no more.
+  void ending() noexcept;
+  /// It is done.
+  void forget(const Transfer& transfer) noexcept;
+  [[nodiscard]] size_t in_flight() const;
+
+  /// Calls transfer->run() in a task, at once where there are no tasks any more.
+  /// Requires: no other run() of it is on its way.
+  void schedule(std::shared_ptr<Transfer> transfer) noexcept;
+  /// Errors: those of TaskQueue::post_after. A task that is delayed when the manager goes never
+  /// runs.
+  Status post_after(Duration delay, Task task);
+  /// Calls transfer->expire() at `deadline`, unless it is forgotten before. Errors: kExhausted.
+  Status wake_at(TimePoint deadline, std::shared_ptr<Transfer> transfer);
+
+  /// Stops what has not started, waits for what need not wait for others. Idempotent.
+  void close();
+
+ private:
+  using TimerKey = std::pair<TimePoint, const Transfer*>;
+
+  void tick();
+  Status set_alarm(TimePoint time);
+
+  const TransferConfig config_;
+  const TransferMetrics metrics_;
+  const std::unique_ptr<StreamPool> streams_;
+
+  mutable Mutex mutex_{LockRank::kTransfer, "transfer.context"};
+  bool closed_ KVBM_GUARDED_BY(mutex_) = false;
+  size_t in_flight_ KVBM_GUARDED_BY(mutex_) = 0;
+  std::map<const Transfer*, std::shared_ptr<Transfer>> transfers_ KVBM_GUARDED_BY(mutex_);
+  std::map<TimerKey, std::weak_ptr<Transfer>> timers_ KVBM_GUARDED_BY(mutex_);
+  TimePoint alarm_ KVBM_GUARDED_BY(mutex_) = kNever;
+
+  const std::unique_ptr<TaskQueue> queue_;  // last: its tasks use what is above
+};
+
+}  // namespace kvbm::internal

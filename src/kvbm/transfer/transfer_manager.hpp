@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// TransferManager: copies blocks between registered layouts.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "kvbm/base/clock.hpp"
+#include "kvbm/base/executor.hpp"
+#include "kvbm/base/ids.hpp"
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/metrics.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/device/device.hpp"
+#include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/memory/file_engine.hpp"
+#include "kvbm/transfer/layout_handle.hpp"
+#include "kvbm/transfer/transfer_notification.hpp"
+
+namespace kvbm {
+
+struct TransferConfig {
+  WorkerId worker{0};
+  Device& device;
+  Executor& executor;
+  LogSink& log;
+  FileEngine* files = nullptr;         ///< null: transfers with a file side are kUnsupported
+  MetricsRegistry* metrics = nullptr;  ///< null: nobody counts
+
+  size_t streams_per_direction = 2;  ///< for transfers that need not wait
+  /// For transfers that wait for events, one each; beyond it they wait on the host instead.
+  size_t max_waiting_streams = 8;
+  size_t num_threads = 2;                  ///< that checksum file transfers
+  size_t file_requests_per_transfer = 64;  ///< in flight at the same time; the rest follow
+  size_t max_transfers = 4096;  ///< not done yet; full: execute_transfer fails with kExhausted
+};
+
+struct TransferOptions {
+  /// Default: all layers. With a file side only all layers are supported.
+  std::optional<LayerRange> layer_range = std::nullopt;
+
+  /// Put the copies on this stream, in its order; the host does not wait. Memory to memory only.
+  std::optional<StreamRef> stream = std::nullopt;
+
+  /// The transfer touches nothing before all of them are done. If one fails the transfer fails with
+  /// that error, and all its blocks have failed.
+  std::vector<Event> wait_for = {};
+
+  /// Blocks that have not been handed to a device or a file engine by then fail with kTimeout; what
+  /// has been handed over is finished first. Copies are handed over at the call if there is nothing
+  /// to wait for, or if the caller gives a stream.
+  TimePoint deadline = kNever;
+
+  /// One a block where a side is a file, else empty. Written to the file, or compared with what it
+  /// says. Read during the call alone.
+  std::span<const SlotTag> tags = {};
+};
+
+/// Copies block src_ids[i] of `src` to block dst_ids[i] of `dst`, for every i.
+/// Ownership: the spans are read during the call alone.
+struct TransferRequest {
+  LayoutHandle src;
+  std::span<const BlockId> src_ids;
+  LayoutHandle dst;
+  std::span<const BlockId> dst_ids;
+  TransferOptions options = {};
+};
+
+/// Memory to memory goes through Device::copy, on the caller's stream or on streams of the
+/// manager's own. Between a file and memory each block is one file request; writing adds tag and
+/// checksum, reading checks them, and a block that does not pass has failed while the others go on.
+///
+/// Ownership: borrows all of TransferConfig, which outlives the manager and its transfers; the
+/// device and
+///   the file engine outlive the manager. The memory of layouts stays until the notifications of
+///   their transfers are done. Destruction: transfers that wait on the host and blocks that have
+///   not been submitted end as kCancelled; file requests and copies that nothing holds up are
+///   waited for. Copies queued behind an event, or on a caller's stream, end with their device, as
+///   do their notifications.
+/// Errors: what is wrong with a request comes back from the call, and nothing has been touched.
+/// Threads: any thread (with a SteppedExecutor: its owner thread). Destruction: not inside a
+/// callback.
+class TransferManager {
+ public:
+  /// Errors: kInvalidArgument (a count that is zero), kExhausted (no thread, no stream).
+  [[nodiscard]] static Result<std::unique_ptr<TransferManager>> create(
+      const TransferConfig& config);
+  ~TransferManager();
+  TransferManager(const TransferManager&) = delete;
+  TransferManager& operator=(const TransferManager&) = delete;
+
+  /// Ids are given in turn; one comes again only after all others of its 16 bits.
+  /// Errors: kExhausted (65536 layouts are registered).
+  [[nodiscard]] Result<LayoutHandle> register_layout(PhysicalLayout layout);
+
+  /// No new transfer can name it; those that run are not disturbed. Errors: kNotFound.
+  Status unregister_layout(LayoutHandle handle);
+
+  /// Null if not registered; the layout lives as long as the pointer.
+  [[nodiscard]] std::shared_ptr<const PhysicalLayout> find_layout(LayoutHandle handle) const;
+
+  /// Never waits. An empty id list is done at once, whatever it waits for.
+  /// Errors: kNotFound (a handle), kInvalidArgument (lists of different lengths; an id out of
+  /// range; a destination twice; a destination that is also a source of the same layout; shapes
+  /// that differ; a layer range outside; tags missing, too many or without a file), kUnsupported
+  /// (see choose_route; part of the layers, or a stream, with a file; layouts that may share bytes;
+  /// a direct file and memory that is not aligned for it), kTimeout (the deadline has passed),
+  /// kExhausted (max_transfers; the queue of the stream), kDevice and others from the device.
+  [[nodiscard]] Result<TransferCompleteNotification> execute_transfer(
+      const TransferRequest& request);
+
+  /// Transfers that are not done.
+  [[nodiscard]] size_t in_flight() const;
+  [[nodiscard]] WorkerId worker_id() const noexcept;
+
+ private:
+  class Core;
+
+  explicit TransferManager(std::unique_ptr<Core> core);
+
+  std::unique_ptr<Core> core_;
+};
+
+}  // namespace kvbm

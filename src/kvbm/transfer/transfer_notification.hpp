@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// TransferCompleteNotification: how a transfer ended, once it has.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "kvbm/base/clock.hpp"
+#include "kvbm/base/completion.hpp"
+#include "kvbm/base/executor.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/device/event.hpp"
+
+namespace kvbm {
+
+/// Each block of a transfer either arrived or is in `failed`; what failed is undefined at the
+/// destination. Units: `bytes` is the payload of the blocks that arrived.
+struct TransferResult {
+  /// Succeeded only if every block did; else the error of the first position in `failed`, and how
+  /// many.
+  Status status = {};
+  uint64_t bytes = 0;
+  /// Positions in the request's id lists, ascending: I/O error, another tag, a wrong checksum, not
+  /// started before the deadline (kTimeout) or the end of the manager (kCancelled). Memory to
+  /// memory: all or none.
+  std::vector<uint32_t> failed = {};
+};
+
+/// When it is done, nothing touches the blocks any more, whatever the outcome.
+/// Ownership: a value; copies share the outcome. Until it is done it refers to the manager's
+/// executor, which outlives it. It may be dropped; the transfer goes on. Threads: any thread (with
+/// a SteppedExecutor: its owner thread).
+class TransferCompleteNotification {
+ public:
+  /// Done, succeeded, nothing moved.
+  TransferCompleteNotification() = default;
+
+  [[nodiscard]] bool done() const noexcept { return !state_ || state_->completion.done(); }
+
+  /// Contract: done().
+  [[nodiscard]] const TransferResult& result() const;
+
+  /// Waits through the executor: the result's status, or kTimeout at `deadline` (the transfer goes
+  /// on).
+  [[nodiscard]] Status wait(TimePoint deadline = kNever) const;
+
+  /// Calls `callback(const TransferResult&) noexcept` once; see Completion::on_done.
+  template <class F>
+  void on_done(F&& callback) const {
+    static_assert(std::is_nothrow_invocable_v<std::decay_t<F>&, const TransferResult&>,
+                  "a transfer callback takes const TransferResult& and is noexcept");
+    if (!state_) {
+      std::decay_t<F> now(std::forward<F>(callback));
+      now(result());
+      return;
+    }
+    state_->completion.on_done(
+        [state = state_, callback = std::decay_t<F>(std::forward<F>(callback))](
+            const Status&) mutable noexcept { callback(state->result); });
+  }
+
+  /// For streams and others to wait for. Done when the bytes are where they should be (which may be
+  /// shortly before done()); fails if any block failed.
+  [[nodiscard]] Event event() const { return state_ ? state_->event : Event(); }
+
+  /// The status in the words of everything that is not a transfer.
+  [[nodiscard]] Completion completion() const {
+    return state_ ? state_->completion : Completion::ready();
+  }
+
+ private:
+  friend class TransferSource;
+  struct State {
+    Completion completion;
+    Event event;
+    TransferResult result;  // written before the completion resolves, never after
+  };
+
+  explicit TransferCompleteNotification(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+  std::shared_ptr<State> state_;
+};
+
+/// The side that resolves, exactly once. Dropped unresolved, the transfer fails as kInternal.
+/// Ownership: move-only; borrows the executor.
+/// Threads: one thread at a time.
+class TransferSource {
+ public:
+  /// `event` is the device's; without one the event is the notification itself.
+  explicit TransferSource(Executor& executor);
+  TransferSource(Executor& executor, Event event);
+  TransferSource(TransferSource&&) noexcept = default;
+  TransferSource& operator=(TransferSource&&) = delete;
+  TransferSource(const TransferSource&) = delete;
+  TransferSource& operator=(const TransferSource&) = delete;
+  ~TransferSource() = default;
+
+  [[nodiscard]] TransferCompleteNotification notification() const {
+    return TransferCompleteNotification(state_);
+  }
+
+  /// Contract: not resolved before.
+  void resolve(TransferResult result);
+
+ private:
+  CompletionSource source_;
+  std::shared_ptr<TransferCompleteNotification::State> state_;
+};
+
+}  // namespace kvbm
