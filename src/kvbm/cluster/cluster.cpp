@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/cluster/cluster.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace kvbm {
+
+Cluster::Cluster(std::unique_ptr<TierManager> leader, Channel& channel, const Clock& clock)
+    : leader_(std::move(leader)), channel_(channel), clock_(clock) {}
+
+void Cluster::exchange() {
+  leader_->tick();
+  for (;;) {
+    const std::vector<CopyOp> ops = leader_->take_ops();
+    const std::vector<OpId> cancels = leader_->take_cancels();
+    if (!ops.empty() || !cancels.empty()) channel_.send(ops, cancels);
+    const ChannelInbox inbox = channel_.receive();
+    if (inbox.empty()) break;
+    for (const OpResult& result : inbox.results) leader_->on_result(result);
+    for (RankId rank : inbox.lost) leader_->on_rank_lost(rank);
+  }
+  for (LoadOutcome& outcome : leader_->take_loads()) ended_.push_back(std::move(outcome));
+}
+
+bool Cluster::wait(TimePoint deadline) {
+  const TimePoint next = leader_->next_deadline();
+  if (channel_.wait(std::min(deadline, next))) return true;
+  return next < deadline && next <= clock_.now();  // the leader has to apply a deadline of its own
+}
+
+LoadOutcome Cluster::wait_for(LoadId load) {
+  for (;;) {
+    exchange();
+    const auto it = std::find_if(ended_.begin(), ended_.end(), [load](const LoadOutcome& outcome) {
+      return outcome.load == load;
+    });
+    if (it != ended_.end()) {
+      LoadOutcome outcome = std::move(*it);
+      ended_.erase(it);
+      return outcome;
+    }
+    if (!wait(kNever)) {
+      return {.load = load,
+              .status = make_error(ErrorCode::kInternal, "no rank will answer this load any more"),
+              .num_blocks = 0};
+    }
+  }
+}
+
+Status Cluster::wait_idle(TimePoint deadline) {
+  for (;;) {
+    exchange();
+    if (leader_->idle()) return {};
+    if (!wait(deadline)) {
+      return make_error(ErrorCode::kTimeout, "copies between tiers did not end in time");
+    }
+  }
+}
+
+Status Cluster::drain(TimePoint deadline) {
+  do {
+    KVBM_TRY(wait_idle(deadline));
+  } while (leader_->drain(kDrainBatch) > 0);
+  return {};
+}
+
+}  // namespace kvbm

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// TierManager: the leader. Decides which blocks go from which place to which, in what order.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "kvbm/base/clock.hpp"
+#include "kvbm/base/ids.hpp"
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/metrics.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/blocks/block_registry.hpp"
+#include "kvbm/events/event_sink.hpp"
+#include "kvbm/protocol/messages.hpp"
+#include "kvbm/tiers/match.hpp"
+#include "kvbm/tiers/tier_metrics.hpp"
+
+namespace kvbm {
+
+namespace internal {
+struct LoadIdTag : IdTag {};
+}  // namespace internal
+using LoadId = StrongId<internal::LoadIdTag, uint64_t>;  ///< one load of a leader
+
+/// GPU blocks of one layer group, named by the engine that owns them: ids[i] holds position first +
+/// i.
+struct EngineBlocks {
+  GroupId group;
+  uint32_t first = 0;
+  std::vector<BlockId> ids;
+};
+
+/// Blocks that the engine has written, or will have when `written` opens.
+struct StoreRequest {
+  GroupId group;
+  std::span<const BlockKey> keys;   ///< of consecutive positions
+  std::optional<BlockKey> parent;   ///< of keys.front(), if it has one
+  std::span<const BlockId> blocks;  ///< one engine block a key
+  Gate written;
+};
+
+/// What became of a StoreRequest: the three add up to its size.
+struct StoreReceipt {
+  uint32_t accepted = 0;
+  uint32_t present = 0;  ///< already stored, or being stored
+  uint32_t dropped = 0;  ///< no room, or too much under way
+};
+
+/// The end of a load. Positions below `num_blocks` are in the destinations; those above are not,
+/// and are the engine's to compute.
+struct LoadOutcome {
+  LoadId load;
+  Status status;  ///< kTimeout: copies may still write the destinations, see touching()
+  uint32_t num_blocks = 0;
+};
+
+struct TierManagerOptions {
+  std::vector<GroupSpec> groups;
+  /// G1 of every group (owner kEngine), and G2 and G3 of all groups or of none.
+  std::vector<PlaceSpec> places;
+  uint32_t num_ranks = 1;
+  PolicyKind policy = PolicyKind::kLineage;
+  Duration timeout{0};  ///< of a load, and of an operation that waits to start; 0: none
+  uint32_t max_open_store_blocks =
+      0;               ///< above it stores are dropped; 0: what the nearest tier holds
+  WorkerId worker{0};  ///< named in events
+};
+
+/// The leader's state machine over the tiers below the engine: writes through from G1 to the
+/// nearest tier, writes dirty blocks down when G2 evicts them, keeps the disk copy when a block is
+/// promoted, and loads what matches. It sees no byte, starts no thread and does no I/O: calls and
+/// results go in, operations come out of take_ops(). A block becomes findable only when every rank
+/// has confirmed it, and no block is reused while an operation may still touch it.
+///
+/// Ownership: borrows clock, events, metrics and log, which outlive it. Open operations own the
+/// guards of the blocks they touch. Threads: owner thread only.
+class TierManager {
+ public:
+  /// Errors: kInvalidArgument (a group without G1, a tier for some groups only, zero sizes, a place
+  /// of no group, different bytes in the tiers of a group), kUnsupported (G4).
+  [[nodiscard]] static Result<std::unique_ptr<TierManager>> create(TierManagerOptions options,
+                                                                   const Clock& clock,
+                                                                   EventSink& events,
+                                                                   MetricsRegistry& metrics,
+                                                                   LogSink& log);
+  ~TierManager();
+  TierManager(const TierManager&) = delete;
+  TierManager& operator=(const TierManager&) = delete;
+
+  /// The longest restorable prefix of the sequence, of which the engine has `computed_blocks`
+  /// already. May be asked again. Renews the recency of everything it finds. Contract: one entry a
+  /// group, all of the same length.
+  [[nodiscard]] Match find(std::span<const GroupKeys> keys, uint32_t computed_blocks);
+
+  /// Starts to copy the match into the engine's blocks, which the engine's compute is done with
+  /// when `free` opens. The copies also wait for operations that still read the destinations. Ends
+  /// in one LoadOutcome. Contract: `destinations` has one entry for each entry of match.groups, in
+  /// order, same positions. Errors: kUnavailable if a rank is lost.
+  [[nodiscard]] Result<LoadId> load(Match&& match, std::span<const EngineBlocks> destinations,
+                                    Gate free);
+
+  /// Starts to copy new blocks to the nearest tier, first positions first.
+  /// Contract: one block a key.
+  StoreReceipt store(const StoreRequest& request);
+
+  /// The open operations that read or write these engine blocks: what the engine fences before it
+  /// overwrites them. Sorted, each once.
+  [[nodiscard]] std::vector<OpId> touching(GroupId group, std::span<const BlockId> blocks) const;
+
+  /// The answer of one rank. Unknown operations and second answers are ignored with a warning.
+  void on_result(const OpResult& result);
+  /// A rank is gone, and with it its shard of every block: all stored blocks are dropped, open
+  /// operations fail, and nothing is stored or found from now on.
+  void on_rank_lost(RankId rank);
+  /// Applies deadlines that have passed.
+  void tick();
+  /// When tick() has something to do next; kNever if no load is open or none has a deadline.
+  [[nodiscard]] TimePoint next_deadline() const;
+
+  /// Moves out what the workers have to do, in order; every rank gets the same.
+  [[nodiscard]] std::vector<CopyOp> take_ops();
+  [[nodiscard]] std::vector<OpId> take_cancels();
+  [[nodiscard]] std::vector<LoadOutcome> take_loads();
+
+  /// Starts to write down at most `max_blocks` idle blocks of G2 that G3 lacks, the next to be
+  /// evicted first; returns how many. Zero when there are none left.
+  uint32_t drain(uint32_t max_blocks);
+
+  /// Whether no operation is open.
+  [[nodiscard]] bool idle() const noexcept { return ops_.empty(); }
+  /// Stored blocks of a tier that can be found, over all groups.
+  [[nodiscard]] uint64_t resident_blocks(TierId tier) const;
+  [[nodiscard]] const TierMetrics& metrics() const noexcept { return metrics_; }
+  [[nodiscard]] bool has_tier(TierId tier) const noexcept;
+
+ private:
+  struct Group;
+  struct OpenOp;
+  struct OpenLoad;
+  enum class Purpose : uint8_t;
+  struct KeyedBlock;
+
+  TierManager(TierManagerOptions options, const Clock& clock, EventSink& events,
+              MetricsRegistry& metrics, LogSink& log);
+  Status set_up();
+  Status check_place(const PlaceSpec& place) const;
+
+  Group& group_of(GroupId id);
+  const Group& group_of(GroupId id) const;
+  OpenOp& open(Purpose purpose, Group& group, TierId from, TierId to);
+  void issue(OpenOp& op, std::vector<BlockId> from, std::vector<BlockId> to,
+             std::vector<Gate> after);
+  void finish(OpenOp& op);
+  void settle_destination(OpenOp& op, const std::vector<bool>& arrived);
+  void release_sources(OpenOp& op);
+  void end_load_part(OpenOp& op, const std::vector<bool>& arrived);
+  void copy_to_engine(LoadId load, Group& group, std::vector<ImmutableBlock> blocks,
+                      std::vector<uint32_t> positions, std::vector<BlockId> destinations);
+  void stage(LoadId load, Group& group, std::vector<ImmutableBlock> blocks,
+             std::vector<KeyedBlock> keyed, std::vector<uint32_t> positions,
+             std::vector<BlockId> destinations);
+  std::optional<OpId> save_evicted(Group& group, TierId tier,
+                                   const std::vector<EvictedBlock>& evicted,
+                                   const std::shared_ptr<std::vector<MutableBlock>>& slots,
+                                   Priority priority);
+  void finish_load_if_done(LoadId id);
+  uint32_t drain_group(Group& group, uint32_t max_blocks);
+  void emit(KvEventType type, const BlockKey& key, BlockId block, TierId tier, TierId from);
+  void emit_evicted(const std::vector<EvictedBlock>& evicted, TierId tier);
+  void drop_stored();
+
+  TierManagerOptions options_;
+  const Clock& clock_;
+  EventSink& events_;
+  LogSink& log_;
+  TierMetrics metrics_;
+
+  std::optional<BlockRegistry> registry_;
+  std::vector<std::unique_ptr<Group>> groups_;
+  std::optional<TierId> nearest_;  ///< the tier that stores go to; none: nothing below the engine
+  uint32_t max_open_store_blocks_ = 0;
+  uint32_t open_store_blocks_ = 0;
+  bool rank_lost_ = false;
+
+  std::unordered_map<OpId, std::unique_ptr<OpenOp>> ops_;
+  std::map<LoadId, std::unique_ptr<OpenLoad>> loads_;  // in order, so that deadlines pass in order
+  uint64_t next_op_ = 1;
+  uint64_t next_load_ = 1;
+  std::vector<CopyOp> ready_ops_;
+  std::vector<OpId> ready_cancels_;
+  std::vector<LoadOutcome> ended_loads_;
+};
+
+}  // namespace kvbm

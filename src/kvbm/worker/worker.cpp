@@ -1,0 +1,707 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/worker/worker.hpp"
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <optional>
+#include <set>
+#include <unordered_map>
+#include <utility>
+
+#include "kvbm/base/latch.hpp"
+#include "kvbm/base/mutex.hpp"
+#include "kvbm/memory/file_memory.hpp"
+#include "kvbm/memory/system_memory.hpp"
+#include "kvbm/transfer/transfer_manager.hpp"
+
+namespace kvbm {
+namespace {
+
+/// Steps whose events are kept for gates that come late. A gate on an older step is open: the
+/// events of one stream are done in order, and an engine is never this many steps ahead of its
+/// stores.
+constexpr size_t kRememberedSteps = 64;
+
+/// One is enough for operations whose timeouts are alike; each that has to start before all others
+/// adds one.
+constexpr size_t kMaxTimers = 256;
+
+}  // namespace
+
+class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
+ public:
+  Core(WorkerOptions options, Device& device, FileEngine& files, Executor& executor, LogSink& log)
+      : options_(std::move(options)),
+        device_(device),
+        files_(files),
+        executor_(executor),
+        log_(log) {}
+
+  Status set_up();
+  Result<PlaceSpec> attach(Place place, PhysicalLayout tensors);
+  Status provide(const PlaceSpec& spec);
+  void on_result(ResultCallback callback);
+  void begin_step(const StepPlan& plan, StreamRef compute);
+  void layer_needed(StreamRef stream);
+  void layer_written(LayerId layer, StreamRef stream);
+  void end_step(StreamRef compute);
+  void submit(std::span<const CopyOp> ops);
+  void cancel(std::span<const OpId> ops);
+  size_t num_open() const;
+  Status stop(TimePoint deadline);
+  void close();
+
+ private:
+  struct Operation {
+    CopyOp op;
+    uint32_t closed_gates = 0;
+    bool running = false;
+    TimePoint start_by = kNever;
+    std::vector<Event> wait_for;       // of gates that have become events: their outcomes
+    std::optional<EventSource> ended;  // made when somebody wants to wait
+  };
+  struct Step {
+    StepId id;
+    std::optional<Event> ended;
+    std::map<LayerId, Event> layers;
+  };
+  struct ProvidedPlace {
+    SystemMemory memory;
+    FileMemory file;
+  };
+  /// What has to happen once the lock is released.
+  struct Todo {
+    std::vector<std::shared_ptr<Operation>> start;
+    std::vector<OpResult> results;
+    std::vector<EventSource> ended;
+    std::vector<std::pair<Event, std::shared_ptr<Operation>>>
+        watch;                   // opens a gate when it is done
+    std::vector<OpId> repeated;  // submitted while open
+  };
+
+  Result<LayoutConfig> config_of(const PlaceSpec& spec) const;
+  Status add_layout(Place place, PhysicalLayout layout);
+
+  // With the lock held.
+  void add(const CopyOp& op, Todo& todo) KVBM_REQUIRES(mutex_);
+  bool close_gate(const Gate& gate, const std::shared_ptr<Operation>& operation, Todo& todo)
+      KVBM_REQUIRES(mutex_);
+  bool wait_for(const Event& event, const std::shared_ptr<Operation>& operation, Todo& todo)
+      KVBM_REQUIRES(mutex_);
+  void open_gates(const std::vector<OpId>& waiting, const Event* event, Todo& todo)
+      KVBM_REQUIRES(mutex_);
+  void open_steps(uint64_t begin, uint64_t end, const Event* event, Todo& todo)
+      KVBM_REQUIRES(mutex_);
+  void open_gate(Operation& operation) KVBM_REQUIRES(mutex_);
+  void answer(OpResult result, Todo& todo) KVBM_REQUIRES(mutex_);
+  void start_ready(Todo& todo) KVBM_REQUIRES(mutex_);
+  void end(OpResult result, Todo& todo) KVBM_REQUIRES(mutex_);
+  void cancel_waiting(OpId id, Todo& todo) KVBM_REQUIRES(mutex_);
+  void arm_timer(Todo& todo) KVBM_REQUIRES(mutex_);
+  Step* find_step(uint64_t id) KVBM_REQUIRES(mutex_);
+  Event ended_event(OpId id) KVBM_REQUIRES(mutex_);
+
+  // Without it.
+  void run(Todo todo);
+  void hand_over(std::vector<OpResult> results);
+  std::optional<OpResult> start(const std::shared_ptr<Operation>& operation);
+  OpResult result_of(const CopyOp& op, const TransferResult& done) const;
+  void finished(OpResult result);
+  void event_done(const std::shared_ptr<Operation>& operation);
+  void expire(TimePoint timer);
+
+  const WorkerOptions options_;
+  Device& device_;
+  FileEngine& files_;
+  Executor& executor_;
+  LogSink& log_;
+
+  mutable Mutex mutex_{LockRank::kWorker, "worker.core"};
+  std::map<Place, LayoutHandle> layouts_ KVBM_GUARDED_BY(mutex_);
+  std::vector<std::unique_ptr<ProvidedPlace>> places_ KVBM_GUARDED_BY(mutex_);
+  std::shared_ptr<const ResultCallback> callback_ KVBM_GUARDED_BY(mutex_);
+  std::unordered_map<OpId, std::shared_ptr<Operation>> operations_ KVBM_GUARDED_BY(mutex_);
+  std::set<std::pair<Priority, OpId>> ready_ KVBM_GUARDED_BY(mutex_);
+  std::set<std::pair<TimePoint, OpId>> start_deadlines_ KVBM_GUARDED_BY(mutex_);
+  TimePoint next_timer_ KVBM_GUARDED_BY(mutex_) = kNever;
+  uint32_t num_running_ KVBM_GUARDED_BY(mutex_) = 0;
+  std::unordered_map<OpId, std::vector<OpId>> waiting_for_op_ KVBM_GUARDED_BY(mutex_);
+  std::map<std::pair<uint64_t, std::optional<LayerId>>, std::vector<OpId>> waiting_for_step_
+      KVBM_GUARDED_BY(mutex_);  // no layer: the end of the step
+  std::deque<Step> steps_ KVBM_GUARDED_BY(mutex_);
+  std::vector<OpId> step_loads_ KVBM_GUARDED_BY(mutex_);
+  bool stopped_ KVBM_GUARDED_BY(mutex_) = false;
+  size_t num_unheard_ KVBM_GUARDED_BY(mutex_) = 0;  // results that are on their way to the receiver
+  std::shared_ptr<Latch> empty_ KVBM_GUARDED_BY(mutex_);  // no operation is open, no result unheard
+
+  std::unique_ptr<TransferManager> transfers_;  // last but one: ends before the memory does
+  std::unique_ptr<TaskQueue> timers_;           // last: joins first
+};
+
+Status Worker::Core::set_up() {
+  KVBM_TRY(options_.model.validate());
+  if (options_.max_running_operations == 0) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "max_running_operations is 0; no operation would ever start");
+  }
+  KVBM_ASSIGN_OR_RETURN(transfers_, TransferManager::create(TransferConfig{
+                                        .worker = options_.worker,
+                                        .device = device_,
+                                        .executor = executor_,
+                                        .log = log_,
+                                        .files = &files_,
+                                    }));
+  KVBM_ASSIGN_OR_RETURN(timers_,
+                        executor_.create_queue({.name = "kvbm-timer-" + to_string(options_.rank),
+                                                .num_threads = 1,
+                                                .capacity = kMaxTimers}));
+  return {};
+}
+
+Result<LayoutConfig> Worker::Core::config_of(const PlaceSpec& spec) const {
+  const LayoutConfig* found = options_.model.find(spec.place.group);
+  if (found == nullptr) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "the worker has no layer group " + to_string(spec.place.group));
+  }
+  LayoutConfig config = *found;
+  config.num_blocks = spec.num_blocks;
+  KVBM_TRY(config.validate());
+  if (spec.rank_block_bytes != config.block_bytes()) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a block of layer group " + to_string(spec.place.group) + " has " +
+                          std::to_string(config.block_bytes()) + " bytes on this rank, not " +
+                          std::to_string(spec.rank_block_bytes));
+  }
+  return config;
+}
+
+Result<PlaceSpec> Worker::Core::attach(Place place, PhysicalLayout tensors) {
+  PlaceSpec spec{.place = place,
+                 .owner = Owner::kEngine,
+                 .spread = Spread::kSharded,
+                 .num_blocks = static_cast<uint32_t>(tensors.config().num_blocks),
+                 .rank_block_bytes = tensors.config().block_bytes()};
+  KVBM_ASSIGN_OR_RETURN(const LayoutConfig config, config_of(spec));
+  KVBM_TRY(check_same_block_shape(tensors.config(), config));
+  KVBM_TRY(add_layout(place, std::move(tensors)));
+  return spec;
+}
+
+Status Worker::Core::provide(const PlaceSpec& spec) {
+  if (spec.spread != Spread::kSharded) {
+    return make_error(ErrorCode::kUnsupported,
+                      "replicated blocks are not supported; use sharded ones");
+  }
+  KVBM_ASSIGN_OR_RETURN(const LayoutConfig config, config_of(spec));
+  auto place = std::make_unique<ProvidedPlace>();
+  if (spec.place.tier == TierId::kG2) {
+    KVBM_ASSIGN_OR_RETURN(const uint64_t bytes,
+                          required_bytes(config, LayoutKind::kFullyContiguous));
+    KVBM_ASSIGN_OR_RETURN(place->memory, SystemMemory::create({.size_bytes = bytes}));
+    KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout,
+                          PhysicalLayout::fully_contiguous(config, place->memory.region()));
+    KVBM_TRY(add_layout(spec.place, std::move(layout)));
+  } else if (spec.place.tier == TierId::kG3) {
+    KVBM_ASSIGN_OR_RETURN(const uint64_t bytes, required_bytes(config, LayoutKind::kFileSlots));
+    KVBM_ASSIGN_OR_RETURN(place->file,
+                          FileMemory::create({.directory = options_.disk_directory,
+                                              .size_bytes = bytes,
+                                              .name_hint = "kvbm-rank" + to_string(options_.rank) +
+                                                           "-group" + to_string(spec.place.group),
+                                              .log = &log_}));
+    KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout,
+                          PhysicalLayout::file_slots(config, place->file.region()));
+    KVBM_TRY(add_layout(spec.place, std::move(layout)));
+  } else {
+    return make_error(ErrorCode::kUnsupported,
+                      "a worker provides host memory (G2) and files (G3), not " +
+                          std::string(to_string(spec.place.tier)));
+  }
+  MutexLock lock(mutex_);
+  places_.push_back(std::move(place));
+  return {};
+}
+
+Status Worker::Core::add_layout(Place place, PhysicalLayout layout) {
+  KVBM_ASSIGN_OR_RETURN(const LayoutHandle handle, transfers_->register_layout(std::move(layout)));
+  bool is_new = false;
+  {
+    MutexLock lock(mutex_);
+    is_new = layouts_.emplace(place, handle).second;
+  }
+  if (!is_new) {
+    KVBM_TRY(transfers_->unregister_layout(handle));
+    return make_error(ErrorCode::kInvalidArgument,
+                      "the worker has a place in " + std::string(to_string(place.tier)) +
+                          " for layer group " + to_string(place.group) + " already");
+  }
+  return {};
+}
+
+void Worker::Core::on_result(ResultCallback callback) {
+  auto shared = callback ? std::make_shared<const ResultCallback>(std::move(callback)) : nullptr;
+  MutexLock lock(mutex_);
+  callback_.swap(shared);
+}
+
+Worker::Core::Step* Worker::Core::find_step(uint64_t id) {
+  for (Step& step : steps_) {
+    if (step.id.value() == id) return &step;
+  }
+  return nullptr;
+}
+
+void Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
+  Todo todo;
+  std::vector<Event> fences;
+  {
+    MutexLock lock(mutex_);
+    KVBM_CONTRACT(steps_.empty() || steps_.back().ended, "the step before has not ended");
+    KVBM_CONTRACT(steps_.empty() || steps_.back().id < plan.step, "steps are numbered upwards");
+    // Steps that were left out will not come any more.
+    open_steps(0, plan.step.value(), steps_.empty() ? nullptr : &*steps_.back().ended, todo);
+    steps_.push_back({.id = plan.step, .ended = std::nullopt, .layers = {}});
+    if (steps_.size() > kRememberedSteps) steps_.pop_front();
+    for (OpId fence : plan.fences) {
+      if (operations_.contains(fence)) fences.push_back(ended_event(fence));
+    }
+    for (OpId cancelled : plan.cancels) cancel_waiting(cancelled, todo);
+    step_loads_.clear();
+    for (const CopyOp& load : plan.loads) {
+      add(load, todo);
+      step_loads_.push_back(load.op);
+    }
+    for (const CopyOp& store : plan.stores) add(store, todo);
+    start_ready(todo);
+  }
+  for (const Event& fence : fences) {
+    if (Status waiting = device_.wait(compute, fence); !waiting) {
+      KVBM_LOG_ERROR(log_, "worker", "cannot fence the compute stream: {}",
+                     waiting.error().describe());
+    }
+  }
+  run(std::move(todo));
+}
+
+void Worker::Core::layer_needed(StreamRef stream) {
+  std::vector<Event> loads;
+  {
+    MutexLock lock(mutex_);
+    for (OpId load : std::exchange(step_loads_, {})) {
+      if (operations_.contains(load)) loads.push_back(ended_event(load));
+    }
+  }
+  for (const Event& load : loads) {
+    if (Status waiting = device_.wait(stream, load); !waiting) {
+      KVBM_LOG_ERROR(log_, "worker", "cannot wait for a load: {}", waiting.error().describe());
+    }
+  }
+}
+
+void Worker::Core::layer_written(LayerId layer, StreamRef stream) {
+  const Event event = device_.record(stream);
+  Todo todo;
+  {
+    MutexLock lock(mutex_);
+    KVBM_CONTRACT(!steps_.empty() && !steps_.back().ended, "no step has begun");
+    Step& step = steps_.back();
+    step.layers.insert_or_assign(layer, event);
+    auto waiting = waiting_for_step_.extract({step.id.value(), layer});
+    if (!waiting.empty()) open_gates(waiting.mapped(), &event, todo);
+    start_ready(todo);
+  }
+  run(std::move(todo));
+}
+
+void Worker::Core::end_step(StreamRef compute) {
+  const Event event = device_.record(compute);
+  Todo todo;
+  {
+    MutexLock lock(mutex_);
+    KVBM_CONTRACT(!steps_.empty() && !steps_.back().ended, "no step has begun");
+    Step& step = steps_.back();
+    step.ended = event;
+    // Gates on layers that were never written open with the step.
+    open_steps(step.id.value(), step.id.value() + 1, &event, todo);
+    start_ready(todo);
+  }
+  run(std::move(todo));
+}
+
+void Worker::Core::submit(std::span<const CopyOp> ops) {
+  Todo todo;
+  {
+    MutexLock lock(mutex_);
+    for (const CopyOp& op : ops) add(op, todo);
+    start_ready(todo);
+  }
+  run(std::move(todo));
+}
+
+void Worker::Core::cancel(std::span<const OpId> ops) {
+  Todo todo;
+  {
+    MutexLock lock(mutex_);
+    for (OpId op : ops) cancel_waiting(op, todo);
+    start_ready(todo);
+  }
+  run(std::move(todo));
+}
+
+void Worker::Core::add(const CopyOp& op, Todo& todo) {
+  if (operations_.contains(op.op)) {
+    todo.repeated.push_back(op.op);  // the one that is open will answer
+    return;
+  }
+  if (stopped_) {
+    answer({.op = op.op,
+            .rank = options_.rank,
+            .outcome = Outcome::kCancelled,
+            .bytes = 0,
+            .failed = {}},
+           todo);
+    return;
+  }
+  auto operation = std::make_shared<Operation>();
+  operation->op = op;
+  operations_.emplace(op.op, operation);
+  operation->closed_gates = 1;  // this one, until all others are closed
+  for (const Gate& gate : op.after) {
+    if (close_gate(gate, operation, todo)) ++operation->closed_gates;
+  }
+  open_gate(*operation);
+  if (op.timeout.count() > 0) {
+    operation->start_by = saturating_add(executor_.clock().now(), op.timeout);
+    start_deadlines_.insert({operation->start_by, op.op});
+    arm_timer(todo);
+  }
+}
+
+/// Makes sure that a timer runs for the operation that has to start next.
+void Worker::Core::arm_timer(Todo& todo) {
+  if (start_deadlines_.empty() || start_deadlines_.begin()->first >= next_timer_) return;
+  const auto [start_by, id] = *start_deadlines_.begin();
+  auto expire = [weak = weak_from_this(), start_by = start_by] {
+    if (auto core = weak.lock()) core->expire(start_by);
+  };
+  const Duration delay = std::max(Duration::zero(), start_by - executor_.clock().now());
+  if (timers_->post_after(delay, std::move(expire))) {
+    next_timer_ = start_by;
+  } else if (next_timer_ == kNever) {
+    cancel_waiting(id, todo);  // it might wait for ever
+  }
+}
+
+void Worker::Core::expire(TimePoint timer) {
+  Todo todo;
+  {
+    MutexLock lock(mutex_);
+    if (next_timer_ == timer) next_timer_ = kNever;
+    const TimePoint now = executor_.clock().now();
+    while (!start_deadlines_.empty() && start_deadlines_.begin()->first <= now) {
+      const OpId late = start_deadlines_.begin()->second;
+      start_deadlines_.erase(start_deadlines_.begin());
+      cancel_waiting(late, todo);
+    }
+    arm_timer(todo);
+    start_ready(todo);
+  }
+  run(std::move(todo));
+}
+
+/// Whether the operation has to wait for the gate here.
+bool Worker::Core::close_gate(const Gate& gate, const std::shared_ptr<Operation>& operation,
+                              Todo& todo) {
+  const OpId id = operation->op.op;
+  if (gate.kind == Gate::Kind::kOpDone) {
+    const OpId other{gate.id};
+    if (other == id || !operations_.contains(other)) return false;  // has ended
+    waiting_for_op_[other].push_back(id);
+    return true;
+  }
+  if (gate.id == 0) return false;  // before the first step
+  const std::optional<LayerId> layer =
+      gate.kind == Gate::Kind::kLayerEnd ? std::optional(gate.layer) : std::nullopt;
+  if (Step* step = find_step(gate.id)) {
+    if (layer) {
+      if (auto it = step->layers.find(*layer); it != step->layers.end()) {
+        return wait_for(it->second, operation, todo);
+      }
+    }
+    if (step->ended) return wait_for(*step->ended, operation, todo);
+  } else if (!steps_.empty() && gate.id < steps_.back().id.value()) {
+    // Long ago, or left out: a later event of the same stream will do. The first step has none
+    // before it.
+    const auto later = std::find_if(steps_.begin(), steps_.end(), [&](const Step& known) {
+      return known.id.value() > gate.id && known.ended;
+    });
+    if (later != steps_.end()) return wait_for(*later->ended, operation, todo);
+    if (steps_.size() < 2) return false;
+    return wait_for(*steps_[steps_.size() - 2].ended, operation, todo);
+  }
+  waiting_for_step_[{gate.id, layer}].push_back(id);
+  return true;
+}
+
+/// Whether the operation has to wait here for the event; its outcome is kept either way. An
+/// operation that waits for an event is none that runs: it may be cancelled, and it takes no turn
+/// from one that the event may be waiting for.
+bool Worker::Core::wait_for(const Event& event, const std::shared_ptr<Operation>& operation,
+                            Todo& todo) {
+  operation->wait_for.push_back(event);
+  if (event.done()) return false;
+  todo.watch.emplace_back(event, operation);
+  return true;
+}
+
+void Worker::Core::open_gates(const std::vector<OpId>& waiting, const Event* event, Todo& todo) {
+  for (OpId id : waiting) {
+    const auto it = operations_.find(id);
+    if (it == operations_.end()) continue;  // cancelled meanwhile
+    if (event == nullptr || !wait_for(*event, it->second, todo)) open_gate(*it->second);
+  }
+}
+
+/// All gates of the steps [begin, end).
+void Worker::Core::open_steps(uint64_t begin, uint64_t end, const Event* event, Todo& todo) {
+  const auto first = waiting_for_step_.lower_bound({begin, std::nullopt});
+  auto last = first;
+  for (; last != waiting_for_step_.end() && last->first.first < end; ++last) {
+    open_gates(last->second, event, todo);
+  }
+  waiting_for_step_.erase(first, last);
+}
+
+void Worker::Core::open_gate(Operation& operation) {
+  if (--operation.closed_gates == 0) ready_.insert({operation.op.priority, operation.op.op});
+}
+
+void Worker::Core::start_ready(Todo& todo) {
+  while (num_running_ < options_.max_running_operations && !ready_.empty()) {
+    const OpId id = ready_.begin()->second;
+    ready_.erase(ready_.begin());
+    const auto& operation = operations_.at(id);
+    operation->running = true;
+    start_deadlines_.erase({operation->start_by, id});
+    ++num_running_;
+    todo.start.push_back(operation);
+  }
+}
+
+void Worker::Core::cancel_waiting(OpId id, Todo& todo) {
+  const auto it = operations_.find(id);
+  if (it == operations_.end() || it->second->running) return;
+  ready_.erase({it->second->op.priority, id});
+  start_deadlines_.erase({it->second->start_by, id});
+  end({.op = id, .rank = options_.rank, .outcome = Outcome::kCancelled, .bytes = 0, .failed = {}},
+      todo);
+}
+
+void Worker::Core::end(OpResult result, Todo& todo) {
+  const OpId id = result.op;
+  auto node = operations_.extract(id);
+  Operation& operation = *node.mapped();
+  if (operation.running) --num_running_;
+  if (operation.ended) todo.ended.push_back(*std::move(operation.ended));
+  answer(std::move(result), todo);
+  auto waiting = waiting_for_op_.extract(id);
+  if (!waiting.empty()) open_gates(waiting.mapped(), nullptr, todo);
+}
+
+void Worker::Core::answer(OpResult result, Todo& todo) {
+  todo.results.push_back(std::move(result));
+  ++num_unheard_;
+}
+
+Event Worker::Core::ended_event(OpId id) {
+  Operation& operation = *operations_.at(id);
+  if (!operation.ended) operation.ended.emplace(device_.create_event());
+  return operation.ended->event();
+}
+
+void Worker::Core::run(Todo todo) {
+  for (;;) {
+    for (EventSource& ended : todo.ended) ended.signal();
+    for (OpId repeated : todo.repeated) {
+      KVBM_LOG_ERROR(log_, "worker", "operation {} was submitted again while it is open",
+                     repeated.value());
+    }
+    hand_over(std::move(todo.results));
+    for (auto& [event, operation] : todo.watch) {
+      event.on_done(
+          [weak = weak_from_this(), waiting = std::move(operation)](const Status&) noexcept {
+            if (auto core = weak.lock()) core->event_done(waiting);
+          });
+    }
+    std::vector<OpResult> ended;
+    for (const auto& operation : todo.start) {
+      if (auto result = start(operation)) ended.push_back(*std::move(result));
+    }
+    if (ended.empty()) return;
+    // In turns, not by recursion: a device that refuses everything must not use up the stack.
+    todo = {};
+    MutexLock lock(mutex_);
+    for (OpResult& result : ended) end(std::move(result), todo);
+    start_ready(todo);
+  }
+}
+
+void Worker::Core::hand_over(std::vector<OpResult> results) {
+  if (results.empty()) return;
+  const size_t count = results.size();
+  std::shared_ptr<const ResultCallback> callback;
+  {
+    MutexLock lock(mutex_);
+    callback = callback_;
+  }
+  for (OpResult& result : results) {
+    if (callback) (*callback)(std::move(result));
+  }
+  callback.reset();
+  MutexLock lock(mutex_);
+  num_unheard_ -= count;
+  if (operations_.empty() && num_unheard_ == 0 && empty_) std::exchange(empty_, nullptr)->set();
+}
+
+/// The result, if the operation has ended already.
+std::optional<OpResult> Worker::Core::start(const std::shared_ptr<Operation>& operation) {
+  const CopyOp& op = operation->op;
+  std::optional<LayoutHandle> src;
+  std::optional<LayoutHandle> dst;
+  {
+    MutexLock lock(mutex_);
+    if (auto it = layouts_.find(op.src); it != layouts_.end()) src = it->second;
+    if (auto it = layouts_.find(op.dst); it != layouts_.end()) dst = it->second;
+  }
+  OpResult refused{
+      .op = op.op, .rank = options_.rank, .outcome = Outcome::kFailed, .bytes = 0, .failed = {}};
+  if (!src || !dst) {
+    KVBM_LOG_ERROR(log_, "worker", "operation {} names a place that rank {} does not have",
+                   op.op.value(), options_.rank.value());
+    return refused;
+  }
+  std::vector<SlotTag> tags;
+  tags.reserve(op.tags.size());
+  for (const Tag& tag : op.tags) tags.push_back(tag.bytes);
+  TransferRequest request{
+      .src = *src, .src_ids = op.from, .dst = *dst, .dst_ids = op.to, .options = {}};
+  request.options.wait_for = std::move(operation->wait_for);
+  request.options.tags = tags;
+  auto transfer = transfers_->execute_transfer(request);
+  if (!transfer) {
+    KVBM_LOG_ERROR(log_, "worker", "operation {} was refused: {}", op.op.value(),
+                   transfer.error().describe());
+    return refused;
+  }
+  if (transfer->done()) return result_of(op, transfer->result());
+  transfer->on_done([core = shared_from_this(), operation](const TransferResult& done) noexcept {
+    core->finished(core->result_of(operation->op, done));
+  });
+  return std::nullopt;
+}
+
+OpResult Worker::Core::result_of(const CopyOp& op, const TransferResult& done) const {
+  OpResult result{.op = op.op,
+                  .rank = options_.rank,
+                  .outcome = done.status ? Outcome::kSucceeded : Outcome::kFailed,
+                  .bytes = done.bytes,
+                  .failed = {}};
+  if (!done.status) {
+    KVBM_LOG_WARNING(log_, "worker", "operation {} failed on rank {}: {}", op.op.value(),
+                     options_.rank.value(), done.status.error().describe());
+    if (done.failed.size() < op.from.size()) result.failed = done.failed;
+  }
+  return result;
+}
+
+void Worker::Core::finished(OpResult result) {
+  Todo todo;
+  {
+    MutexLock lock(mutex_);
+    end(std::move(result), todo);
+    start_ready(todo);
+  }
+  run(std::move(todo));
+}
+
+void Worker::Core::event_done(const std::shared_ptr<Operation>& operation) {
+  Todo todo;
+  {
+    MutexLock lock(mutex_);
+    if (!operations_.contains(operation->op.op)) return;  // cancelled meanwhile
+    open_gate(*operation);
+    start_ready(todo);
+  }
+  run(std::move(todo));
+}
+
+size_t Worker::Core::num_open() const {
+  MutexLock lock(mutex_);
+  return operations_.size();
+}
+
+Status Worker::Core::stop(TimePoint deadline) {
+  Todo todo;
+  std::shared_ptr<Latch> empty;
+  {
+    MutexLock lock(mutex_);
+    stopped_ = true;
+    std::vector<OpId> waiting;
+    for (const auto& [id, operation] : operations_) {
+      if (!operation->running) waiting.push_back(id);
+    }
+    std::sort(waiting.begin(), waiting.end());
+    for (OpId id : waiting) cancel_waiting(id, todo);
+    if (!operations_.empty() || num_unheard_ > 0) {
+      if (!empty_) empty_ = std::make_shared<Latch>();
+      empty = empty_;
+    }
+  }
+  run(std::move(todo));
+  if (empty && !executor_.wait(*empty, deadline)) {
+    return make_error(ErrorCode::kTimeout, "copies of rank " + to_string(options_.rank) +
+                                               " did not stop in time; their memory must stay");
+  }
+  timers_->stop();
+  return {};
+}
+
+/// Ends what has threads, here and not on the thread that lets go of the core last.
+/// Requires: stop() has succeeded.
+void Worker::Core::close() {
+  timers_.reset();
+  transfers_.reset();
+}
+
+Result<std::unique_ptr<Worker>> Worker::create(WorkerOptions options, Device& device,
+                                               FileEngine& files, Executor& executor,
+                                               LogSink& log) {
+  auto core = std::make_shared<Core>(std::move(options), device, files, executor, log);
+  KVBM_TRY(core->set_up());
+  return std::unique_ptr<Worker>(new Worker(std::move(core)));
+}
+
+Worker::Worker(std::shared_ptr<Core> core) : core_(std::move(core)) {}
+Worker::~Worker() {
+  if (stop(kNever)) core_->close();
+}
+
+Result<PlaceSpec> Worker::attach(Place place, PhysicalLayout tensors) {
+  return core_->attach(place, std::move(tensors));
+}
+Status Worker::provide(const PlaceSpec& spec) { return core_->provide(spec); }
+void Worker::on_result(ResultCallback callback) { core_->on_result(std::move(callback)); }
+void Worker::begin_step(const StepPlan& plan, StreamRef compute) {
+  core_->begin_step(plan, compute);
+}
+void Worker::layer_needed(LayerId /*layer*/, StreamRef stream) { core_->layer_needed(stream); }
+void Worker::layer_written(LayerId layer, StreamRef stream) { core_->layer_written(layer, stream); }
+void Worker::end_step(StreamRef compute) { core_->end_step(compute); }
+void Worker::submit(std::span<const CopyOp> ops) { core_->submit(ops); }
+void Worker::cancel(std::span<const OpId> ops) { core_->cancel(ops); }
+size_t Worker::num_open() const { return core_->num_open(); }
+Status Worker::stop(TimePoint deadline) { return core_->stop(deadline); }
+
+}  // namespace kvbm

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Worker: one rank. Makes places real, executes operations, answers.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvbm/base/clock.hpp"
+#include "kvbm/base/executor.hpp"
+#include "kvbm/base/ids.hpp"
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/device/device.hpp"
+#include "kvbm/layout/layout_config.hpp"
+#include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/memory/file_engine.hpp"
+#include "kvbm/protocol/messages.hpp"
+
+namespace kvbm {
+
+struct WorkerOptions {
+  RankId rank;
+  WorkerId worker;
+  ModelLayout model;                    ///< each place sets its own num_blocks
+  std::string disk_directory;           ///< for places in G3
+  uint32_t max_running_operations = 8;  ///< those that may start wait their turn, onboarding first
+};
+
+/// Called once for every operation, on any thread, with no lock held.
+using ResultCallback = std::function<void(OpResult&&)>;
+
+/// Executes what a leader asks for on the memory of one rank. Never sees a token or a policy.
+///
+/// An operation starts once its gates are open: steps and layers become events of the compute
+/// stream, other operations are waited for here. It ends in exactly one result, given when none of
+/// its blocks can be touched any more. One that is submitted again while it is open is left out,
+/// with an error in the log.
+///
+/// Ownership: owns the places it provides; borrows device, file engine, executor and log, which
+/// outlive it, and the engine's tensors, which stay until stop(). Stream: begin_step, layer_needed,
+/// layer_written and end_step queue on the stream they are given and never wait on the host.
+/// Threads: any thread; the step calls come from one thread at a time, in order.
+class Worker {
+ public:
+  /// Errors: kInvalidArgument (the model, no operation may run), kExhausted (no thread).
+  [[nodiscard]] static Result<std::unique_ptr<Worker>> create(WorkerOptions options, Device& device,
+                                                              FileEngine& files, Executor& executor,
+                                                              LogSink& log);
+  /// Stops.
+  ~Worker();
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
+  /// Takes the engine's tensors as a place. Errors: kInvalidArgument (another shape than the
+  /// group's).
+  [[nodiscard]] Result<PlaceSpec> attach(Place place, PhysicalLayout tensors);
+  /// Makes a place in host memory (G2) or in a file (G3). Errors: kInvalidArgument (other bytes
+  /// than the group's), kUnsupported (replicated blocks, G4), those of SystemMemory and FileMemory.
+  Status provide(const PlaceSpec& spec);
+
+  /// Replaces the receiver of results; null drops them.
+  void on_result(ResultCallback callback);
+
+  /// Queues the plan's operations and makes `compute` wait for its fences.
+  void begin_step(const StepPlan& plan, StreamRef compute);
+  /// Makes `stream` wait for the loads of this step. Loads are not split by layer: the first layer
+  /// waits for all of them.
+  void layer_needed(LayerId layer, StreamRef stream);
+  void layer_written(LayerId layer, StreamRef stream);
+  void end_step(StreamRef compute);
+
+  void submit(std::span<const CopyOp> ops);
+  /// Operations that have not started end as cancelled; the others go on.
+  void cancel(std::span<const OpId> ops);
+
+  /// Operations without a result.
+  [[nodiscard]] size_t num_open() const;
+
+  /// Takes no more operations, cancels those that have not started and waits for the others, and
+  /// until the receiver has heard of all. Not inside a ResultCallback. Errors: kTimeout (memory
+  /// must then stay).
+  Status stop(TimePoint deadline = kNever);
+
+ private:
+  class Core;
+  explicit Worker(std::shared_ptr<Core> core);
+
+  std::shared_ptr<Core> core_;
+};
+
+}  // namespace kvbm
