@@ -1,0 +1,599 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/runtime/block_manager.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "kvbm/base/thread_executor.hpp"
+#include "kvbm/blocks/block_registry.hpp"
+#include "kvbm/cluster/cluster.hpp"
+#include "kvbm/cluster/inproc_channel.hpp"
+#include "kvbm/cluster/logical_channel.hpp"
+#include "kvbm/device/host_device.hpp"
+#include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/memory/posix_file_engine.hpp"
+#include "kvbm/runtime/resolved_config.hpp"
+#include "kvbm/worker/worker.hpp"
+
+namespace kvbm {
+namespace {
+
+constexpr TierId kAllTiers[] = {TierId::kG1, TierId::kG2, TierId::kG3};
+
+constexpr uint64_t kGpuAlignment = 4096;  // of the memory of a group
+
+size_t index(TierId tier) { return static_cast<size_t>(tier); }
+
+/// One rank: its device, its G1 memory, its worker. Members are destroyed in reverse order, the
+/// worker first.
+struct Rank {
+  std::unique_ptr<HostDevice> device;
+  std::unique_ptr<PosixFileEngine> files;
+  StreamRef compute;
+  std::vector<DeviceMemory> gpu_memory;     // by group
+  std::vector<PhysicalLayout> gpu_layouts;  // by group
+  std::unique_ptr<Worker> worker;
+};
+
+}  // namespace
+
+struct BlockManager::Impl {
+  explicit Impl(const KvBlockManagerConfig& the_config, BlockManagerParts the_parts)
+      : config(the_config),
+        parts(std::move(the_parts)),
+        log(parts.log != nullptr ? *parts.log : own_log),
+        events(parts.events != nullptr ? *parts.events : own_events),
+        metrics(parts.metrics != nullptr ? *parts.metrics : own_metrics) {}
+
+  Status set_up();
+  Status make_device(uint16_t rank);
+  Status make_worker(uint16_t rank);
+  GroupId group_id(size_t group) const;
+  size_t group_index(GroupId id) const;
+  void begin_step();
+  Gate end_step();
+  void emit(KvEventType type, const BlockKey& key, BlockId block, TierId from = TierId::kG1);
+  void release_quarantine();
+
+  KvBlockManagerConfig config;
+  BlockManagerParts parts;
+  NullLogSink own_log;
+  NullSink own_events;
+  MetricsRegistry own_metrics;
+  LogSink& log;
+  EventSink& events;
+  MetricsRegistry& metrics;
+
+  std::vector<GroupSpec> groups;
+  ModelLayout model;
+  NamespaceId ns;
+  std::vector<PlaceSpec> places;
+
+  std::unique_ptr<ThreadExecutor> own_executor;
+  Executor* executor = nullptr;
+  std::vector<Rank> ranks;  // none: logical workers
+  std::unique_ptr<Channel> inner_channel;
+  std::unique_ptr<Channel> channel;
+  std::unique_ptr<Cluster> cluster;
+
+  std::optional<BlockRegistry> gpu_registry;
+  std::vector<BlockPool> gpu_pools;  // by group
+
+  StepId step{0};
+  bool step_open = false;
+  std::vector<OpId> fences;  // of blocks that were allocated since the last step began
+
+  /// Destinations of loads that ran out of time: kept until the copies have stopped.
+  struct Quarantine {
+    GroupId group;
+    std::vector<BlockId> ids;
+    std::vector<MutableBlock> blocks;
+  };
+  std::vector<Quarantine> quarantine;
+  bool stopped = false;
+};
+
+GroupId BlockManager::Impl::group_id(size_t group) const {
+  KVBM_CONTRACT(group < groups.size(), "no layer group with index " + std::to_string(group));
+  return groups[group].id;
+}
+
+size_t BlockManager::Impl::group_index(GroupId id) const {
+  const auto it = std::find_if(groups.begin(), groups.end(),
+                               [id](const GroupSpec& spec) { return spec.id == id; });
+  KVBM_CONTRACT(it != groups.end(), "no layer group " + to_string(id));
+  return static_cast<size_t>(it - groups.begin());
+}
+
+Status BlockManager::Impl::set_up() {
+  executor = parts.executor;
+  if (executor == nullptr) {
+    own_executor = std::make_unique<ThreadExecutor>(log);
+    executor = own_executor.get();
+  }
+  KVBM_TRY(config.validate());
+  const bool real = parts.workers == BlockManagerParts::Workers::kReal;
+  if (real) {
+    ranks.resize(config.num_ranks);
+    for (uint16_t rank = 0; rank < config.num_ranks; ++rank) KVBM_TRY(make_device(rank));
+  } else if (config.num_blocks == 0) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "logical workers have no device memory to take a share of: set num_blocks");
+  }
+  KVBM_ASSIGN_OR_RETURN(
+      const ResolvedConfig resolved,
+      resolve(config, real ? ranks.front().device->info().free_bytes / config.num_ranks : 0));
+  groups = resolved.groups;
+  model = resolved.model;
+  ns = resolved.ns;
+  places = resolved.places;
+
+  if (real) {
+    for (uint16_t rank = 0; rank < config.num_ranks; ++rank) KVBM_TRY(make_worker(rank));
+    std::vector<Worker*> workers;
+    for (Rank& rank : ranks) workers.push_back(rank.worker.get());
+    channel = std::make_unique<InprocChannel>(*executor, std::move(workers));
+  } else {
+    channel = std::make_unique<LogicalChannel>(config.num_ranks, places);
+  }
+  if (parts.wrap_channel) channel = parts.wrap_channel(std::move(channel));
+
+  KVBM_ASSIGN_OR_RETURN(auto leader, TierManager::create({.groups = groups,
+                                                          .places = places,
+                                                          .num_ranks = config.num_ranks,
+                                                          .policy = resolved.policy,
+                                                          .timeout = config.transfer_timeout,
+                                                          .worker = WorkerId{0}},
+                                                         executor->clock(), events, metrics, log));
+  cluster = std::make_unique<Cluster>(std::move(leader), *channel, executor->clock());
+
+  KVBM_ASSIGN_OR_RETURN(auto registry, BlockRegistry::create({.groups = groups}));
+  gpu_registry.emplace(std::move(registry));
+  for (const PlaceSpec& place : places) {
+    if (place.place.tier != TierId::kG1) continue;
+    KVBM_ASSIGN_OR_RETURN(auto pool,
+                          gpu_registry->create_pool({.tier = TierId::kG1,
+                                                     .group = place.place.group,
+                                                     .num_blocks = place.num_blocks,
+                                                     .policy = resolved.policy,
+                                                     .duplicates = DuplicatePolicy::kAllow}));
+    gpu_pools.push_back(std::move(pool));
+  }
+  return {};
+}
+
+Status BlockManager::Impl::make_device(uint16_t rank) {
+  Rank& to = ranks[rank];
+  const std::string suffix = "-" + std::to_string(rank);
+  KVBM_ASSIGN_OR_RETURN(to.device, HostDevice::create({.executor = *executor,
+                                                       .num_threads = config.copy_threads,
+                                                       .name = "kvbm-copy" + suffix,
+                                                       .ordinal = rank}));
+  KVBM_ASSIGN_OR_RETURN(to.files, PosixFileEngine::create({.executor = *executor,
+                                                           .num_threads = config.disk_threads,
+                                                           .name = "kvbm-disk" + suffix}));
+  KVBM_ASSIGN_OR_RETURN(to.compute, to.device->create_stream("compute"));
+  return {};
+}
+
+Status BlockManager::Impl::make_worker(uint16_t rank) {
+  Rank& to = ranks[rank];
+  KVBM_ASSIGN_OR_RETURN(to.worker, Worker::create({.rank = RankId(rank),
+                                                   .worker = WorkerId(rank),
+                                                   .model = model,
+                                                   .disk_directory = config.offload_path},
+                                                  *to.device, *to.files, *executor, log));
+  for (const PlaceSpec& place : places) {
+    if (place.place.tier != TierId::kG1) {
+      KVBM_TRY(to.worker->provide(place));
+      continue;
+    }
+    LayoutConfig layout = *model.find(place.place.group);
+    layout.num_blocks = place.num_blocks;
+    KVBM_ASSIGN_OR_RETURN(const uint64_t bytes,
+                          required_bytes(layout, LayoutKind::kFullyContiguous));
+    KVBM_ASSIGN_OR_RETURN(DeviceMemory memory, to.device->allocate(bytes, kGpuAlignment));
+    KVBM_ASSIGN_OR_RETURN(PhysicalLayout tensors,
+                          PhysicalLayout::fully_contiguous(layout, MemoryRegion::of(memory)));
+    to.gpu_memory.push_back(std::move(memory));
+    to.gpu_layouts.push_back(tensors);
+    KVBM_TRY(to.worker->attach(place.place, std::move(tensors)));
+  }
+  return {};
+}
+
+/// A step begins with the first launch after the last one ended, and with it the fences of all
+/// blocks that were allocated meanwhile.
+void BlockManager::Impl::begin_step() {
+  if (step_open && fences.empty()) return;
+  if (step_open) (void)end_step();
+  step = StepId(step.value() + 1);
+  step_open = true;
+  StepPlan plan;
+  plan.step = step;
+  std::sort(fences.begin(), fences.end());
+  fences.erase(std::unique(fences.begin(), fences.end()), fences.end());
+  plan.fences = std::exchange(fences, {});
+  if (parts.on_step_plan) parts.on_step_plan(plan);
+  for (Rank& rank : ranks) rank.worker->begin_step(plan, rank.compute);
+}
+
+/// The gate that opens once all launches so far have ended.
+Gate BlockManager::Impl::end_step() {
+  if (step_open) {
+    for (Rank& rank : ranks) rank.worker->end_step(rank.compute);
+    step_open = false;
+  }
+  return Gate::step_end(step);
+}
+
+void BlockManager::Impl::emit(KvEventType type, const BlockKey& key, BlockId block, TierId from) {
+  KvEvent event;
+  event.type = type;
+  event.block_id = block.value();
+  event.timestamp = executor->clock().wall_time();
+  event.key = key;
+  event.tier = TierId::kG1;
+  event.from_tier = from;
+  events.publish({&event, 1});
+}
+
+void BlockManager::Impl::release_quarantine() {
+  std::erase_if(quarantine, [this](const Quarantine& kept) {
+    return cluster->leader().touching(kept.group, kept.ids).empty();
+  });
+}
+
+TierId PrefixHit::tier(uint32_t block) const {
+  KVBM_CONTRACT(block < num_blocks(),
+                "position " + std::to_string(block) + " is not part of the hit");
+  TierId slowest = TierId::kG1;
+  for (const MatchedGroup& group : below_.groups) {
+    if (block >= group.first && block - group.first < group.blocks.size()) {
+      slowest = std::max(slowest, group.blocks[block - group.first].tier());
+    }
+  }
+  // Positions that only a last-window group skips count for the groups that hold them.
+  return slowest;
+}
+
+size_t PrefixHit::num_destinations(size_t group) const {
+  return below_.groups.empty() ? 0 : below_.groups.at(group).blocks.size();
+}
+
+void PrefixHit::keep_gpu_part() {
+  below_.groups.clear();
+  below_.num_blocks = below_.first_block;
+}
+
+std::span<std::byte> KvView::writable(size_t index, LayerId layer, uint32_t outer) const {
+  KVBM_CONTRACT(index < writes_->size(), "the launch writes fewer blocks");
+  const Slot& slot = (*writes_)[index];
+  const MemoryRegion region =
+      static_cast<const PhysicalLayout*>(layouts_)[slot.group].region(slot.block, layer, outer);
+  return {region.base(), region.size_bytes()};
+}
+
+std::span<const std::byte> KvView::readable(size_t index, LayerId layer, uint32_t outer) const {
+  KVBM_CONTRACT(index < reads_->size(), "the launch reads fewer blocks");
+  const Slot& slot = (*reads_)[index];
+  const MemoryRegion region =
+      static_cast<const PhysicalLayout*>(layouts_)[slot.group].region(slot.block, layer, outer);
+  return {region.base(), region.size_bytes()};
+}
+
+Result<std::unique_ptr<BlockManager>> BlockManager::create(const KvBlockManagerConfig& config,
+                                                           BlockManagerParts parts) {
+  auto impl = std::make_unique<Impl>(config, std::move(parts));
+  KVBM_TRY(impl->set_up());
+  return std::unique_ptr<BlockManager>(new BlockManager(std::move(impl)));
+}
+
+BlockManager::BlockManager(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+BlockManager::~BlockManager() {
+  for (Rank& rank : impl_->ranks) (void)rank.worker->stop();
+}
+
+SequenceKeys BlockManager::keys(const TokenBlockSequence& tokens) const {
+  KVBM_CONTRACT(tokens.block_size() == impl_->config.block_size,
+                "the sequence has blocks of another size than the manager");
+  SequenceKeys keys;
+  for (const GroupSpec& group : impl_->groups) {
+    keys.groups.push_back(block_keys_from_tokens(tokens, impl_->ns, group.id));
+  }
+  return keys;
+}
+
+SequenceKeys BlockManager::keys(std::span<const Identity> identities) const {
+  SequenceKeys keys;
+  for (const GroupSpec& group : impl_->groups) {
+    auto& of_group = keys.groups.emplace_back();
+    of_group.reserve(identities.size());
+    for (const Identity& identity : identities) of_group.push_back({impl_->ns, group.id, identity});
+  }
+  return keys;
+}
+
+PrefixHit BlockManager::match(const SequenceKeys& keys) {
+  KVBM_CONTRACT(keys.groups.size() == impl_->groups.size(), "keys of another manager");
+  poll();
+  std::vector<GroupKeys> asked;
+  asked.reserve(keys.groups.size());
+  for (size_t i = 0; i < keys.groups.size(); ++i) {
+    asked.push_back({impl_->groups[i].id, keys.groups[i]});
+  }
+  PrefixMatch gpu = impl_->gpu_registry->match(asked);
+  PrefixHit hit;
+  hit.gpu_ = std::move(gpu.groups);
+  hit.below_ = impl_->cluster->leader().find(asked, gpu.num_blocks);
+  return hit;
+}
+
+Result<std::vector<MutableBlock>> BlockManager::allocate_blocks(size_t num_blocks, size_t group) {
+  const GroupId id = impl_->group_id(group);
+  KVBM_ASSIGN_OR_RETURN(Allocation allocation, impl_->gpu_pools[group].allocate(num_blocks));
+  for (const EvictedBlock& evicted : allocation.evicted) {
+    impl_->emit(KvEventType::kDeleted, evicted.key, evicted.block);
+  }
+  impl_->cluster->leader().metrics().evictions[index(TierId::kG1)]->add(allocation.evicted.size());
+  std::vector<BlockId> ids;
+  ids.reserve(allocation.blocks.size());
+  for (const MutableBlock& block : allocation.blocks) ids.push_back(block.block_id());
+  const std::vector<OpId> open = impl_->cluster->leader().touching(id, ids);
+  impl_->fences.insert(impl_->fences.end(), open.begin(), open.end());
+  return std::move(allocation.blocks);
+}
+
+Onboarded BlockManager::onboard(PrefixHit&& hit,
+                                std::vector<std::vector<MutableBlock>> destinations) {
+  const size_t num_groups = impl_->groups.size();
+  Onboarded result;
+  result.num_blocks = hit.num_gpu_blocks();
+  for (GroupMatch& group : hit.gpu_) {
+    result.groups.push_back({.first = group.first, .blocks = std::move(group.blocks)});
+  }
+  result.groups.resize(num_groups);
+  if (hit.below_.empty()) return result;
+
+  KVBM_CONTRACT(destinations.size() == num_groups, "onboarding needs destinations for each group");
+  std::vector<EngineBlocks> into;
+  struct Arriving {
+    BlockKey key;
+    std::optional<BlockKey> parent;
+    TierId from;
+  };
+  std::vector<std::vector<Arriving>> arriving(num_groups);
+  for (size_t i = 0; i < num_groups; ++i) {
+    const MatchedGroup& part = hit.below_.groups[i];
+    KVBM_CONTRACT(destinations[i].size() == part.blocks.size(),
+                  "a group needs num_destinations() destinations");
+    EngineBlocks& to = into.emplace_back();
+    to.group = part.group;
+    to.first = part.first;
+    std::optional<BlockKey> parent = part.parent;
+    for (size_t k = 0; k < part.blocks.size(); ++k) {
+      to.ids.push_back(destinations[i][k].block_id());
+      arriving[i].push_back({part.blocks[k].key(), parent, part.blocks[k].tier()});
+      parent = part.blocks[k].key();
+    }
+  }
+  // What earlier launches still do to the destinations comes first; allocation took care of copies.
+  const Gate written = impl_->end_step();
+  Result<LoadId> load = impl_->cluster->leader().load(std::move(hit.below_), into, written);
+  if (!load) {
+    result.status = tl::unexpected(load.error());
+    return result;
+  }
+  LoadOutcome outcome = impl_->cluster->wait_for(*load);
+  result.status = outcome.status;
+  if (outcome.num_blocks <= result.num_blocks) {
+    for (size_t i = 0; i < num_groups; ++i) {
+      if (impl_->cluster->leader().touching(into[i].group, into[i].ids).empty()) continue;
+      impl_->quarantine.push_back(
+          {into[i].group, std::move(into[i].ids), std::move(destinations[i])});
+    }
+    return result;
+  }
+  result.num_blocks = outcome.num_blocks;
+  for (size_t i = 0; i < num_groups; ++i) {
+    GpuBlocks& to = result.groups[i];
+    std::vector<CompleteBlock> complete;
+    for (size_t k = 0; k < arriving[i].size(); ++k) {
+      if (into[i].first + k >= outcome.num_blocks) break;
+      complete.push_back(
+          std::move(destinations[i][k]).complete(arriving[i][k].key, arriving[i][k].parent));
+    }
+    if (to.first + to.blocks.size() != into[i].first) {
+      // A last-window group whose window lies above what G1 has.
+      to.blocks.clear();
+      to.first = into[i].first;
+    }
+    std::vector<ImmutableBlock> loaded = impl_->gpu_pools[i].register_blocks(std::move(complete));
+    for (size_t k = 0; k < loaded.size(); ++k) {
+      if (!loaded[k].is_duplicate()) {
+        impl_->emit(KvEventType::kMigrated, loaded[k].key(), loaded[k].block_id(),
+                    arriving[i][k].from);
+      }
+      to.blocks.push_back(std::move(loaded[k]));
+    }
+  }
+  return result;
+}
+
+Result<Completion> BlockManager::launch(std::span<const MutableBlock> writes,
+                                        std::span<const ImmutableBlock> reads, const KvTask& task) {
+  if (impl_->ranks.empty()) {
+    return make_error(ErrorCode::kUnsupported, "logical workers have no bytes to work on");
+  }
+  const auto slots = [this](const auto& blocks, auto group_of) {
+    auto list = std::make_shared<std::vector<KvView::Slot>>();
+    list->reserve(blocks.size());
+    for (const auto& block : blocks) {
+      list->push_back(
+          {static_cast<uint32_t>(impl_->group_index(group_of(block))), block.block_id()});
+    }
+    return list;
+  };
+  KvView view;
+  view.writes_ = slots(writes, [](const MutableBlock& block) { return block.group(); });
+  view.reads_ = slots(reads, [](const ImmutableBlock& block) { return block.key().group; });
+  impl_->begin_step();
+  std::vector<Completion> ended;
+  for (size_t i = 0; i < impl_->ranks.size(); ++i) {
+    Rank& rank = impl_->ranks[i];
+    KvView on_rank = view;
+    on_rank.rank_ = RankId(static_cast<uint16_t>(i));
+    on_rank.layouts_ = rank.gpu_layouts.data();
+    KVBM_TRY(rank.device->launch(rank.compute, [task, on_rank] { return task(on_rank); }));
+    ended.push_back(rank.device->record(rank.compute).completion());
+  }
+  return Completion::all(ended);
+}
+
+Status BlockManager::store_kv(const MutableBlock& block, LayerId layer,
+                              std::span<const std::byte> data, RankId rank) {
+  const LayoutConfig& layout = *impl_->model.find(block.group());
+  KVBM_CONTRACT(rank.value() < impl_->config.num_ranks, "no rank " + to_string(rank));
+  KVBM_CONTRACT(layer.value() < layout.num_layers, "no layer " + to_string(layer));
+  KVBM_CONTRACT(data.size() == layout.layer_bytes(),
+                "a layer of a block has " + std::to_string(layout.layer_bytes()) + " bytes, not " +
+                    std::to_string(data.size()));
+  auto copy = std::make_shared<const std::vector<std::byte>>(data.begin(), data.end());
+  const auto write = [copy, rank, layer,
+                      outer_dim = layout.outer_dim](const KvView& view) -> Status {
+    if (view.rank() != rank) return {};
+    std::span<const std::byte> from = *copy;
+    for (uint32_t outer = 0; outer < outer_dim; ++outer) {
+      const auto to = view.writable(0, layer, outer);
+      std::memcpy(to.data(), from.data(), to.size());
+      from = from.subspan(to.size());
+    }
+    return {};
+  };
+  KVBM_ASSIGN_OR_RETURN(const Completion written, launch({&block, 1}, {}, write));
+  return written.wait();
+}
+
+Result<std::vector<std::byte>> BlockManager::load_kv(const ImmutableBlock& block, LayerId layer,
+                                                     RankId rank) {
+  const LayoutConfig& layout = *impl_->model.find(block.key().group);
+  KVBM_CONTRACT(rank.value() < impl_->config.num_ranks, "no rank " + to_string(rank));
+  KVBM_CONTRACT(layer.value() < layout.num_layers, "no layer " + to_string(layer));
+  auto data = std::make_shared<std::vector<std::byte>>(layout.layer_bytes());
+  const auto read = [data, rank, layer,
+                     outer_dim = layout.outer_dim](const KvView& view) -> Status {
+    if (view.rank() != rank) return {};
+    std::span<std::byte> to = *data;
+    for (uint32_t outer = 0; outer < outer_dim; ++outer) {
+      const auto from = view.readable(0, layer, outer);
+      std::memcpy(to.data(), from.data(), from.size());
+      to = to.subspan(from.size());
+    }
+    return {};
+  };
+  KVBM_ASSIGN_OR_RETURN(const Completion copied, launch({}, {&block, 1}, read));
+  KVBM_TRY(copied.wait());
+  return std::move(*data);
+}
+
+std::vector<ImmutableBlock> BlockManager::register_blocks(std::vector<CompleteBlock>&& blocks) {
+  if (blocks.empty()) return {};
+  const size_t group = impl_->group_index(blocks.front().key().group);
+  std::vector<BlockKey> keys;
+  std::vector<std::optional<BlockKey>> parents;
+  for (const CompleteBlock& block : blocks) {
+    KVBM_CONTRACT(block.key().group == impl_->groups[group].id, "blocks of one group at a time");
+    keys.push_back(block.key());
+    parents.push_back(block.parent());
+  }
+  std::vector<ImmutableBlock> registered =
+      impl_->gpu_pools[group].register_blocks(std::move(blocks));
+  std::vector<BlockId> ids;
+  ids.reserve(registered.size());
+  for (const ImmutableBlock& block : registered) {
+    ids.push_back(block.block_id());
+    if (!block.is_duplicate()) impl_->emit(KvEventType::kCreated, block.key(), block.block_id());
+  }
+  // One store a chain: a block whose parent is not the block before it starts another.
+  const Gate written = impl_->end_step();
+  size_t start = 0;
+  for (size_t i = 1; i <= keys.size(); ++i) {
+    if (i < keys.size() && parents[i] == keys[i - 1]) continue;
+    (void)impl_->cluster->leader().store({.group = impl_->groups[group].id,
+                                          .keys = std::span(keys).subspan(start, i - start),
+                                          .parent = parents[start],
+                                          .blocks = std::span(ids).subspan(start, i - start),
+                                          .written = written});
+    start = i;
+  }
+  poll();
+  return registered;
+}
+
+void BlockManager::release(std::vector<ImmutableBlock>&& blocks, size_t group) {
+  (void)impl_->group_id(group);
+  impl_->gpu_pools[group].release(std::move(blocks));
+}
+
+void BlockManager::poll() {
+  impl_->cluster->exchange();
+  if (!impl_->quarantine.empty()) impl_->release_quarantine();
+}
+
+Status BlockManager::wait_idle(TimePoint deadline) {
+  (void)impl_->end_step();
+  Status idle = impl_->cluster->wait_idle(deadline);
+  if (!impl_->quarantine.empty()) impl_->release_quarantine();
+  return idle;
+}
+
+Status BlockManager::stop(TimePoint deadline) {
+  if (impl_->stopped) return {};
+  (void)impl_->end_step();
+  KVBM_TRY(impl_->cluster->drain(deadline));
+  for (Rank& rank : impl_->ranks) KVBM_TRY(rank.worker->stop(deadline));
+  impl_->stopped = true;
+  return {};
+}
+
+const KvBlockManagerConfig& BlockManager::config() const noexcept { return impl_->config; }
+size_t BlockManager::num_groups() const noexcept { return impl_->groups.size(); }
+
+const LayoutConfig& BlockManager::layout(size_t group) const {
+  (void)impl_->group_id(group);
+  return impl_->model.groups[group].config;
+}
+
+PoolOccupancy BlockManager::gpu_occupancy(size_t group) const {
+  (void)impl_->group_id(group);
+  return impl_->gpu_pools[group].occupancy();
+}
+
+uint64_t BlockManager::resident_blocks(TierId tier) const {
+  if (tier != TierId::kG1) return impl_->cluster->leader().resident_blocks(tier);
+  uint64_t blocks = 0;
+  for (const BlockPool& pool : impl_->gpu_pools) {
+    const PoolOccupancy occupancy = pool.occupancy();
+    blocks += occupancy.num_idle + occupancy.num_active;
+  }
+  return blocks;
+}
+
+const TierMetrics& BlockManager::tier_metrics() const noexcept {
+  return impl_->cluster->leader().metrics();
+}
+MetricsRegistry& BlockManager::metrics() noexcept { return impl_->metrics; }
+const Clock& BlockManager::clock() const noexcept { return impl_->executor->clock(); }
+
+uint64_t BlockManager::configured_bytes(TierId tier) const noexcept {
+  uint64_t bytes = 0;
+  for (const PlaceSpec& place : impl_->places) {
+    if (place.place.tier == tier) bytes += place.num_blocks * place.rank_block_bytes;
+  }
+  return bytes * impl_->config.num_ranks;
+}
+
+}  // namespace kvbm

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/runtime/block_manager.hpp"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "kvbm/base/contract.hpp"
+#include "kvbm/events/counting_sink.hpp"
+
+namespace kvbm {
+namespace {
+
+KvBlockManagerConfig small_config() {
+  KvBlockManagerConfig config;
+  config.block_size = 4;
+  config.num_blocks = 4;
+  config.num_layers = 2;
+  config.num_heads = 2;
+  config.head_dim = 8;
+  config.host_blocks = 4;
+  config.disk_blocks = 16;
+  config.enable_offload = true;
+  config.offload_path = testing::TempDir();
+  return config;
+}
+
+std::unique_ptr<BlockManager> make(const KvBlockManagerConfig& config,
+                                   BlockManagerParts parts = {}) {
+  auto manager = BlockManager::create(config, std::move(parts));
+  EXPECT_TRUE(manager) << manager.error();
+  return std::move(*manager);
+}
+
+std::vector<Identity> chain(uint64_t name, uint64_t length) {
+  std::vector<Identity> identities;
+  for (uint64_t i = 0; i < length; ++i) {
+    identities.push_back(
+        Identity::from_hashes(SequenceHash(name * 1000 + i), BlockHash(i), SequenceHash(name), i));
+  }
+  return identities;
+}
+
+std::vector<std::byte> layer_bytes(const BlockManager& manager, uint64_t name) {
+  std::vector<std::byte> bytes(manager.layout().layer_bytes());
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(name * 31 + i * 7);
+  return bytes;
+}
+
+/// Computes a whole chain and lets it go. Block i of layer l holds layer_bytes(name * 100 + i * 10
+/// + l).
+void compute(BlockManager& manager, uint64_t name, uint64_t length) {
+  const SequenceKeys keys = manager.keys(chain(name, length));
+  auto blocks = manager.allocate_blocks(length);
+  ASSERT_TRUE(blocks) << blocks.error();
+  std::vector<CompleteBlock> complete;
+  for (uint64_t i = 0; i < length; ++i) {
+    for (uint16_t layer = 0; layer < manager.config().num_layers; ++layer) {
+      const Status stored = manager.store_kv((*blocks)[i], LayerId(layer),
+                                             layer_bytes(manager, name * 100 + i * 10 + layer));
+      ASSERT_TRUE(stored) << stored.error();
+    }
+    complete.push_back(std::move((*blocks)[i])
+                           .complete(keys.groups[0][i],
+                                     i > 0 ? std::optional(keys.groups[0][i - 1]) : std::nullopt));
+  }
+  manager.release(manager.register_blocks(std::move(complete)));
+  ASSERT_TRUE(manager.wait_idle());
+}
+
+/// Brings a chain back to G1 and compares every byte; returns how many blocks it got.
+uint32_t restore_and_check(BlockManager& manager, uint64_t name, uint64_t length) {
+  PrefixHit hit = manager.match(manager.keys(chain(name, length)));
+  auto destinations = manager.allocate_blocks(hit.num_destinations(0));
+  EXPECT_TRUE(destinations) << destinations.error();
+  std::vector<std::vector<MutableBlock>> into;
+  into.push_back(std::move(*destinations));
+  Onboarded onboarded = manager.onboard(std::move(hit), std::move(into));
+  EXPECT_TRUE(onboarded.status) << onboarded.status.error();
+  for (size_t i = 0; i < onboarded.groups[0].blocks.size(); ++i) {
+    for (uint16_t layer = 0; layer < manager.config().num_layers; ++layer) {
+      const auto bytes = manager.load_kv(onboarded.groups[0].blocks[i], LayerId(layer));
+      EXPECT_TRUE(bytes) << bytes.error();
+      EXPECT_EQ(*bytes, layer_bytes(manager, name * 100 + i * 10 + layer)) << "block " << i;
+    }
+  }
+  const uint32_t restored = onboarded.num_blocks;
+  manager.release(std::move(onboarded.groups[0].blocks));
+  return restored;
+}
+
+TEST(BlockManager, FindsInG1WhatWasRegistered) {
+  auto manager = make(small_config());
+  compute(*manager, 1, 3);
+  const PrefixHit hit = manager->match(manager->keys(chain(1, 4)));
+  EXPECT_EQ(hit.num_blocks(), 3u);
+  EXPECT_EQ(hit.num_gpu_blocks(), 3u);
+  EXPECT_EQ(hit.tier(2), TierId::kG1);
+  EXPECT_EQ(hit.num_destinations(0), 0u);
+}
+
+TEST(BlockManager, BringsBackFromHostWhatLeftG1) {
+  auto manager = make(small_config());
+  compute(*manager, 1, 3);
+  compute(*manager, 2, 1);  // fills G1
+  auto all = manager->allocate_blocks(4);
+  ASSERT_TRUE(all) << all.error();
+  all->clear();
+  const PrefixHit hit = manager->match(manager->keys(chain(1, 3)));
+  EXPECT_EQ(hit.num_gpu_blocks(), 0u);
+  EXPECT_EQ(hit.num_blocks(), 3u);
+  EXPECT_EQ(hit.tier(0), TierId::kG2);
+  EXPECT_EQ(restore_and_check(*manager, 1, 3), 3u);
+}
+
+TEST(BlockManager, BringsBackFromDiskWhatLeftTheHost) {
+  auto manager = make(small_config());
+  compute(*manager, 1, 4);
+  compute(*manager, 2, 4);
+  compute(*manager, 3, 4);
+  EXPECT_EQ(manager->match(manager->keys(chain(1, 4))).tier(3), TierId::kG3);
+  EXPECT_EQ(restore_and_check(*manager, 1, 4), 4u);
+  EXPECT_EQ(restore_and_check(*manager, 2, 4), 4u);
+  EXPECT_EQ(restore_and_check(*manager, 3, 4), 4u);
+}
+
+TEST(BlockManager, ServesSeveralRanksEachWithItsOwnBytes) {
+  KvBlockManagerConfig config = small_config();
+  config.num_ranks = 3;
+  auto manager = make(config);
+  const SequenceKeys keys = manager->keys(chain(1, 1));
+  auto blocks = manager->allocate_blocks(1);
+  ASSERT_TRUE(blocks);
+  for (uint16_t rank = 0; rank < 3; ++rank) {
+    ASSERT_TRUE(
+        manager->store_kv(blocks->front(), LayerId(1), layer_bytes(*manager, rank), RankId(rank)));
+  }
+  std::vector<CompleteBlock> complete;
+  complete.push_back(std::move(blocks->front()).complete(keys.groups[0][0], std::nullopt));
+  manager->release(manager->register_blocks(std::move(complete)));
+  ASSERT_TRUE(manager->wait_idle());
+  (void)manager->allocate_blocks(4);  // evicts it from G1
+
+  PrefixHit hit = manager->match(keys);
+  EXPECT_EQ(hit.tier(0), TierId::kG2);
+  std::vector<std::vector<MutableBlock>> into;
+  into.push_back(*manager->allocate_blocks(1));
+  Onboarded onboarded = manager->onboard(std::move(hit), std::move(into));
+  ASSERT_EQ(onboarded.num_blocks, 1u);
+  for (uint16_t rank = 0; rank < 3; ++rank) {
+    EXPECT_EQ(manager->load_kv(onboarded.groups[0].blocks[0], LayerId(1), RankId(rank)).value(),
+              layer_bytes(*manager, rank));
+  }
+}
+
+TEST(BlockManager, WithoutOffloadKeepsOnlyG1) {
+  KvBlockManagerConfig config = small_config();
+  config.enable_offload = false;
+  config.host_blocks = 0;
+  config.disk_blocks = 0;
+  config.offload_path = KvBlockManagerConfig().offload_path;
+  auto manager = make(config);
+  compute(*manager, 1, 4);
+  compute(*manager, 2, 4);
+  EXPECT_EQ(manager->match(manager->keys(chain(1, 4))).num_blocks(), 0u);
+  EXPECT_EQ(manager->match(manager->keys(chain(2, 4))).num_gpu_blocks(), 4u);
+}
+
+TEST(BlockManager, DiskAloneServesAsWell) {
+  KvBlockManagerConfig config = small_config();
+  config.host_blocks = 0;
+  auto manager = make(config);
+  compute(*manager, 1, 4);
+  compute(*manager, 2, 4);
+  EXPECT_EQ(restore_and_check(*manager, 1, 4), 4u);
+}
+
+TEST(BlockManager, EventsSayWhatIsResident) {
+  CountingSink events;
+  BlockManagerParts parts;
+  parts.events = &events;
+  auto manager = make(small_config(), parts);
+  for (uint64_t name = 1; name <= 6; ++name) compute(*manager, name, 1 + name % 4);
+  EXPECT_EQ(restore_and_check(*manager, 2, 3), 3u);
+  for (TierId tier : {TierId::kG1, TierId::kG2, TierId::kG3}) {
+    EXPECT_EQ(events.tally().of(tier).resident(),
+              static_cast<int64_t>(manager->resident_blocks(tier)))
+        << tier;
+  }
+  EXPECT_GT(manager->resident_blocks(TierId::kG3), 0u);
+}
+
+TEST(BlockManager, StopWritesDirtyHostBlocksToDisk) {
+  auto manager = make(small_config());
+  compute(*manager, 1, 3);
+  EXPECT_EQ(manager->resident_blocks(TierId::kG3), 0u);
+  ASSERT_TRUE(manager->stop());
+  EXPECT_EQ(manager->resident_blocks(TierId::kG3), 3u);
+  EXPECT_EQ(manager->tier_metrics().drained_blocks.value(), 3u);
+  EXPECT_TRUE(manager->stop());
+}
+
+TEST(BlockManager, StoreAndLoadCheckTheirBounds) {
+  auto manager = make(small_config());
+  auto blocks = manager->allocate_blocks(1);
+  ASSERT_TRUE(blocks);
+  const auto bytes = layer_bytes(*manager, 1);
+  const auto short_bytes = std::span(bytes).first(bytes.size() - 1);
+  EXPECT_THROW((void)manager->store_kv(blocks->front(), LayerId(2), bytes), ContractViolation);
+  EXPECT_THROW((void)manager->store_kv(blocks->front(), LayerId(0), short_bytes),
+               ContractViolation);
+  EXPECT_THROW((void)manager->store_kv(blocks->front(), LayerId(0), bytes, RankId(1)),
+               ContractViolation);
+}
+
+TEST(BlockManager, RefusesAnAllocationLargerThanG1) {
+  auto manager = make(small_config());
+  const auto blocks = manager->allocate_blocks(5);
+  ASSERT_FALSE(blocks);
+  EXPECT_EQ(blocks.error().code(), ErrorCode::kExhausted);
+}
+
+TEST(BlockManager, LogicalWorkersMoveNoBytes) {
+  BlockManagerParts parts;
+  parts.workers = BlockManagerParts::Workers::kLogical;
+  auto manager = make(small_config(), parts);
+  auto blocks = manager->allocate_blocks(1);
+  ASSERT_TRUE(blocks);
+  const auto launched = manager->launch(*blocks, {}, [](const KvView&) -> Status { return {}; });
+  ASSERT_FALSE(launched);
+  EXPECT_EQ(launched.error().code(), ErrorCode::kUnsupported);
+}
+
+TEST(BlockManager, TakesAShareOfDeviceMemoryIfNoNumberIsGiven) {
+  KvBlockManagerConfig config = small_config();
+  config.num_blocks = 0;
+  config.gpu_memory_fraction = 0.001;
+  auto manager = make(config);
+  EXPECT_GT(manager->gpu_occupancy().num_free, 1000u);
+}
+
+TEST(BlockManager, AMissingOffloadDirectoryIsOneClearError) {
+  KvBlockManagerConfig config = small_config();
+  config.offload_path = testing::TempDir() + "does/not/exist";
+  const auto manager = BlockManager::create(config);
+  ASSERT_FALSE(manager);
+  EXPECT_NE(manager.error().message().find("does/not/exist"), std::string::npos);
+}
+
+TEST(BlockManager, GuardsMayOutliveTheManager) {
+  auto manager = make(small_config());
+  auto blocks = manager->allocate_blocks(2);
+  ASSERT_TRUE(blocks);
+  manager.reset();
+  blocks->clear();
+}
+
+}  // namespace
+}  // namespace kvbm

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/runtime/config_doc.hpp"
+
+#include <algorithm>
+
+#include "kvbm/base/text.hpp"
+#include "kvbm/runtime/config.hpp"
+#include "kvbm/runtime/config_schema.hpp"
+
+namespace kvbm {
+namespace {
+
+constexpr std::string_view kHead =
+    R"(<!-- Written by the build target config_doc from src/kvbm/runtime/config_schema.cpp. -->
+# Configuration
+
+One configuration for every program and binding. Each value comes from the last of these sources that sets it:
+
+1. the default in the table below;
+2. a TOML file: the one given to the program, or else the one that `KVBM_CONFIG` names;
+3. the environment: `KVBM_` and the key in upper case, such as `KVBM_BLOCK_SIZE=32`;
+4. the program itself: an option such as `--block-size 32`, or a value set in code.
+
+```toml
+block_size = 16
+num_layers = 32
+num_heads = 8
+head_dim = 128
+num_blocks = 2048
+enable_offload = true
+host_bytes = "16 GiB"
+```
+
+Nothing is accepted and ignored. An unknown key is an error that names the nearest key there is; so is a value of the
+wrong type or out of its range, even where a later source replaces it; so is a value, other than the default, that would have
+no effect beside the others. Every message names the key, the value and where it stood.
+
+## Keys
+
+| key | default | allowed | unit | what it does |
+|---|---|---|---|---|
+)";
+
+constexpr std::string_view kTail = R"(
+In the environment and on the command line a value is written as in TOML, but without quotes; booleans may also be `1` and `0`.
+A number of bytes is an integer or a size with a unit: `KiB MiB GiB TiB` count 1024s, `kB MB GB TB` 1000s.
+
+What belongs together:
+
+- `host_blocks`, `host_bytes`, `disk_blocks` and `disk_bytes` need `enable_offload = true`, and that needs one of them. A tier is sized in
+  blocks or in bytes, not both.
+- `num_layers`, `num_heads` and `head_dim` have no useful default and must be set, here or in `groups`.
+- `gpu_memory_fraction` is used where `num_blocks` is 0; `offload_path` and `disk_threads` need a disk tier; `transfer_timeout`
+  needs `enable_offload`.
+
+## Layer groups
+
+`groups` lists groups of layers that are alike, in one text:
+
+    full:layers=4;window:layers=2,blocks=8
+
+A group is `full` (it needs the whole prefix) or `window` (it needs the last `blocks` blocks), a colon, and options with commas
+between them. Groups have semicolons between them; spaces do not matter.
+
+| option | what it says |
+|---|---|
+| `layers` | how many layers; required |
+| `blocks` | the window; required in a `window`, wrong in a `full` group |
+| `name` | letters, digits, `_` and `-`; without it the kind, the second one with `_2` after it |
+| `outer_dim`, `num_heads`, `head_dim`, `dtype_width_bytes` | this group's own value for the key of that name |
+
+A mistake is reported with the number of the character at which it begins.
+
+## Other variables
+
+These begin with `KVBM_` too, and are no keys:
+
+| variable | what it is for |
+|---|---|
+)";
+
+}  // namespace
+
+std::string config_doc() {
+  std::string text(kHead);
+  for (const ConfigKey& key : config_schema()) {
+    text += format_text("| `{}` | `{}` | {} | {} | {} |\n", key.name, key.default_value(),
+                        key.allowed(), key.unit, key.doc);
+  }
+  text += kTail;
+  for (const ReservedVariable& variable : reserved_variables()) {
+    text += format_text("| `{}` | {} |\n", variable.name, variable.doc);
+  }
+  return text;
+}
+
+std::string config_help() {
+  std::string text;
+  for (const ConfigKey& key : config_schema()) {
+    std::string doc(key.doc);
+    std::erase(doc, '`');
+    text += format_text("  {} {}\n      {} [{}]\n", key.option(), key.placeholder(), doc,
+                        key.default_value());
+  }
+  return text;
+}
+
+}  // namespace kvbm

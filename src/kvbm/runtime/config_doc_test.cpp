@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/runtime/config_doc.hpp"
+
+#include <fstream>
+#include <iterator>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kvbm/runtime/config.hpp"
+#include "kvbm/runtime/config_schema.hpp"
+
+namespace kvbm {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(ConfigDoc, IsWhatTheDocumentationSays) {
+  std::ifstream file(KVBM_TEST_SOURCE_DIR "/../../../docs/configuration.md", std::ios::binary);
+  ASSERT_TRUE(file);
+  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  EXPECT_EQ(text, config_doc())
+      << "write it anew: cmake --build <build folder> --target config_doc";
+}
+
+TEST(ConfigDoc, NamesEveryKeyAndEveryOtherVariable) {
+  const std::string doc = config_doc();
+  for (const ConfigKey& key : config_schema()) {
+    EXPECT_THAT(doc, HasSubstr("| `" + std::string(key.name) + "` | `" + key.default_value()));
+  }
+  for (const ReservedVariable& variable : reserved_variables()) {
+    EXPECT_THAT(doc, HasSubstr("| `" + std::string(variable.name) + "` | "));
+  }
+}
+
+TEST(ConfigDoc, ItsExampleIsAConfiguration) {
+  const std::string doc = config_doc();
+  const size_t start = doc.find("```toml\n") + 8;
+  const std::string example = doc.substr(start, doc.find("```\n", start) - start);
+  const Result<Config> config = Config::load({.file = ConfigFile{"example", example}});
+  ASSERT_TRUE(config) << config.error();
+  EXPECT_TRUE(config->values().has_host_tier());
+}
+
+TEST(ConfigHelp, ShowsEveryOptionWithItsValuesAndDefault) {
+  const std::string help = config_help();
+  EXPECT_THAT(help, HasSubstr("  --block-size INTEGER\n      Tokens per block. [64]\n"));
+  EXPECT_THAT(help, HasSubstr("  --policy lineage|lru|fifo\n"));
+  EXPECT_EQ(help.find('`'), std::string::npos);
+  for (const ConfigKey& key : config_schema()) EXPECT_THAT(help, HasSubstr("  " + key.option()));
+}
+
+}  // namespace
+}  // namespace kvbm
