@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "apps/kvbm/console.hpp"
+
+#include <langinfo.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <clocale>
+#include <cstdio>
+#include <cstdlib>
+#include <system_error>
+#include <utility>
+
+#include "apps/kvbm/interrupt.hpp"
+
+namespace kvbm {
+namespace {
+
+// A terminal that can go back on a line and show colours.
+bool is_capable_terminal(int fd) {
+  if (::isatty(fd) == 0) return false;
+  const char* kind = std::getenv("TERM");
+  return kind != nullptr && *kind != '\0' && std::string_view(kind) != "dumb";
+}
+
+// Source: https://no-color.org
+bool colours_are_wanted() {
+  const char* no_color = std::getenv("NO_COLOR");
+  return no_color == nullptr || *no_color == '\0';
+}
+
+bool locale_is_utf8() {
+  std::setlocale(LC_CTYPE, "");  // numbers stay as they are in C
+  return std::string_view(::nl_langinfo(CODESET)) == "UTF-8";
+}
+
+void write_error(std::string_view text) {
+  // Nobody is left to be told if this fails.
+  static_cast<void>(std::fwrite(text.data(), 1, text.size(), stderr));
+  std::fflush(stderr);
+}
+
+}  // namespace
+
+Console::Console() {
+  const bool colours = colours_are_wanted();
+  error_is_terminal_ = is_capable_terminal(STDERR_FILENO);
+  error_has_colours_ = error_is_terminal_ && colours;
+  if (locale_is_utf8()) style_.letters = TextStyle::Letters::kUtf8;
+  if (colours && is_capable_terminal(STDOUT_FILENO)) style_.colours = TextStyle::Colours::kOn;
+}
+
+void Console::print(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() && print_error_ == 0) {
+    print_error_ = errno;
+  }
+}
+
+void Console::complain(std::string_view message) {
+  std::string line = error_has_colours_ ? "\x1b[1;31mkvbm:\x1b[0m " : "kvbm: ";
+  line.append(message).append("\n");
+  // What was printed so far comes first where both go to the same place.
+  std::fflush(stdout);
+  write_error(line);
+}
+
+void Console::complain(const Error& error) { complain(explain(error)); }
+
+ProgressOptions Console::progress(std::string label, std::string unit) const {
+  ProgressOptions options;
+  options.style = error_is_terminal_ ? ProgressStyle::kBar : ProgressStyle::kLines;
+  options.label = std::move(label);
+  options.unit = std::move(unit);
+  options.interrupted = &interrupted();
+  struct winsize size {};
+  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1) {
+    // The last column would make some terminals go on in the next line.
+    options.columns = std::min<uint32_t>(size.ws_col - 1U, 100);
+  }
+  return options;
+}
+
+Progress::Write Console::progress_writer() { return write_error; }
+
+Status Console::close() {
+  if (std::fflush(stdout) != 0 && print_error_ == 0) print_error_ = errno;
+  if (print_error_ == 0) return {};
+  return errno_error("cannot write to standard output", print_error_);
+}
+
+std::string explain(const Error& error) {
+  std::string text = error.message();
+  if (error.native_domain() == NativeDomain::kErrno) {
+    text.append(": ").append(
+        std::generic_category().message(static_cast<int>(error.native_code())));
+  }
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
+}  // namespace kvbm

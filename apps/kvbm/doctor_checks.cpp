@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "apps/kvbm/doctor_checks.hpp"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <system_error>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "kvbm/base/units.hpp"
+#include "kvbm/memory/file.hpp"
+#include "kvbm/replay/machine.hpp"
+
+#include "apps/kvbm/build_info.hpp"
+#include "apps/kvbm/console.hpp"
+
+namespace kvbm {
+namespace {
+
+constexpr uint64_t kLittleMemory = 4 * kGiB;
+constexpr uint64_t kLittleDisk = 10 * kGiB;
+constexpr uint64_t kLittleLockedMemory = kGiB;
+
+DoctorFinding ok(std::string found) { return {DoctorStatus::kOk, std::move(found), ""}; }
+DoctorFinding warn(std::string found, std::string mend) {
+  return {DoctorStatus::kWarn, std::move(found), std::move(mend)};
+}
+DoctorFinding missing(std::string found, std::string mend) {
+  return {DoctorStatus::kMissing, std::move(found), std::move(mend)};
+}
+
+std::string first_line_of(const std::filesystem::path& path) {
+  std::ifstream in(path);
+  std::string line;
+  std::getline(in, line);
+  return line;
+}
+
+DoctorFinding look_at_cores(const DoctorOptions& /*options*/) {
+  const long present = ::sysconf(_SC_NPROCESSORS_ONLN);
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const long usable = ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : present;
+  std::string found = fmt::format("{} of {} may be used", usable, present);
+  if (usable >= 2) return ok(std::move(found));
+  return warn(std::move(found), "give the process two, or copies and the engine share one");
+}
+
+DoctorFinding look_at_memory(const DoctorOptions& /*options*/) {
+  const auto memory = read_machine_memory();
+  if (!memory) return warn(explain(memory.error()), "choose the sizes of G1 and G2 with care");
+  std::string found =
+      fmt::format("{} free of {}", format_size(memory->available), format_size(memory->total));
+  if (memory->available >= kLittleMemory) return ok(std::move(found));
+  return warn(std::move(found), "free some or raise the limit: there is little room for G2");
+}
+
+DoctorFinding look_at_huge_pages(const DoctorOptions& /*options*/) {
+  const std::string modes = first_line_of("/sys/kernel/mm/transparent_hugepage/enabled");
+  const size_t open = modes.find('[');
+  const size_t close = modes.find(']');
+  std::string mode = open != std::string::npos && close != std::string::npos && open < close
+                         ? modes.substr(open + 1, close - open - 1)
+                         : "not told";
+  const auto memory = read_machine_memory();
+  const uint64_t reserved = memory ? memory->huge_pages_free : 0;
+  std::string found = fmt::format("transparent: {}; reserved: {} free", mode, reserved);
+  if (mode == "always" || mode == "madvise") return ok(std::move(found));
+  return warn(
+      std::move(found),
+      "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled: host memory gets faster");
+}
+
+DoctorFinding look_at_locked_memory(const DoctorOptions& /*options*/) {
+  struct rlimit limit {};
+  if (::getrlimit(RLIMIT_MEMLOCK, &limit) != 0) return warn("not told", "see ulimit -l");
+  if (limit.rlim_cur == RLIM_INFINITY) return ok("no limit");
+  std::string found = format_size(limit.rlim_cur);
+  if (limit.rlim_cur >= kLittleLockedMemory) return ok(std::move(found));
+  return warn(std::move(found),
+              "ulimit -l unlimited: registered buffers (io_uring, RDMA) need more");
+}
+
+DoctorFinding look_at_disk(const DoctorOptions& options) {
+  const auto disk = read_disk_space(options.disk_dir);
+  if (!disk) return missing(explain(disk.error()), "name another folder with --disk-dir");
+  std::string found =
+      fmt::format("{}: {}, {} free of {}", options.disk_dir.native(), disk->file_system,
+                  format_size(disk->free), format_size(disk->total));
+  if (::access(options.disk_dir.c_str(), W_OK | X_OK) != 0) {
+    return missing(found + ", not writable", "name another folder with --disk-dir");
+  }
+  if (disk->file_system == "tmpfs" || disk->file_system == "ramfs") {
+    return warn(std::move(found), "name another folder with --disk-dir: that is memory, no disk");
+  }
+  if (disk->free >= kLittleDisk) return ok(std::move(found));
+  return warn(std::move(found), "free some or name another folder: there is little room for G3");
+}
+
+// A file without a name, gone when it is closed.
+File open_nameless(const std::filesystem::path& folder) {
+  const int fd = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (fd >= 0) return File(fd);
+  std::string name = (folder / ".kvbm-doctor-XXXXXX").native();
+  File file(::mkostemp(name.data(), O_CLOEXEC));
+  if (file) static_cast<void>(::unlink(name.c_str()));
+  return file;
+}
+
+DoctorFinding look_at_direct_io(const DoctorOptions& options) {
+  constexpr off_t kProbeBytes = 1 << 20;
+  const std::string folder = options.disk_dir.native();
+  File file = open_nameless(options.disk_dir);
+  if (!file || ::ftruncate(file.fd(), kProbeBytes) != 0) {
+    return missing(
+        fmt::format("cannot make a file in {}: {}", folder, std::generic_category().message(errno)),
+        "name another folder with --disk-dir");
+  }
+  const FileAlignment alignment = file.try_direct();
+  if (alignment.direct()) return ok(fmt::format("yes, in units of {} B", alignment.offset));
+  return warn("not on this file system",
+              "use ext4 or xfs: here reads and writes go through the page cache");
+}
+
+DoctorFinding look_at_adapters(const DoctorOptions& /*options*/) {
+  std::string built = "host device, POSIX files";
+  std::string left_out;
+  for (const BuiltAdapter& adapter : kAdapters) {
+    std::string& list = adapter.built ? built : left_out;
+    list.append(list.empty() ? "" : ", ").append(adapter.name);
+  }
+  if (left_out.empty()) return ok(std::move(built));
+  return missing(fmt::format("{}; {}: not in this build", built, left_out),
+                 fmt::format("configure with -DKVBM_WITH_{}=ON", left_out));
+}
+
+DoctorFinding look_at_driver(const DoctorOptions& /*options*/) {
+  const std::string version = first_line_of("/proc/driver/nvidia/version");
+  if (version.empty()) {
+    return missing("no NVIDIA driver is loaded",
+                   "install one to use GPUs: the host device works without");
+  }
+  std::error_code error;
+  const auto gpus = std::filesystem::directory_iterator("/proc/driver/nvidia/gpus", error);
+  const auto count = error ? 0 : std::distance(begin(gpus), end(gpus));
+  return ok(fmt::format("{} GPU{}, {}", count, count == 1 ? "" : "s", version));
+}
+
+DoctorFinding look_at_uring(const DoctorOptions& /*options*/) {
+#if defined(SYS_io_uring_setup)
+  // Without parameters the call fails in one way or another; how tells whether it is there.
+  const long result = ::syscall(SYS_io_uring_setup, 1, nullptr);
+  const int error_number = result < 0 ? errno : 0;
+  if (result >= 0) ::close(static_cast<int>(result));
+  if (error_number == ENOSYS) return missing("the kernel has none", "use Linux 5.10 or later");
+  if (error_number == EPERM || error_number == EACCES) {
+    return missing("forbidden by the kernel or the container",
+                   "sysctl kernel.io_uring_disabled=0, or allow it in the container's profile");
+  }
+  return ok("the kernel offers it");
+#else
+  return missing("not known when this was built", "build on Linux 5.10 or later");
+#endif
+}
+
+constexpr DoctorCheck kChecks[] = {
+    {"cpu cores", look_at_cores},
+    {"memory", look_at_memory},
+    {"huge pages", look_at_huge_pages},
+    {"locked memory", look_at_locked_memory},
+    {"disk", look_at_disk},
+    {"direct i/o", look_at_direct_io},
+    {"adapters", look_at_adapters},
+    {"nvidia driver", look_at_driver},
+    {"io_uring", look_at_uring},
+};
+
+}  // namespace
+
+std::string_view to_string(DoctorStatus status) noexcept {
+  switch (status) {
+    case DoctorStatus::kOk:
+      return "ok";
+    case DoctorStatus::kWarn:
+      return "warn";
+    case DoctorStatus::kMissing:
+      return "missing";
+  }
+  return "unknown";
+}
+
+std::span<const DoctorCheck> doctor_checks() noexcept { return kChecks; }
+
+}  // namespace kvbm

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// The program kvbm.
+#include <exception>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "kvbm/base/text.hpp"
+
+#include "apps/kvbm/build_info.hpp"
+#include "apps/kvbm/command.hpp"
+#include "apps/kvbm/console.hpp"
+#include "apps/kvbm/interrupt.hpp"
+
+namespace kvbm {
+namespace {
+
+constexpr char kFooter[] =
+    "Exit status: 0 all went well; 1 a replay found wrong bytes; 2 it could not be done, and the\n"
+    "reason is on standard error; 130 interrupted.";
+
+std::vector<Command> add_commands(CLI::App& program, Console& console) {
+  std::vector<Command> commands;
+  commands.push_back(add_replay_command(program, console));
+  for (Command& command : add_trace_commands(program, console)) {
+    commands.push_back(std::move(command));
+  }
+  commands.push_back(add_doctor_command(program, console));
+  return commands;
+}
+
+std::string path_of(const CLI::App& program) {
+  std::string path = program.get_name();
+  const CLI::App* app = &program;
+  while (!app->get_subcommands().empty()) {
+    app = app->get_subcommands().front();
+    path.append(" ").append(app->get_name());
+  }
+  return path;
+}
+
+ExitCode end(Console& console, ExitCode code) {
+  const Status closed = console.close();
+  if (closed) return code;
+  console.complain(closed.error());
+  return ExitCode::kFailed;
+}
+
+int run(int argc, char** argv) {
+  Console console;
+  CLI::App program("KV block manager: replays traces, makes them, looks at this machine.", "kvbm");
+  program.set_version_flag("--version", kProgramVersion, "Print the version and exit");
+  program.set_help_flag("-h,--help", "Print this help and exit");
+  program.require_subcommand(1);
+  program.footer(kFooter);
+  const std::vector<Command> commands = add_commands(program, console);
+
+  try {
+    program.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    console.print(program.help());  // that of the innermost command
+    return static_cast<int>(end(console, ExitCode::kSuccess));
+  } catch (const CLI::CallForVersion&) {
+    console.print(std::string("kvbm ") + kProgramVersion + "\n");
+    return static_cast<int>(end(console, ExitCode::kSuccess));
+  } catch (const CLI::ParseError& error) {
+    // A word that is no command is told as a command that is missing.
+    const std::vector<std::string> unknown = program.remaining(true);
+    const bool no_command =
+        error.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError);
+    std::string message = no_command && !unknown.empty()
+                              ? format_text("'{}' was not expected", unknown.front())
+                              : std::string(error.what());
+    message.append(" (see ").append(path_of(program)).append(" --help)");
+    console.complain(message);
+    return static_cast<int>(ExitCode::kFailed);
+  }
+
+  catch_interrupts();
+  for (const Command& command : commands) {
+    if (!command.app->parsed()) continue;
+    const Result<ExitCode> result = command.run();
+    if (result) return static_cast<int>(end(console, *result));
+    if (interrupted() && result.error().code() == ErrorCode::kCancelled) {
+      console.complain("interrupted");
+      return interrupt_status();
+    }
+    console.complain(result.error());
+    return static_cast<int>(ExitCode::kFailed);
+  }
+  return static_cast<int>(ExitCode::kFailed);  // not reached: a subcommand is required
+}
+
+void complain_of(const char* what) {
+  try {
+    kvbm::Console().complain(what);
+  } catch (...) {  // without memory for a message the exit status has to do
+  }
+}
+
+}  // namespace
+}  // namespace kvbm
+
+int main(int argc, char** argv) {
+  try {
+    return kvbm::run(argc, argv);
+  } catch (const std::bad_alloc&) {
+    kvbm::complain_of("out of memory");
+  } catch (const std::exception& error) {
+    kvbm::complain_of(error.what());
+  }
+  return static_cast<int>(kvbm::ExitCode::kFailed);
+}

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+// kvbm replay: plays a trace through the tiers and reports what came of it.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <filesystem>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "kvbm/base/text.hpp"
+#include "kvbm/replay/machine.hpp"
+#include "kvbm/replay/output_file.hpp"
+#include "kvbm/replay/replay.hpp"
+
+#include "apps/kvbm/command.hpp"
+#include "apps/kvbm/interrupt.hpp"
+
+namespace kvbm {
+namespace {
+
+// The size of a tier as it was written on the command line.
+struct TierArguments {
+  std::optional<uint64_t> blocks;
+  std::optional<uint64_t> bytes;
+};
+
+struct ReplayArguments {
+  ReplayOptions options;
+  TierArguments g1, g2, g3;
+  std::string groups = format_replay_groups(ReplayOptions().groups);
+  std::string policy{to_string(ReplayOptions().policy)};
+  bool no_bytes = false;
+  bool overlap = false;
+  bool quiet = false;
+  std::filesystem::path trace;
+  std::filesystem::path json;
+  std::filesystem::path metrics;
+  std::string config;
+};
+
+tl::unexpected<Error> invalid(std::string message) {
+  return make_error(ErrorCode::kInvalidArgument, std::move(message));
+}
+
+// "g1-bytes" for "g1-blocks" and back: whoever says one on the command line means not the other.
+std::string other_form(const std::string& name) {
+  constexpr std::string_view kBlocks = "-blocks";
+  constexpr std::string_view kBytes = "-bytes";
+  if (name.ends_with(kBlocks)) return name.substr(0, name.size() - kBlocks.size()).append(kBytes);
+  if (name.ends_with(kBytes)) return name.substr(0, name.size() - kBytes.size()).append(kBlocks);
+  return name;
+}
+
+// Takes what the command line leaves open from a file of `name = value` lines, with the options'
+// names.
+Status read_config(CLI::App& app, const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    return invalid(format_text("cannot read {}: it is a directory", path));
+  }
+  if (::access(path.c_str(), R_OK) != 0) {
+    return errno_error(format_text("cannot read {}", path), errno);
+  }
+  const std::vector<CLI::Option*> given =
+      app.get_options([](const CLI::Option* option) { return option->count() > 0; });
+  const auto is_given = [&given](const CLI::Option* option) {
+    return std::find(given.begin(), given.end(), option) != given.end();
+  };
+  try {
+    for (const CLI::ConfigItem& item : CLI::ConfigTOML().from_file(path)) {
+      if (!item.parents.empty()) {
+        return invalid(
+            format_text("{}: sections such as [{}] are not known", path, item.parents.front()));
+      }
+      CLI::Option* option = app.get_option_no_throw("--" + item.name);
+      if (option == nullptr || !option->get_configurable() || item.inputs.size() != 1) {
+        return invalid(format_text("{}: '{}' is no option with one value", path, item.name));
+      }
+      if (is_given(option) || is_given(app.get_option_no_throw("--" + other_form(item.name)))) {
+        continue;
+      }
+      if (option->count() > 0) {
+        return invalid(format_text("{}: '{}' appears twice", path, item.name));
+      }
+      const bool is_flag = option->get_expected_min() == 0;
+      option->add_result(is_flag ? option->get_flag_value(item.name, item.inputs.front())
+                                 : item.inputs.front());
+      option->run_callback();
+    }
+  } catch (const CLI::Error& failure) {
+    return invalid(format_text("{}: {}", path, failure.what()));
+  }
+  return {};
+}
+
+Status set_size(std::string_view tier, const TierArguments& arguments, uint64_t position_bytes,
+                uint64_t& blocks) {
+  if (arguments.blocks && arguments.bytes) {
+    return invalid(format_text("--{}-blocks and --{}-bytes exclude each other", tier, tier));
+  }
+  if (arguments.blocks) blocks = *arguments.blocks;
+  if (!arguments.bytes) return {};
+  blocks = position_bytes == 0 ? 0 : *arguments.bytes / position_bytes;
+  if (blocks == 0) {
+    return invalid(format_text("--{}-bytes is {}, less than one block of {}", tier,
+                               format_size(*arguments.bytes), format_size(position_bytes)));
+  }
+  return {};
+}
+
+// The options of the replay, complete and valid.
+Result<ReplayOptions> resolve(const ReplayArguments& arguments) {
+  ReplayOptions options = arguments.options;
+  KVBM_ASSIGN_OR_RETURN(options.groups, parse_replay_groups(arguments.groups));
+  KVBM_ASSIGN_OR_RETURN(options.policy, parse_policy(arguments.policy));
+  if (arguments.no_bytes) options.bytes = ReplayOptions::Bytes::kNone;
+  if (arguments.overlap) options.overlap = ReplayOptions::Overlap::kOn;
+  ReplayOptions shape = options;  // sizes in bytes need a sound size of a block
+  shape.g1_blocks = 1;
+  shape.disk_dir.clear();
+  KVBM_TRY(shape.validate());
+  const uint64_t position_bytes = options.position_bytes();
+  KVBM_TRY(set_size("g1", arguments.g1, position_bytes, options.g1_blocks));
+  KVBM_TRY(set_size("g2", arguments.g2, position_bytes, options.g2_blocks));
+  KVBM_TRY(set_size("g3", arguments.g3, position_bytes, options.g3_blocks));
+  KVBM_TRY(options.validate());
+  return options;
+}
+
+// What G3 may take: free space, and what files of an earlier replay give back.
+Result<uint64_t> usable_disk_bytes(const std::filesystem::path& folder) {
+  KVBM_ASSIGN_OR_RETURN(const DiskSpace disk, read_disk_space(folder));
+  uint64_t usable = disk.free;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    const uint64_t size = entry.is_regular_file(error) ? entry.file_size(error) : 0;
+    if (!error) usable += size;
+  }
+  return usable;
+}
+
+Status check_disk_folder(const std::filesystem::path& folder) {
+  std::error_code error;
+  const auto status = std::filesystem::status(folder, error);
+  if (!std::filesystem::exists(status)) {
+    return errno_error(format_text("cannot use --disk-dir {}", folder.native()),
+                       error ? error.value() : ENOENT);
+  }
+  if (!std::filesystem::is_directory(status)) {
+    return invalid(format_text("--disk-dir {} is no folder", folder.native()));
+  }
+  if (::access(folder.c_str(), R_OK | W_OK | X_OK) != 0) {
+    return errno_error(format_text("cannot write into --disk-dir {}", folder.native()), errno);
+  }
+  return {};
+}
+
+Status check_machine(const ReplayOptions& options) {
+  ReplayRoom room;
+  // A kernel that does not tell lets the allocation decide.
+  const auto memory = read_machine_memory();
+  room.memory_bytes = memory ? memory->available : std::numeric_limits<uint64_t>::max();
+  if (!options.disk_dir.empty()) {
+    KVBM_TRY(check_disk_folder(options.disk_dir));
+    KVBM_ASSIGN_OR_RETURN(room.disk_bytes, usable_disk_bytes(options.disk_dir));
+  }
+  return check_fits(options, room);
+}
+
+// Whether a file can be written there: found out before the replay, not after it.
+Status check_output(const std::filesystem::path& path) {
+  if (path.empty()) return {};
+  KVBM_TRY(OutputFile::create(path));
+  return {};
+}
+
+Result<ExitCode> replay(CLI::App& app, ReplayArguments& arguments, Console& console) {
+  if (!arguments.config.empty()) KVBM_TRY(read_config(app, arguments.config));
+  KVBM_ASSIGN_OR_RETURN(const ReplayOptions options, resolve(arguments));
+  KVBM_TRY(check_machine(options));
+  KVBM_TRY(check_output(arguments.json));
+  KVBM_TRY(check_output(arguments.metrics));
+
+  TraceLimits limits;
+  limits.max_requests = options.limit;
+  limits.interrupted = &interrupted();
+  KVBM_ASSIGN_OR_RETURN(const Trace trace, read_trace(arguments.trace, limits));
+  if (interrupted()) return interruption();
+
+  const SystemClock clock;
+  ProgressOptions shown = console.progress("replay", "accesses");
+  if (arguments.quiet) shown.style = ProgressStyle::kSilent;
+  Progress progress(std::move(shown), Console::progress_writer(), clock);
+  auto report = run_replay(trace, options, progress);
+  progress.finish();
+  if (!report) return make_error(std::move(report).error());
+  report->trace = arguments.trace.native();
+
+  if (!arguments.json.empty()) KVBM_TRY(write_file(arguments.json, report_json(*report)));
+  if (!arguments.metrics.empty()) KVBM_TRY(write_file(arguments.metrics, report->metrics_text));
+  if (!arguments.quiet) {
+    console.print(report_table(*report, console.style()) + "\n" +
+                  plot_hits(report->timeline, console.style()));
+  }
+  if (report->mismatches == 0) return ExitCode::kSuccess;
+  console.complain(format_text("{} of {} compared blocks held wrong bytes; the first: {}",
+                               report->mismatches, report->verified_blocks,
+                               report->first_mismatch));
+  return ExitCode::kMismatch;
+}
+
+void add_tier(CLI::App& app, const std::string& tier, TierArguments& arguments, CountRange range,
+              const std::string& help) {
+  range.high = std::numeric_limits<BlockId::Representation>::max();
+  add_count(app, "--" + tier + "-blocks", arguments.blocks, help, range);
+  add_size(app, "--" + tier + "-bytes", arguments.bytes, "The same as a size, rounded down");
+}
+
+}  // namespace
+
+Command add_replay_command(CLI::App& program, Console& console) {
+  CLI::App* app = add_subcommand(program, "replay",
+                                 "Plays a trace through the tiers and reports what came of it");
+  auto arguments = std::make_shared<ReplayArguments>();
+  ReplayOptions& options = arguments->options;
+  app->add_option("trace", arguments->trace, "The trace to play")
+      ->required()
+      ->type_name("FILE")
+      ->configurable(false);
+  add_tier(*app, "g1", arguments->g1, {.low = 1},
+           format_text("Blocks of device memory [{}]", options.g1_blocks));
+  add_tier(*app, "g2", arguments->g2, {}, "Blocks of host memory; 0 leaves the tier out [0]");
+  add_tier(*app, "g3", arguments->g3, {}, "Blocks on disk; 0 leaves the tier out [0]");
+  add_size(*app, "--block-bytes", options.block_bytes, "One block, over all ranks");
+  add_count(*app, "--ranks", options.ranks, "Workers that share each block", {.low = 1});
+  app->add_option(
+         "--groups", arguments->groups,
+         "Layer groups: full or window:BLOCKS,\neach perhaps with @SIZE for a block size of "
+         "its own,\nwith commas between")
+      ->capture_default_str()
+      ->type_name("SPEC");
+  app->add_option("--disk-dir", options.disk_dir, "Folder of G3's files")->type_name("DIR");
+  app->add_option("--policy", arguments->policy, "Which idle block goes first")
+      ->capture_default_str()
+      ->type_name("NAME");
+  app->add_flag("--no-bytes", arguments->no_bytes, "Move names alone, no bytes");
+  app->add_flag("--overlap", arguments->overlap,
+                "Go on with the next request while blocks are still being stored");
+  add_count(*app, "--limit", options.limit, "Play the first N requests alone", {.low = 1});
+  app->add_option("--json", arguments->json, "Write the report there as JSON")->type_name("FILE");
+  app->add_option("--metrics", arguments->metrics, "Write all metrics there as Prometheus text")
+      ->type_name("FILE");
+  add_count(*app, "--seed", options.seed, "Decides what the blocks hold");
+  app->add_option(
+         "--config", arguments->config,
+         "Take options from lines such as g2-blocks = 100;\nthe command line has precedence")
+      ->type_name("FILE")
+      ->configurable(false);
+  app->add_flag("--quiet", arguments->quiet, "Show no progress, no table and no plot");
+  return {app, [app, arguments, &console] { return replay(*app, *arguments, console); }};
+}
+
+}  // namespace kvbm

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// PretendEngine: plays an inference engine on a BlockManager, with bytes that can be checked.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kvbm/base/completion.hpp"
+#include "kvbm/base/ids.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/replay/trace.hpp"
+#include "kvbm/runtime/block_manager.hpp"
+
+namespace kvbm {
+
+/// What became of the blocks of one request; hits and misses add up to its blocks.
+struct Served {
+  std::array<uint64_t, kNumTiers> hits{};  ///< by the tier that the position was restored from
+  uint64_t misses = 0;
+  uint64_t uncached = 0;  ///< misses that found no room in G1: computed, and forgotten
+};
+
+struct PretendEngineOptions {
+  bool bytes = true;     ///< fill and compare; else only ids move
+  bool overlap = false;  ///< go on while stores run; else each phase ends before the next
+  uint64_t seed = 0;     ///< of what hash ids mean
+};
+
+/// Serves requests one after the other: matches, onboards, fills the missing blocks with the bytes
+/// that their key dictates, compares those it got, registers, releases. Ownership: borrows the
+/// manager. Threads: one thread at a time.
+class PretendEngine {
+ public:
+  PretendEngine(BlockManager& manager, PretendEngineOptions options);
+  ~PretendEngine();
+
+  /// Errors: those of the manager; kCorrupt once a wrong byte was found, with block, tier, rank and
+  /// offset.
+  [[nodiscard]] Result<Served> serve(const TraceRequest& request);
+
+  /// Waits for what serve() left running. Errors: as serve().
+  Status finish();
+
+  /// Blocks that were compared, on every rank and in every group each.
+  [[nodiscard]] uint64_t verified_blocks() const noexcept;
+  [[nodiscard]] uint64_t mismatches() const noexcept;
+  /// Blocks whose copy into G1 failed after they had matched.
+  [[nodiscard]] uint64_t failed_loads() const noexcept { return failed_loads_; }
+
+ private:
+  struct Checker;
+  struct Work;
+
+  Status compute(std::shared_ptr<Work> work, std::vector<MutableBlock>& writes,
+                 const std::vector<ImmutableBlock>& reads);
+  [[nodiscard]] Status first_mismatch() const;
+
+  BlockManager& manager_;
+  PretendEngineOptions options_;
+  std::shared_ptr<Checker> checker_;
+  std::vector<Identity> identities_;
+  Completion running_ = Completion::ready();  // the launch before this one
+  uint64_t failed_loads_ = 0;
+};
+
+}  // namespace kvbm
