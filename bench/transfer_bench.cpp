@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a TransferManager adds to the copies it makes, host memory to host memory, in blocks of 64
+// KiB.
+//
+// Each iteration moves the same pieces of the same blocks by plain memcpy and through the manager.
+// `ratio` is the manager's speed as a part of memcpy's: 1 costs nothing.
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <span>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/random.hpp"
+#include "kvbm/base/thread_executor.hpp"
+#include "kvbm/device/host_device.hpp"
+#include "kvbm/memory/system_memory.hpp"
+#include "kvbm/transfer/transfer_manager.hpp"
+#include "kvbm/transfer/transfer_plan.hpp"
+
+namespace kvbm {
+namespace {
+
+constexpr uint32_t kNumBlocks = 2048;
+constexpr LayoutConfig kConfig{.num_blocks = kNumBlocks,
+                               .num_layers = 8,
+                               .outer_dim = 2,
+                               .page_size = 16,
+                               .inner_dim = 128,
+                               .dtype_width_bytes = 2};
+static_assert(kConfig.num_layers * kConfig.outer_dim * kConfig.page_size * kConfig.inner_dim *
+                  kConfig.dtype_width_bytes ==
+              64 * 1024);
+
+/// A layout in memory of its own, all pages touched.
+struct Place {
+  explicit Place(LayoutKind kind) {
+    const MemoryNeed need = required_memory(kConfig, kind).value();
+    memory = SystemMemory::create({.size_bytes = need.num_regions * need.region_bytes}).value();
+    std::memset(memory.data(), 1, memory.size_bytes());
+    std::vector<MemoryRegion> regions;
+    for (size_t i = 0; i < need.num_regions; ++i) {
+      regions.push_back(memory.region().slice(i * need.region_bytes, need.region_bytes));
+    }
+    layout = std::make_unique<PhysicalLayout>(
+        (kind == LayoutKind::kFullyContiguous
+             ? PhysicalLayout::fully_contiguous(kConfig, regions.front())
+             : PhysicalLayout::layer_separate(kConfig,
+                                              kind == LayoutKind::kLayerSeparateBlockFirst
+                                                  ? BlockDimension::kBlockIsFirst
+                                                  : BlockDimension::kBlockIsSecond,
+                                              regions))
+            .value());
+  }
+
+  SystemMemory memory;
+  std::unique_ptr<PhysicalLayout> layout;
+};
+
+void copy_plainly(std::span<const StridedPiece> pieces, std::span<const BlockId> from,
+                  std::span<const BlockId> to) {
+  for (const StridedPiece& piece : pieces) {
+    for (size_t i = 0; i < from.size(); ++i) {
+      for (uint64_t k = 0; k < piece.count; ++k) {
+        std::memcpy(piece.dst + to[i].value() * piece.dst_block_stride + k * piece.dst_stride,
+                    piece.src + from[i].value() * piece.src_block_stride + k * piece.src_stride,
+                    piece.bytes);
+      }
+    }
+  }
+}
+
+std::vector<BlockId> shuffled_ids(Random& random) {
+  std::vector<uint32_t> numbers(kNumBlocks);
+  std::iota(numbers.begin(), numbers.end(), 0U);
+  random.shuffle(std::span(numbers));
+  return {numbers.begin(), numbers.end()};
+}
+
+/// Arguments: blocks of a transfer, kind of the destination.
+void host_to_host(benchmark::State& state) {
+  using WallClock = std::chrono::steady_clock;
+  const auto num_blocks = static_cast<size_t>(state.range(0));
+  NullLogSink log;
+  ThreadExecutor executor(log);
+  const auto device = HostDevice::create({.executor = executor}).value();
+  const auto manager =
+      TransferManager::create({.device = *device, .executor = executor, .log = log}).value();
+  const Place src(LayoutKind::kFullyContiguous);
+  const Place dst(static_cast<LayoutKind>(state.range(1)));
+  const LayoutHandle src_handle = manager->register_layout(*src.layout).value();
+  const LayoutHandle dst_handle = manager->register_layout(*dst.layout).value();
+  const std::vector<StridedPiece> pieces =
+      TransferPlan::create(*src.layout, *dst.layout, kConfig.all_layers())
+          .value()
+          .with_addresses(*src.layout, *dst.layout);
+  Random random(1);
+  const std::vector<BlockId> all_from = shuffled_ids(random);
+  const std::vector<BlockId> all_to = shuffled_ids(random);
+
+  std::chrono::duration<double> plain{0};
+  std::chrono::duration<double> managed{0};
+  size_t at = 0;
+  bool managed_first = false;
+  for (auto _ : state) {
+    // Other blocks each time, and both ways on the same ones: neither finds them in a cache that
+    // the other does not.
+    if (at + 2 * num_blocks > kNumBlocks) at = 0;
+    const auto from = [&](size_t half) {
+      return std::span(all_from).subspan((at + half * num_blocks) % kNumBlocks, num_blocks);
+    };
+    const auto to = [&](size_t half) {
+      return std::span(all_to).subspan((at + half * num_blocks) % kNumBlocks, num_blocks);
+    };
+    const auto run_plain = [&](size_t half) {
+      const auto start = WallClock::now();
+      copy_plainly(pieces, from(half), to(half));
+      plain += WallClock::now() - start;
+    };
+    const auto run_managed = [&](size_t half) {
+      const auto start = WallClock::now();
+      const auto copied = manager->execute_transfer(
+          {.src = src_handle, .src_ids = from(half), .dst = dst_handle, .dst_ids = to(half)});
+      if (!copied || !copied->wait()) state.SkipWithError("the transfer failed");
+      const std::chrono::duration<double> elapsed = WallClock::now() - start;
+      managed += elapsed;
+      state.SetIterationTime(elapsed.count());
+    };
+    managed_first = !managed_first;
+    if (managed_first) {
+      run_managed(0);
+      run_plain(1);
+    } else {
+      run_plain(0);
+      run_managed(1);
+    }
+    at += 2 * num_blocks;
+  }
+  state.SetBytesProcessed(state.iterations() *
+                          static_cast<int64_t>(num_blocks * kConfig.block_bytes()));
+  state.counters["ratio"] = plain / managed;
+}
+
+BENCHMARK(host_to_host)
+    ->ArgNames({"blocks", "layout"})
+    ->ArgsProduct({{1, 16, 128, 1024},
+                   {static_cast<int64_t>(LayoutKind::kFullyContiguous),
+                    static_cast<int64_t>(LayoutKind::kLayerSeparateBlockFirst),
+                    static_cast<int64_t>(LayoutKind::kLayerSeparateBlockSecond)}})
+    ->UseManualTime();
+
+}  // namespace
+}  // namespace kvbm
+
+BENCHMARK_MAIN();

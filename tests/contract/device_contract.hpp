@@ -1,0 +1,668 @@
+// SPDX-License-Identifier: Apache-2.0
+// DeviceContract: what every Device does, as one typed suite.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kvbm/base/executor.hpp"
+#include "kvbm/base/ids.hpp"
+#include "kvbm/base/mutex.hpp"
+#include "kvbm/base/random.hpp"
+#include "kvbm/device/device.hpp"
+
+namespace kvbm::testing {
+
+/// Numbers in the order in which tasks came by.
+class Track {
+ public:
+  void add(uint64_t mark) {
+    const MutexLock lock(mutex_);
+    marks_.push_back(mark);
+  }
+  [[nodiscard]] std::vector<uint64_t> marks() const {
+    const MutexLock lock(mutex_);
+    return marks_;
+  }
+
+ private:
+  mutable Mutex mutex_{LockRank::kDevice, "tests.track"};
+  std::vector<uint64_t> marks_ KVBM_GUARDED_BY(mutex_);
+};
+
+/// A harness is default constructible and has
+///   Executor& executor();  Device& device();
+///   void destroy_device();   // afterwards device() is not called
+///   void upload(std::byte* to, std::span<const std::byte> from);   // host to device, at once
+///   void download(std::span<std::byte> to, const std::byte* from);
+template <class Harness>
+class DeviceContract : public ::testing::Test {
+ protected:
+  [[nodiscard]] Device& device() { return harness_.device(); }
+
+  /// Far enough away that only a hang gets there.
+  [[nodiscard]] TimePoint soon() {
+    return harness_.executor().clock().now() + std::chrono::seconds(60);
+  }
+
+  [[nodiscard]] StreamRef stream(std::string_view name = "stream") {
+    return device().create_stream(name).value();
+  }
+
+  void launch(StreamRef stream, UniqueFunction<void()> task) {
+    const Status queued = device().launch(stream, [task = std::move(task)]() mutable -> Status {
+      task();
+      return {};
+    });
+    ASSERT_TRUE(queued) << queued.error();
+  }
+
+  void launch_failure(StreamRef stream, ErrorCode code) {
+    const Status queued = device().launch(
+        stream, [code]() -> Status { return make_error(code, "as the test asked"); });
+    ASSERT_TRUE(queued) << queued.error();
+  }
+
+  static ErrorCode code_of(const Status& status) {
+    EXPECT_FALSE(status) << "succeeded";
+    return status ? ErrorCode::kInternal : status.error().code();
+  }
+
+  [[nodiscard]] DeviceMemory filled(std::span<const std::byte> bytes) {
+    DeviceMemory memory = device().allocate(bytes.size(), 1).value();
+    harness_.upload(memory.data(), bytes);
+    return memory;
+  }
+
+  [[nodiscard]] std::vector<std::byte> content(const DeviceMemory& memory) {
+    std::vector<std::byte> bytes(memory.size_bytes());
+    harness_.download(bytes, memory.data());
+    return bytes;
+  }
+
+  [[nodiscard]] static std::vector<std::byte> noise(Random& random, size_t size) {
+    std::vector<std::byte> bytes(size);
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(random.uniform(256));
+    return bytes;
+  }
+
+  /// One block of `bytes` bytes.
+  [[nodiscard]] static StridedCopyBatch plain_copy(const std::byte* from, std::byte* to,
+                                                   uint64_t bytes) {
+    return {.from = make_block_list({BlockId(0)}),
+            .to = make_block_list({BlockId(0)}),
+            .pieces = {{.src = from, .dst = to, .bytes = bytes}}};
+  }
+
+  Harness harness_;
+};
+
+TYPED_TEST_SUITE_P(DeviceContract);
+
+TYPED_TEST_P(DeviceContract, DescribesItself) {
+  const DeviceInfo info = this->device().info();
+  EXPECT_FALSE(info.name.empty());
+  EXPECT_GT(info.total_bytes, 0u);
+  EXPECT_GT(info.free_bytes, 0u);
+  EXPECT_LE(info.free_bytes, info.total_bytes);
+  EXPECT_GT(info.capabilities.page_bytes, 0u);
+}
+
+TYPED_TEST_P(DeviceContract, RunsTheOperationsOfAStreamInTheOrderOfTheCalls) {
+  const StreamRef stream = this->stream();
+  Track track;
+  std::vector<uint64_t> expected(200);
+  std::iota(expected.begin(), expected.end(), 0);
+  for (const uint64_t mark : expected) this->launch(stream, [&track, mark] { track.add(mark); });
+  const Status done = this->device().synchronize(stream, this->soon());
+  ASSERT_TRUE(done) << done.error();
+  EXPECT_EQ(track.marks(), expected);
+}
+
+TYPED_TEST_P(DeviceContract, StreamsThatWaitHoldUpNobody) {
+  EventSource gate = this->device().create_event();
+  std::vector<Event> parked;
+  for (int i = 0; i < 40; ++i) {
+    const StreamRef stream = this->stream();
+    ASSERT_TRUE(this->device().wait(stream, gate.event()));
+    parked.push_back(this->device().record(stream));
+  }
+  const StreamRef free_stream = this->stream("free");
+  std::atomic<bool> ran{false};
+  this->launch(free_stream, [&ran] { ran = true; });
+  EXPECT_TRUE(this->device().synchronize(free_stream, this->soon()));
+  EXPECT_TRUE(ran);
+  for (const Event& event : parked) EXPECT_FALSE(event.done());
+
+  gate.signal();
+  for (const Event& event : parked) EXPECT_TRUE(event.wait(this->soon()));
+}
+
+TYPED_TEST_P(DeviceContract, AStreamGoesOnAfterTheEventOfAnotherStream) {
+  const StreamRef first = this->stream("first");
+  const StreamRef second = this->stream("second");
+  EventSource gate = this->device().create_event();
+  Track track;
+  ASSERT_TRUE(this->device().wait(first, gate.event()));
+  this->launch(first, [&track] { track.add(1); });
+  ASSERT_TRUE(this->device().wait(second, this->device().record(first)));
+  this->launch(second, [&track] { track.add(2); });
+  const Event end = this->device().record(second);
+  EXPECT_FALSE(end.done());
+  gate.signal();
+  ASSERT_TRUE(end.wait(this->soon()));
+  EXPECT_EQ(track.marks(), (std::vector<uint64_t>{1, 2}));
+}
+
+TYPED_TEST_P(DeviceContract, AnEventThatIsDoneAlreadyHoldsNobody) {
+  const StreamRef stream = this->stream();
+  ASSERT_TRUE(this->device().wait(stream, Event()));
+  EventSource signalled = this->device().create_event();
+  signalled.signal();
+  ASSERT_TRUE(this->device().wait(stream, signalled.event()));
+  EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
+}
+
+TYPED_TEST_P(DeviceContract, AnIdleStreamRecordsAnEventThatSucceeds) {
+  const Event event = this->device().record(this->stream());
+  EXPECT_TRUE(event.wait(this->soon()));
+}
+
+TYPED_TEST_P(DeviceContract, TellsCallbacksOnceAndLetsThemQueueMore) {
+  const StreamRef stream = this->stream();
+  EventSource gate = this->device().create_event();
+  ASSERT_TRUE(this->device().wait(stream, gate.event()));
+  const Event first = this->device().record(stream);
+  std::atomic<int> calls{0};
+  EventSource last = this->device().create_event();
+  Device& device = this->device();
+  first.on_done([&](const Status& status) noexcept {
+    EXPECT_TRUE(status);
+    EXPECT_TRUE(first.done());
+    ++calls;
+    EXPECT_TRUE(device.launch(stream, [&last]() -> Status {
+      last.signal();
+      return {};
+    }));
+  });
+  gate.signal();
+  EXPECT_TRUE(last.event().wait(this->soon()));
+  EXPECT_EQ(calls, 1);
+  EXPECT_TRUE(device.synchronize(stream, this->soon()));
+}
+
+TYPED_TEST_P(DeviceContract, AFailureFailsTheNextEventAndNoLaterOne) {
+  const StreamRef stream = this->stream();
+  EventSource gate = this->device().create_event();
+  ASSERT_TRUE(this->device().wait(stream, gate.event()));
+  const Event before = this->device().record(stream);
+  this->launch_failure(stream, ErrorCode::kDevice);
+  this->launch_failure(stream, ErrorCode::kCorrupt);
+  const Event failed = this->device().record(stream);
+  const Event again = this->device().record(stream);
+  this->launch(stream, [] {});
+  const Event after = this->device().record(stream);
+  gate.signal();
+
+  EXPECT_TRUE(before.wait(this->soon()));
+  EXPECT_EQ(this->code_of(failed.wait(this->soon())), ErrorCode::kDevice)
+      << "not the first failure";
+  EXPECT_EQ(this->code_of(again.wait(this->soon())), ErrorCode::kDevice)
+      << "nothing was between the two";
+  EXPECT_TRUE(after.wait(this->soon()));
+}
+
+TYPED_TEST_P(DeviceContract, AFailureIsNotLostWhenTheStreamIsIdleBeforeTheRecord) {
+  const StreamRef stream = this->stream();
+  EventSource ran = this->device().create_event();
+  ASSERT_TRUE(this->device().launch(stream, [&ran]() -> Status {
+    ran.signal();
+    return make_error(ErrorCode::kDevice, "as the test asked");
+  }));
+  ASSERT_TRUE(ran.event().wait(this->soon()));
+  EXPECT_EQ(this->code_of(this->device().record(stream).wait(this->soon())), ErrorCode::kDevice);
+  EXPECT_EQ(this->code_of(this->device().record(stream).wait(this->soon())), ErrorCode::kDevice);
+}
+
+TYPED_TEST_P(DeviceContract, ATaskThatThrowsFailsAsInternal) {
+  const StreamRef stream = this->stream();
+  ASSERT_TRUE(this->device().launch(
+      stream, []() -> Status { throw std::runtime_error("thrown by the test"); }));
+  const Status outcome = this->device().synchronize(stream, this->soon());
+  ASSERT_EQ(this->code_of(outcome), ErrorCode::kInternal);
+  EXPECT_THAT(outcome.error().message(), ::testing::HasSubstr("thrown by the test"));
+}
+
+TYPED_TEST_P(DeviceContract, TasksRunAfterAFailureAllTheSame) {
+  const StreamRef stream = this->stream();
+  std::atomic<bool> ran{false};
+  this->launch_failure(stream, ErrorCode::kDevice);
+  this->launch(stream, [&ran] { ran = true; });
+  EXPECT_EQ(this->code_of(this->device().synchronize(stream, this->soon())), ErrorCode::kDevice);
+  EXPECT_TRUE(ran);
+}
+
+TYPED_TEST_P(DeviceContract, AWaitForAFailedEventFailsTheNextEventOfTheWaitingStream) {
+  const StreamRef first = this->stream("first");
+  const StreamRef second = this->stream("second");
+  EventSource gate = this->device().create_event();
+  ASSERT_TRUE(this->device().wait(first, gate.event()));
+  ASSERT_TRUE(this->device().wait(second, this->device().record(first)));
+  const Event end = this->device().record(second);
+  gate.signal(make_error(ErrorCode::kIo, "the file behind the event failed"));
+  EXPECT_EQ(this->code_of(end.wait(this->soon())), ErrorCode::kIo);
+
+  ASSERT_TRUE(
+      this->device().wait(first, Event::ready(make_error(ErrorCode::kCorrupt, "from before"))));
+  EXPECT_EQ(this->code_of(this->device().synchronize(first, this->soon())), ErrorCode::kCorrupt);
+}
+
+TYPED_TEST_P(DeviceContract, AnEventSourceDroppedUnsignalledFailsWhoWaits) {
+  const StreamRef stream = this->stream();
+  std::optional<EventSource> gate(this->device().create_event());
+  ASSERT_TRUE(this->device().wait(stream, gate->event()));
+  const Event end = this->device().record(stream);
+  EXPECT_FALSE(end.done());
+  gate.reset();
+  EXPECT_EQ(this->code_of(end.wait(this->soon())), ErrorCode::kInternal);
+}
+
+TYPED_TEST_P(DeviceContract, SynchronizeGivesUpAtTheDeadline) {
+  const StreamRef stream = this->stream();
+  EventSource gate = this->device().create_event();
+  ASSERT_TRUE(this->device().wait(stream, gate.event()));
+  const TimePoint deadline =
+      this->harness_.executor().clock().now() + std::chrono::milliseconds(20);
+  EXPECT_EQ(this->code_of(this->device().synchronize(stream, deadline)), ErrorCode::kTimeout);
+  gate.signal();
+  EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
+}
+
+TYPED_TEST_P(DeviceContract, RefusesAStreamItDoesNotKnow) {
+  const StreamRef unknown{0x7fff'0000'0000};
+  EXPECT_EQ(this->code_of(this->device().launch(unknown, []() -> Status { return {}; })),
+            ErrorCode::kNotFound);
+  EXPECT_EQ(this->code_of(this->device().wait(unknown, Event())), ErrorCode::kNotFound);
+  EXPECT_EQ(this->code_of(this->device().record(unknown).wait(this->soon())), ErrorCode::kNotFound);
+  EXPECT_EQ(this->code_of(this->device().destroy_stream(unknown)), ErrorCode::kNotFound);
+}
+
+TYPED_TEST_P(DeviceContract, ADestroyedStreamFinishesWhatItHasAndTakesNoMore) {
+  const StreamRef stream = this->stream();
+  EventSource gate = this->device().create_event();
+  std::atomic<bool> ran{false};
+  ASSERT_TRUE(this->device().wait(stream, gate.event()));
+  this->launch(stream, [&ran] { ran = true; });
+  const Event end = this->device().record(stream);
+  ASSERT_TRUE(this->device().destroy_stream(stream));
+  EXPECT_EQ(this->code_of(this->device().destroy_stream(stream)), ErrorCode::kNotFound);
+  EXPECT_EQ(this->code_of(this->device().wait(stream, Event())), ErrorCode::kNotFound);
+  EXPECT_EQ(this->code_of(this->device().record(stream).wait(this->soon())), ErrorCode::kNotFound);
+  gate.signal();
+  EXPECT_TRUE(end.wait(this->soon()));
+  EXPECT_TRUE(ran);
+}
+
+TYPED_TEST_P(DeviceContract, StreamsComeAndGo) {
+  for (int i = 0; i < 1000; ++i) {
+    const Result<StreamRef> stream = this->device().create_stream("short");
+    ASSERT_TRUE(stream) << "stream " << i << ": " << stream.error();
+    this->launch(*stream, [] {});
+    const Event end = this->device().record(*stream);
+    ASSERT_TRUE(this->device().destroy_stream(*stream));
+    ASSERT_TRUE(end.wait(this->soon()));
+  }
+}
+
+TYPED_TEST_P(DeviceContract, AllocatesAlignedMemoryThatReadsAsZero) {
+  for (const uint64_t alignment : {uint64_t{1}, uint64_t{512}, uint64_t{4096}, uint64_t{1} << 21}) {
+    for (const uint64_t size : {uint64_t{1}, uint64_t{4095}, uint64_t{4097}, uint64_t{3} << 18}) {
+      const Result<DeviceMemory> memory = this->device().allocate(size, alignment);
+      ASSERT_TRUE(memory) << memory.error();
+      EXPECT_EQ(memory->size_bytes(), size);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(memory->data()) % alignment, 0u);
+      EXPECT_EQ(this->content(*memory), std::vector<std::byte>(size));
+      this->harness_.upload(memory->data(), std::vector<std::byte>(size, std::byte{0xff}));
+    }
+  }
+}
+
+TYPED_TEST_P(DeviceContract, RefusesMemoryThatItDoesNotHave) {
+  const DeviceInfo info = this->device().info();
+  const Result<DeviceMemory> memory = this->device().allocate(2 * info.total_bytes, 1);
+  ASSERT_FALSE(memory);
+  EXPECT_EQ(memory.error().code(), ErrorCode::kExhausted);
+  const Result<DeviceMemory> huge =
+      this->device().allocate(std::numeric_limits<uint64_t>::max() - 1, 4096);
+  ASSERT_FALSE(huge);
+  EXPECT_EQ(huge.error().code(), ErrorCode::kExhausted);
+}
+
+TYPED_TEST_P(DeviceContract, RefusesMemoryOfNoByteOrOddAlignment) {
+  for (const auto& [size, alignment] :
+       std::vector<std::pair<uint64_t, uint64_t>>{{0, 1}, {64, 0}, {64, 3}}) {
+    const Result<DeviceMemory> memory = this->device().allocate(size, alignment);
+    ASSERT_FALSE(memory) << size << " bytes at " << alignment;
+    EXPECT_EQ(memory.error().code(), ErrorCode::kInvalidArgument);
+  }
+}
+
+TYPED_TEST_P(DeviceContract, StridedCopiesMatchAnElementWiseOracle) {
+  struct Side {
+    uint64_t base;
+    uint64_t block_stride;
+    uint64_t stride;
+  };
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Random random(seed);
+    const uint64_t num_blocks = random.uniform_between(1, 12);
+    const uint64_t num_pieces = random.uniform_between(1, 4);
+
+    // A side places blocks and repeats in either order, packed or with gaps; pieces follow each
+    // other.
+    const auto place = [&](uint64_t& cursor, uint64_t bytes, uint64_t count) {
+      const auto gap = [&] { return random.chance(0.5) ? 0 : random.uniform(40); };
+      Side side{.base = cursor + gap(), .block_stride = 0, .stride = 0};
+      if (random.chance(0.5)) {
+        side.stride = bytes + gap();
+        side.block_stride = count * side.stride + gap();
+        cursor = side.base + num_blocks * side.block_stride;
+      } else {
+        side.block_stride = bytes + gap();
+        side.stride = num_blocks * side.block_stride + gap();
+        cursor = side.base + count * side.stride;
+      }
+      cursor += gap();
+      return side;
+    };
+    struct Piece {
+      Side src, dst;
+      uint64_t bytes, count;
+    };
+    std::vector<Piece> pieces;
+    uint64_t src_size = 0;
+    uint64_t dst_size = 0;
+    for (uint64_t p = 0; p < num_pieces; ++p) {
+      const uint64_t bytes = random.uniform_between(p == 0 ? 1 : 0, 300);
+      const uint64_t count = random.uniform_between(p == 0 ? 1 : 0, 5);
+      const Side src = place(src_size, bytes, count);
+      pieces.push_back({src, place(dst_size, bytes, count), bytes, count});
+    }
+    src_size += 64;
+    dst_size += 64;
+
+    // Sources may repeat, destinations may not; both come in runs now and then.
+    std::vector<BlockId> from;
+    std::vector<BlockId> to;
+    for (uint32_t i = 0; i < num_blocks; ++i) to.push_back(BlockId(i));
+    if (random.chance(0.5)) random.shuffle(std::span(to));
+    to.resize(random.uniform_between(1, num_blocks));
+    for (size_t i = 0; i < to.size(); ++i) {
+      const bool runs_on = i > 0 && random.chance(0.6) && from.back().value() + 1 < num_blocks;
+      from.push_back(runs_on ? BlockId(from.back().value() + 1)
+                             : BlockId(static_cast<uint32_t>(random.uniform(num_blocks))));
+    }
+
+    const std::vector<std::byte> src_image = this->noise(random, src_size);
+    std::vector<std::byte> expected = this->noise(random, dst_size);
+    const DeviceMemory src = this->filled(src_image);
+    const DeviceMemory dst = this->filled(expected);
+    uint64_t planned = 0;
+    StridedCopyBatch batch{.from = make_block_list(from),
+                           .to = make_block_list(to),
+                           .pieces = {},
+                           .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
+    for (const Piece& piece : pieces) {
+      batch.pieces.push_back({.src = src.data() + piece.src.base,
+                              .dst = dst.data() + piece.dst.base,
+                              .src_block_stride = piece.src.block_stride,
+                              .dst_block_stride = piece.dst.block_stride,
+                              .bytes = piece.bytes,
+                              .count = piece.count,
+                              .src_stride = piece.src.stride,
+                              .dst_stride = piece.dst.stride});
+      for (size_t i = 0; i < from.size(); ++i) {
+        for (uint64_t k = 0; k < piece.count; ++k) {
+          for (uint64_t b = 0; b < piece.bytes; ++b, ++planned) {
+            expected[piece.dst.base + to[i].value() * piece.dst.block_stride +
+                     k * piece.dst.stride + b] =
+                src_image[piece.src.base + from[i].value() * piece.src.block_stride +
+                          k * piece.src.stride + b];
+          }
+        }
+      }
+    }
+    ASSERT_EQ(planned_bytes(batch).value(), planned);
+    const StreamRef stream = this->stream();
+    const auto moved = batch.bytes_moved;
+    ASSERT_TRUE(this->device().copy(stream, std::move(batch)));
+    ASSERT_TRUE(this->device().synchronize(stream, this->soon()));
+    EXPECT_EQ(*moved, planned);
+    EXPECT_EQ(this->content(dst), expected);
+    EXPECT_EQ(this->content(src), src_image);
+    ASSERT_TRUE(this->device().destroy_stream(stream));
+  }
+}
+
+TYPED_TEST_P(DeviceContract, ABatchKeepsItsBlockListsUntilItIsDone) {
+  Random random(7);
+  const std::vector<std::byte> image = this->noise(random, 256);
+  const DeviceMemory src = this->filled(image);
+  const DeviceMemory dst = this->device().allocate(256, 1).value();
+  const StreamRef stream = this->stream();
+  EventSource gate = this->device().create_event();
+  ASSERT_TRUE(this->device().wait(stream, gate.event()));
+  StridedCopyBatch batch = this->plain_copy(src.data(), dst.data(), 256);
+  const std::weak_ptr<const std::vector<BlockId>> from = batch.from;
+  ASSERT_TRUE(this->device().copy(stream, std::move(batch)));
+  EXPECT_FALSE(from.expired());
+  gate.signal();
+  ASSERT_TRUE(this->device().synchronize(stream, this->soon()));
+  EXPECT_EQ(this->content(dst), image);
+}
+
+TYPED_TEST_P(DeviceContract, CopiesFollowTheOrderOfTheirStream) {
+  constexpr uint64_t kBytes = 4096;
+  Random random(11);
+  const std::vector<std::byte> image = this->noise(random, kBytes);
+  const DeviceMemory src = this->filled(image);
+  std::vector<DeviceMemory> chain;
+  const StreamRef stream = this->stream();
+  EventSource gate = this->device().create_event();
+  ASSERT_TRUE(this->device().wait(stream, gate.event()));
+  const std::byte* last = src.data();
+  for (int i = 0; i < 20; ++i) {
+    chain.push_back(this->device().allocate(kBytes, 1).value());
+    ASSERT_TRUE(this->device().copy(stream, this->plain_copy(last, chain.back().data(), kBytes)));
+    last = chain.back().data();
+  }
+  gate.signal();
+  ASSERT_TRUE(this->device().synchronize(stream, this->soon()));
+  EXPECT_EQ(this->content(chain.back()), image);
+}
+
+TYPED_TEST_P(DeviceContract, RefusesBatchesThatMakeNoSense) {
+  const DeviceMemory memory = this->device().allocate(4096, 1).value();
+  const StreamRef stream = this->stream();
+  const StridedCopyBatch good = this->plain_copy(memory.data(), memory.data() + 2048, 64);
+  std::vector<StridedCopyBatch> bad(6, good);
+  bad[0].from = nullptr;
+  bad[1].to = nullptr;
+  bad[2].to = make_block_list({BlockId(0), BlockId(1)});
+  bad[3].pieces[0].src = nullptr;
+  bad[4].pieces[0].dst = nullptr;
+  bad[5].from = make_block_list({BlockId(2)});
+  bad[5].pieces[0].src_block_stride = std::numeric_limits<uint64_t>::max() / 2;
+  for (size_t i = 0; i < bad.size(); ++i) {
+    EXPECT_EQ(this->code_of(this->device().copy(stream, bad[i])), ErrorCode::kInvalidArgument) << i;
+  }
+  EXPECT_TRUE(this->device().synchronize(stream, this->soon())) << "a refused call left a trace";
+}
+
+TYPED_TEST_P(DeviceContract, TakesEmptyBatches) {
+  const DeviceMemory memory = this->device().allocate(64, 1).value();
+  const StreamRef stream = this->stream();
+  StridedCopyBatch no_blocks = this->plain_copy(memory.data(), memory.data(), 8);
+  no_blocks.from = no_blocks.to = make_block_list({});
+  EXPECT_TRUE(this->device().copy(stream, no_blocks));
+  StridedCopyBatch no_pieces = this->plain_copy(memory.data(), memory.data(), 8);
+  no_pieces.pieces.clear();
+  EXPECT_TRUE(this->device().copy(stream, no_pieces));
+  EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
+}
+
+TYPED_TEST_P(DeviceContract, ThousandsOfEventsPassBetweenTwoStreams) {
+  constexpr uint64_t kRounds = 4000;
+  const StreamRef ping = this->stream("ping");
+  const StreamRef pong = this->stream("pong");
+  EventSource gate = this->device().create_event();
+  ASSERT_TRUE(this->device().wait(ping, gate.event()));
+  Track track;
+  std::vector<Event> events;
+  for (uint64_t i = 0; i < kRounds; ++i) {
+    const StreamRef here = i % 2 == 0 ? ping : pong;
+    const StreamRef there = i % 2 == 0 ? pong : ping;
+    this->launch(here, [&track, i] { track.add(i); });
+    events.push_back(this->device().record(here));
+    ASSERT_TRUE(this->device().wait(there, events.back()));
+  }
+  gate.signal();
+  for (const Event& event : events) ASSERT_TRUE(event.wait(this->soon()));
+  const std::vector<uint64_t> marks = track.marks();
+  ASSERT_EQ(marks.size(), kRounds);
+  EXPECT_TRUE(std::is_sorted(marks.begin(), marks.end()));
+}
+
+TYPED_TEST_P(DeviceContract, RandomWorkKeepsEveryOrderThatEventsAskFor) {
+  constexpr size_t kStreams = 6;
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Random random(seed);
+    struct Mark {
+      Event event;
+      std::optional<uint64_t> after;  // the last launch it covers
+    };
+    std::vector<StreamRef> streams;
+    std::vector<std::optional<uint64_t>> last(kStreams);  // last launch of each stream
+    std::vector<std::vector<uint64_t>> due(kStreams);     // launches its next one comes after
+    std::vector<std::vector<uint64_t>> predecessors;      // of each launch
+    std::vector<Mark> marks;
+    std::vector<EventSource> gates;
+    Track track;
+    for (size_t i = 0; i < kStreams; ++i) streams.push_back(this->stream());
+    for (int step = 0; step < 400; ++step) {
+      const auto s = static_cast<size_t>(random.uniform(kStreams));
+      const uint64_t choice = random.uniform(10);
+      if (choice < 4) {
+        const uint64_t id = predecessors.size();
+        predecessors.push_back(std::exchange(due[s], {}));
+        if (last[s].has_value()) predecessors.back().push_back(*last[s]);
+        last[s] = id;
+        this->launch(streams[s], [&track, id] { track.add(id); });
+      } else if (choice < 6) {
+        marks.push_back({this->device().record(streams[s]), last[s]});
+      } else if (choice < 9 && !marks.empty()) {
+        const Mark& mark = marks[random.uniform(marks.size())];
+        ASSERT_TRUE(this->device().wait(streams[s], mark.event));
+        if (mark.after.has_value()) due[s].push_back(*mark.after);
+      } else if (gates.size() < 8) {
+        gates.push_back(this->device().create_event());
+        ASSERT_TRUE(this->device().wait(streams[s], gates.back().event()));
+      } else {
+        random.shuffle(std::span(gates));
+        gates.back().signal();
+        gates.pop_back();
+      }
+    }
+    for (EventSource& gate : gates) gate.signal();
+    for (const StreamRef stream : streams) {
+      ASSERT_TRUE(this->device().synchronize(stream, this->soon()));
+      ASSERT_TRUE(this->device().destroy_stream(stream));
+    }
+    const std::vector<uint64_t> order = track.marks();
+    ASSERT_EQ(order.size(), predecessors.size());
+    std::vector<size_t> position(order.size());
+    for (size_t i = 0; i < order.size(); ++i) position[order[i]] = i;
+    for (uint64_t id = 0; id < predecessors.size(); ++id) {
+      for (const uint64_t before : predecessors[id]) {
+        EXPECT_LT(position[before], position[id]) << before << " runs before " << id;
+      }
+    }
+  }
+}
+
+TYPED_TEST_P(DeviceContract, ADeviceThatIsDestroyedEndsEverythingThatIsQueued) {
+  Random random(3);
+  const std::vector<std::byte> image = this->noise(random, 4096);
+  const DeviceMemory src = this->filled(image);
+  const DeviceMemory dst = this->device().allocate(4096, 1).value();
+  const StreamRef held = this->stream("held");
+  const StreamRef behind = this->stream("behind");
+  std::optional<EventSource> gate(this->device().create_event());
+  const auto token = std::make_shared<int>(1);
+  ASSERT_TRUE(this->device().wait(held, gate->event()));
+  this->launch(held, [token] { ADD_FAILURE() << "a dropped task ran"; });
+  ASSERT_TRUE(this->device().copy(held, this->plain_copy(src.data(), dst.data(), 4096)));
+  const Event first = this->device().record(held);
+  ASSERT_TRUE(this->device().wait(behind, first));
+  const Event second = this->device().record(behind);
+  std::vector<StreamRef> busy;
+  for (int i = 0; i < 8; ++i) {
+    busy.push_back(this->stream("busy"));
+    for (int k = 0; k < 100; ++k) this->launch(busy.back(), [token] {});
+  }
+  std::atomic<int> told{0};
+  second.on_done([&told](const Status&) noexcept { ++told; });
+
+  this->harness_.destroy_device();
+  ASSERT_TRUE(first.done());
+  ASSERT_TRUE(second.done());
+  EXPECT_EQ(this->code_of(first.status()), ErrorCode::kCancelled);
+  EXPECT_EQ(this->code_of(second.status()), ErrorCode::kCancelled);
+  EXPECT_EQ(told, 1);
+  EXPECT_EQ(token.use_count(), 1) << "a task is still held";
+  gate->signal();  // nobody is left to hear it
+  gate.reset();
+}
+
+TYPED_TEST_P(DeviceContract, MemoryMayOutliveItsDevice) {
+  DeviceMemory memory = this->device().allocate(1 << 16, 4096).value();
+  this->harness_.destroy_device();
+  memory.reset();
+  EXPECT_FALSE(memory);
+}
+
+REGISTER_TYPED_TEST_SUITE_P(
+    DeviceContract, DescribesItself, RunsTheOperationsOfAStreamInTheOrderOfTheCalls,
+    StreamsThatWaitHoldUpNobody, AStreamGoesOnAfterTheEventOfAnotherStream,
+    AnEventThatIsDoneAlreadyHoldsNobody, AnIdleStreamRecordsAnEventThatSucceeds,
+    TellsCallbacksOnceAndLetsThemQueueMore, AFailureFailsTheNextEventAndNoLaterOne,
+    AFailureIsNotLostWhenTheStreamIsIdleBeforeTheRecord, ATaskThatThrowsFailsAsInternal,
+    TasksRunAfterAFailureAllTheSame, AWaitForAFailedEventFailsTheNextEventOfTheWaitingStream,
+    AnEventSourceDroppedUnsignalledFailsWhoWaits, SynchronizeGivesUpAtTheDeadline,
+    RefusesAStreamItDoesNotKnow, ADestroyedStreamFinishesWhatItHasAndTakesNoMore, StreamsComeAndGo,
+    AllocatesAlignedMemoryThatReadsAsZero, RefusesMemoryThatItDoesNotHave,
+    RefusesMemoryOfNoByteOrOddAlignment, StridedCopiesMatchAnElementWiseOracle,
+    ABatchKeepsItsBlockListsUntilItIsDone, CopiesFollowTheOrderOfTheirStream,
+    RefusesBatchesThatMakeNoSense, TakesEmptyBatches, ThousandsOfEventsPassBetweenTwoStreams,
+    RandomWorkKeepsEveryOrderThatEventsAskFor, ADeviceThatIsDestroyedEndsEverythingThatIsQueued,
+    MemoryMayOutliveItsDevice);
+
+}  // namespace kvbm::testing

@@ -1,0 +1,570 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The program kvbm from outside: what it prints, what it leaves behind, and its exit status.
+
+  cli_test.py PROGRAM [unittest arguments]
+"""
+
+import json
+import os
+import pathlib
+import pty
+import re
+import resource
+import select
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+PROGRAM = pathlib.Path()
+TIMEOUT_SECONDS = 120
+LINE = '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [0, 1]}\n'
+
+
+def environment(**changes):
+    variables = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TERM": "xterm"}
+    # Sanitizer builds read their options here.
+    variables.update({name: value for name, value in os.environ.items() if name.endswith("SAN_OPTIONS")})
+    variables.update(changes)
+    return {name: value for name, value in variables.items() if value is not None}
+
+
+def kvbm(*arguments, **options):
+    options.setdefault("env", environment())
+    options.setdefault("stdout", subprocess.PIPE)
+    return subprocess.run(
+        [PROGRAM, *map(str, arguments)], stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_SECONDS, **options
+    )
+
+
+class Terminal:
+    """Runs the program on a terminal of its own."""
+
+    def __init__(self, *arguments, env=None):
+        self.output = b""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            try:
+                os.execve(PROGRAM, [str(PROGRAM), *map(str, arguments)], env or environment())
+            finally:
+                os._exit(127)
+
+    def read_until(self, text=None):
+        """Reads up to `text`, or to the end."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while text is None or text not in self.output:
+            ready, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError(f"the program hangs after {self.output!r}")
+            try:
+                data = os.read(self.fd, 65536)
+            except OSError:  # the terminal's other end is closed
+                data = b""
+            if not data:
+                break
+            self.output += data
+        return self.output.decode()
+
+    def end(self):
+        """Everything it printed, and its exit status."""
+        text = self.read_until()
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.fd)
+        return text, os.waitstatus_to_exitcode(status)
+
+
+class CliTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="kvbm_cli_")
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+
+    def write(self, name, text):
+        path = self.folder / name
+        path.write_text(text)
+        return path
+
+    def entries(self):
+        return sorted(path.name for path in self.folder.iterdir())
+
+    def assert_fails(self, run, *parts):
+        """One line on standard error, nothing on standard output, status 2."""
+        self.assertEqual(run.returncode, 2, run)
+        self.assertRegex(run.stderr, r"\Akvbm: [^\n]+\n\Z")
+        for part in parts:
+            self.assertIn(part, run.stderr)
+        self.assertFalse(run.stdout)
+
+    def assert_succeeds(self, run):
+        self.assertEqual((run.returncode, run.stderr), (0, ""), run)
+        return run.stdout
+
+    def generate(self, name="trace.jsonl", sessions=4, **options):
+        path = self.folder / name
+        arguments = [f"--{option.replace('_', '-')}={value}" for option, value in options.items()]
+        self.assert_succeeds(
+            kvbm("trace", "generate", "--quiet", "--out", path, "--sessions", sessions, "--agent-sessions", 1, *arguments)
+        )
+        return path
+
+    def read_only_folder(self):
+        """A folder that this process cannot write to."""
+        folder = self.folder / "read_only"
+        folder.mkdir()
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+        self.addCleanup(folder.chmod, stat.S_IRWXU)
+        if not os.access(folder, os.W_OK):
+            return folder
+        # Whoever may write everywhere still cannot write to what is mounted read-only.
+        for line in pathlib.Path("/proc/mounts").read_text().splitlines():
+            mount = pathlib.Path(line.split()[1].encode().decode("unicode_escape"))
+            if "ro" in line.split()[3].split(",") and mount.is_dir() and not os.access(mount, os.W_OK):
+                return mount
+        self.skipTest("this user may write everywhere, and nothing is mounted read-only")
+
+
+class OptionsTest(CliTest):
+    COMMANDS = [[], ["trace"], ["trace", "generate"], ["trace", "stats"], ["replay"], ["doctor"]]
+
+    def test_every_command_has_help(self):
+        for command in self.COMMANDS:
+            out = self.assert_succeeds(kvbm(*command, "--help"))
+            self.assertIn("Usage: " + " ".join(["kvbm", *command]), out)
+            self.assertIn("--help", out)
+            self.assertIn("--version", out)
+            self.assertIn("Exit status:", out)
+
+    def test_every_command_tells_the_version(self):
+        for command in self.COMMANDS:
+            out = self.assert_succeeds(kvbm(*command, "--version"))
+            self.assertRegex(out, r"\Akvbm \d+\.\d+\.\d+\n\Z")
+
+    def test_help_lists_the_options_of_a_replay(self):
+        out = self.assert_succeeds(kvbm("replay", "--help"))
+        for option in (
+            "g1-blocks g2-blocks g3-blocks g1-bytes g2-bytes g3-bytes block-bytes ranks groups disk-dir policy no-bytes "
+            "overlap limit json metrics seed config quiet"
+        ).split():
+            self.assertRegex(out, rf"(?m)^  --{option}\b")
+
+    def test_a_command_is_required_and_must_exist(self):
+        self.assert_fails(kvbm(), "subcommand")
+        self.assert_fails(kvbm("trace"), "subcommand")
+        self.assert_fails(kvbm("repaly"), "'repaly'")
+        self.assert_fails(kvbm("trace", "genreate"), "'genreate'")
+
+    def test_an_unknown_option_is_named(self):
+        for command in self.COMMANDS[2:]:
+            self.assert_fails(kvbm(*command, "--bogus"))
+        self.assert_fails(kvbm("doctor", "--bogus"), "--bogus", "kvbm doctor --help")
+
+    def test_output_that_is_lost_is_a_failure(self):
+        with open("/dev/full", "w") as full:
+            run = kvbm("doctor", stdout=full)
+        self.assertEqual(run.returncode, 2)
+        self.assertEqual(run.stderr, "kvbm: cannot write to standard output: No space left on device\n")
+
+
+class TraceTest(CliTest):
+    def test_one_seed_gives_the_same_bytes(self):
+        one = self.generate("one", seed=7).read_bytes()
+        self.assertEqual(self.generate("two", seed=7).read_bytes(), one)
+        self.assertNotEqual(self.generate("three", seed=8).read_bytes(), one)
+
+    def test_a_generated_trace_is_in_mooncakes_format(self):
+        time_before = 0
+        for line in self.generate().read_text().splitlines():
+            request = json.loads(line)
+            self.assertEqual(list(request), ["timestamp", "input_length", "output_length", "hash_ids"])
+            self.assertEqual(len(request["hash_ids"]), -(-request["input_length"] // 512))
+            self.assertGreaterEqual(request["timestamp"], time_before)
+            time_before = request["timestamp"]
+
+    def test_stats_agree_with_the_trace(self):
+        path = self.generate()
+        requests = [json.loads(line) for line in path.read_text().splitlines()]
+        known, hits, accesses = set(), 0, 0
+        for request in requests:
+            accesses += len(request["hash_ids"])
+            prefix = True
+            for block in request["hash_ids"]:
+                prefix = prefix and block in known
+                hits += prefix
+            known.update(request["hash_ids"])
+        out = self.assert_succeeds(kvbm("trace", "stats", path))
+        self.assertEqual(out, self.assert_succeeds(kvbm("trace", "stats", path)))
+        for name, value in (
+            ("requests", len(requests)),
+            ("accesses", accesses),
+            ("unique blocks", len(known)),
+            ("input tokens", sum(request["input_length"] for request in requests)),
+            ("output tokens", sum(request["output_length"] for request in requests)),
+            ("best hit share", f"{100 * hits / accesses:.2f} %"),
+        ):
+            self.assertRegex(out, rf"(?m)^{name} +{value}$")
+
+    def test_generate_shows_the_stats_of_what_it_wrote(self):
+        path = self.folder / "trace.jsonl"
+        out = self.assert_succeeds(kvbm("trace", "generate", "--output", path, "--sessions", 3))
+        self.assertEqual(out, self.assert_succeeds(kvbm("trace", "stats", path)))
+
+    def test_stats_stop_at_the_limit(self):
+        path = self.write("trace.jsonl", LINE * 3 + "broken\n")
+        self.assertRegex(self.assert_succeeds(kvbm("trace", "stats", path, "--limit", 2)), r"(?m)^requests +2$")
+        self.assert_fails(kvbm("trace", "stats", path, "--limit", 0), "--limit", "out of range")
+
+    def test_a_trace_is_read_from_a_pipe(self):
+        self.assertIn("requests", self.assert_succeeds(kvbm("trace", "stats", "/dev/stdin", input=LINE)))
+
+    def test_a_trace_that_is_missing_or_a_folder_or_empty_is_refused(self):
+        self.assert_fails(kvbm("trace", "stats", self.folder / "none"), "No such file or directory")
+        self.assert_fails(kvbm("trace", "stats", self.folder), "it is a directory")
+        self.assert_fails(kvbm("trace", "stats", self.write("empty", "")), "holds no request")
+        self.assert_fails(kvbm("trace", "stats"), "trace is required")
+
+    def test_a_broken_line_is_refused_with_its_number_and_the_reason(self):
+        for line, reason in (
+            ("hello", "not JSON"),
+            ("[]", "not a JSON object"),
+            (LINE.replace("600", "-600"), "'input_length' is a negative number"),
+            (LINE.replace("600", "600.5"), "fraction"),
+            (LINE.replace("600", '"600"'), "'input_length' is a text"),
+            (LINE.replace("600", "9" * 30), "too large"),
+            (LINE.replace('"output_length": 5, ', ""), "'output_length' is missing"),
+            (LINE.replace("[0, 1]", "[]"), "'hash_ids' is empty"),
+            (LINE.replace("[0, 1]", "[0, 0]"), "names block 0 twice"),
+            (" " * (17 << 20), "longer than 16 MiB"),
+        ):
+            path = self.write("trace.jsonl", LINE + line + "\n" + LINE)
+            self.assert_fails(kvbm("trace", "stats", path), f"{path}, line 2: ", reason)
+
+    def test_generate_refuses_wrong_options_and_writes_nothing(self):
+        out = self.folder / "trace.jsonl"
+        for arguments, part in (
+            (["--sessions", "-1"], "--sessions: '-1' is no whole number"),
+            (["--sessions", "1.5"], "--sessions"),
+            (["--sessions", "4294967296"], "--sessions"),
+            (["--sessions", "2000000"], "chat.sessions"),
+            (["--sessions", "0", "--agent-sessions", "0"], "empty"),
+            (["--seed", "18446744073709551616"], "--seed"),
+            (["--seed", "1", "--seed", "2"], "--seed"),
+            (["--think-time", "86400001"], "--think-time"),
+            (["--turns", "0"], "chat.mean_turns"),
+            (["--agent-branch-percent", "101"], "agents.branch_percent"),
+            (["surplus"], "surplus"),
+        ):
+            self.assert_fails(kvbm("trace", "generate", "--out", out, *arguments), part)
+        self.assert_fails(kvbm("trace", "generate"), "--out is required")
+        self.assertEqual(self.entries(), [])
+
+    def test_generate_tells_why_it_cannot_write_and_leaves_nothing(self):
+        self.assert_fails(kvbm("trace", "generate", "--out", self.folder), "it is a directory")
+        self.assert_fails(kvbm("trace", "generate", "--out", self.folder / "none" / "x"), "No such file or directory")
+        self.assert_fails(kvbm("trace", "generate", "--out", "/dev/full"), "No space left on device")
+        self.assertEqual(self.entries(), [])
+
+    def test_generate_leaves_nothing_half_written(self):
+        def limit_file_size():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+        out = self.write("trace.jsonl", "before")
+        run = kvbm("trace", "generate", "--out", out, "--seed", 1, preexec_fn=limit_file_size)
+        self.assert_fails(run, f"cannot write {out}: File too large")
+        self.assertEqual(self.entries(), ["trace.jsonl"])
+        self.assertEqual(out.read_text(), "before")
+
+    def test_generate_refuses_a_read_only_folder(self):
+        self.assert_fails(kvbm("trace", "generate", "--out", self.read_only_folder() / "trace.jsonl"), "cannot write")
+
+    def test_an_interrupted_read_ends_with_130(self):
+        process = subprocess.Popen(
+            [PROGRAM, "trace", "stats", "/dev/stdin"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        self.addCleanup(process.kill)
+        wait_until_reading(process.pid)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=TIMEOUT_SECONDS)
+        self.assertEqual((process.returncode, out, error), (130, "", "kvbm: interrupted\n"))
+
+
+def wait_until_reading(pid):
+    """Until the process sleeps in a read of its standard input, as the kernel tells; at most ten seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            fields = pathlib.Path(f"/proc/{pid}/syscall").read_text().split()
+            if fields[:2] == ["0", "0x0"]:  # read(0, ...), where calls are numbered as on x86-64
+                return
+            if fields[:2] == ["63", "0x0"]:  # and as on arm64
+                return
+        except OSError:
+            break
+        time.sleep(0.01)
+    time.sleep(1)
+
+
+class DoctorTest(CliTest):
+    NAMES = ["cpu cores", "memory", "huge pages", "locked memory", "disk", "direct i/o", "adapters", "nvidia driver", "io_uring"]
+
+    def test_every_check_is_one_line(self):
+        out = self.assert_succeeds(kvbm("doctor", "--disk-dir", self.folder))
+        lines = out.splitlines()
+        self.assertEqual([line[8:23].strip() for line in lines], self.NAMES)
+        for line in lines:
+            self.assertRegex(line, r"^(ok|warn|missing) +")
+            # What is not well comes with its mend.
+            self.assertEqual(" -> " in line, not line.startswith("ok"), line)
+        self.assertEqual(self.entries(), [])
+
+    def test_the_machine_is_told_as_it_is(self):
+        out = self.assert_succeeds(kvbm("doctor"))
+        self.assertIn(f"{len(os.sched_getaffinity(0))} of {os.sysconf('SC_NPROCESSORS_ONLN')} may be used", out)
+        driver = os.path.exists("/proc/driver/nvidia/version")
+        self.assertRegex(out, r"(?m)^ok +nvidia driver" if driver else r"(?m)^missing nvidia driver")
+
+    def test_a_limit_on_locked_memory_is_a_warning(self):
+        def limit_locked_memory():
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+
+        out = self.assert_succeeds(kvbm("doctor", preexec_fn=limit_locked_memory))
+        self.assertRegex(out, r"(?m)^warn +locked memory +64 KiB -> ulimit -l")
+
+    def test_a_disk_folder_must_exist(self):
+        self.assert_fails(kvbm("doctor", "--disk-dir", self.folder / "none"), "none is no folder")
+        self.assert_fails(kvbm("doctor", "--disk-dir", self.write("file", "")), "file is no folder")
+
+    def test_a_read_only_disk_is_missing(self):
+        out = self.assert_succeeds(kvbm("doctor", "--disk-dir", self.read_only_folder()))
+        self.assertRegex(out, r"(?m)^missing disk .*not writable -> ")
+
+    def test_colours_are_for_terminals_alone(self):
+        self.assertNotIn("\x1b", self.assert_succeeds(kvbm("doctor")))
+        text, status = Terminal("doctor").end()
+        self.assertEqual(status, 0)
+        self.assertIn("\x1b[", text)
+
+    def test_no_color_is_honoured(self):
+        for variables in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": None}):
+            text, status = Terminal("doctor", env=environment(**variables)).end()
+            self.assertEqual(status, 0)
+            self.assertNotIn("\x1b", text)
+        self.assertIn("\x1b[", Terminal("doctor", env=environment(NO_COLOR="")).end()[0])
+
+
+class ReplayOptionsTest(CliTest):
+    """What a replay refuses before it begins."""
+
+    def setUp(self):
+        super().setUp()
+        self.trace = self.write("trace.jsonl", LINE)
+
+    def refuse(self, *arguments, parts=()):
+        before = self.entries()
+        self.assert_fails(kvbm("replay", self.trace, *arguments), *parts)
+        self.assertEqual(self.entries(), before)
+
+    def test_a_trace_is_required_and_must_exist(self):
+        self.assert_fails(kvbm("replay"), "trace is required")
+        self.assert_fails(kvbm("replay", self.folder / "none"), "No such file or directory")
+        self.assert_fails(kvbm("replay", self.folder), "it is a directory")
+        self.assert_fails(kvbm("replay", self.write("empty", "")), "holds no request")
+
+    def test_sizes_that_make_no_sense_are_refused(self):
+        for arguments, parts in (
+            (["--g1-blocks", "0"], ["--g1-blocks", "from 1 to 4294967295"]),
+            (["--g1-blocks", "-5"], ["'-5' is no whole number"]),
+            (["--g1-blocks", "10k"], ["'10k' is no whole number"]),
+            (["--g2-blocks", "4294967296"], ["--g2-blocks", "out of range"]),
+            (["--g3-blocks", "99999999999999999999"], ["--g3-blocks", "out of range"]),
+            (["--g1-bytes", "0"], ["--g1-bytes", "0 bytes"]),
+            (["--g1-bytes", "4G"], ["--g1-bytes", "GiB"]),
+            (["--g1-bytes", "1KiB"], ["less than one block of 64 KiB"]),
+            (["--block-bytes", "0"], ["--block-bytes", "0 bytes"]),
+            (["--block-bytes", "99999999999TiB"], ["--block-bytes"]),
+            (["--ranks", "0"], ["--ranks"]),
+            (["--ranks", "3"], ["65536 bytes cannot be shared evenly by 3 ranks"]),
+            (["--ranks", "4096"], ["ranks is 4096"]),
+            (["--g1-blocks", "1", "--g1-bytes", "1MiB"], ["--g1-blocks and --g1-bytes exclude each other"]),
+            (["--limit", "0"], ["--limit"]),
+            (["--policy", "magic"], ["'magic'", "lineage"]),
+            (["--groups", "half"], ["'half' is no layer group"]),
+            (["--groups", ""], ["is no layer group"]),
+        ):
+            self.refuse(*arguments, parts=parts)
+
+    def test_more_than_the_machine_has_names_what_is_free(self):
+        self.refuse("--g1-blocks", "4000000000", parts=["G1 and G2 need", "of memory and", "are free"])
+        self.refuse("--g2-bytes", "1000TiB", parts=["G1 and G2 need", "of memory and", "are free"])
+        self.refuse("--g1-blocks", "4000000000", "--block-bytes", "4000TiB", parts=["more than any machine has"])
+        self.refuse("--g1-blocks", "1", "--g3-bytes", "1000TiB", "--disk-dir", self.folder, parts=["G3 needs", "are free there"])
+
+    def test_a_disk_tier_and_its_folder_need_each_other(self):
+        self.refuse("--g3-blocks", "1", parts=["G3 lies on disk"])
+        self.refuse("--disk-dir", self.folder, parts=["G3 has no blocks"])
+        self.refuse("--g3-blocks", "1", "--no-bytes", "--disk-dir", self.folder, parts=["without bytes"])
+
+    def test_a_disk_folder_must_exist_and_be_writable(self):
+        self.refuse("--g3-blocks", "1", "--disk-dir", self.folder / "none", parts=["No such file or directory"])
+        self.refuse("--g3-blocks", "1", "--disk-dir", self.trace, parts=["is no folder"])
+        folder = self.read_only_folder()
+        self.refuse("--g3-blocks", "1", "--disk-dir", folder, parts=[f"cannot write into --disk-dir {folder}"])
+
+    def test_a_report_that_cannot_be_written_is_refused_at_once(self):
+        for option in ("--json", "--metrics"):
+            self.refuse(option, self.folder, parts=["it is a directory"])
+            self.refuse(option, self.folder / "none" / "x", parts=["No such file or directory"])
+
+    def test_a_configuration_file_is_checked(self):
+        self.refuse("--config", self.folder / "none", parts=["No such file or directory"])
+        self.refuse("--config", self.folder, parts=["it is a directory"])
+        for text, part in (
+            ("g9-blocks = 1", "'g9-blocks' is no option"),
+            ("trace = 'x'", "'trace' is no option"),
+            ("config = 'x'", "'config' is no option"),
+            ("g1-blocks = 0", "--g1-blocks: 0 is out of range"),
+            ("g1-blocks = [1, 2]", "'g1-blocks' is no option with one value"),
+            ("seed = 1\nseed = 2", "'seed'"),
+            ("no-bytes = 'perhaps'", "no-bytes"),
+            ("[replay]\nseed = 1", "[replay]"),
+        ):
+            path = self.write("kvbm.toml", text + "\n")
+            self.refuse("--config", path, parts=[f"{path}: ", part])
+
+
+class ReplayTest(CliTest):
+    SMALL = ["--g1-blocks", 256, "--block-bytes", "4KiB"]
+
+    def replay(self, trace, *arguments, **options):
+        return kvbm("replay", trace, *arguments, **options)
+
+    def report(self, trace, *arguments):
+        path = self.folder / "report.json"
+        self.assert_succeeds(self.replay(trace, "--quiet", "--json", path, *arguments))
+        return json.loads(path.read_text())
+
+    def test_a_replay_shows_a_table_and_a_plot(self):
+        run = self.replay(self.generate(), *self.SMALL)
+        self.assertEqual(run.returncode, 0, run)
+        self.assertRegex(run.stdout, r"(?m)^  requests +\d")
+        self.assertRegex(run.stdout, r"(?m)^  bytes +[\d ]+ blocks compared, 0 wrong$")
+        self.assertIn("100 %|", run.stdout)
+        self.assertTrue(run.stdout.isascii())
+
+    def test_the_plot_follows_the_locale(self):
+        trace = self.generate()
+        run = self.replay(trace, *self.SMALL, env=environment(LC_ALL="C.UTF-8"), encoding="utf-8")
+        self.assertIn("100 %\u2502", run.stdout)
+
+    def test_quiet_shows_nothing(self):
+        self.assertEqual(self.assert_succeeds(self.replay(self.generate(), "--quiet", *self.SMALL)), "")
+
+    def test_the_report_adds_up(self):
+        trace = self.generate()
+        report = self.report(trace, *self.SMALL, "--g2-blocks", 512, "--g3-blocks", 1024, "--disk-dir", self.folder)
+        stats = self.assert_succeeds(kvbm("trace", "stats", trace))
+        self.assertEqual((report["format"], report["version"]), ("kvbm-replay-report", 1))
+        self.assertEqual(report["accesses"], int(re.search(r"(?m)^accesses +(\d+)$", stats)[1]))
+        self.assertEqual(report["accesses"], report["hits"]["total"] + report["misses"])
+        self.assertEqual(report["hits"]["total"], sum(report["hits"][tier] for tier in ("g1", "g2", "g3")))
+        self.assertEqual(report["mismatches"], 0)
+        self.assertGreater(report["hits"]["total"], 0)
+        self.assertGreater(report["verified_blocks"], 0)
+        self.assertEqual(report["timeline"][-1]["accesses"], report["accesses"])
+        for events in report["events"].values():
+            self.assertEqual(events["created"] + events["migrated"] - events["deleted"], events["resident"])
+
+    def test_a_tier_that_holds_everything_reaches_the_best_hit_share(self):
+        trace = self.generate()
+        stats = self.assert_succeeds(kvbm("trace", "stats", trace))
+        report = self.report(trace, "--g1-blocks", 16384, "--block-bytes", 64)
+        self.assertEqual(f"{100 * report['hit_share']['total']:.2f} %", re.search(r"best hit share +(.*)", stats)[1])
+
+    def test_names_alone_give_the_same_hits_as_bytes(self):
+        trace = self.generate()
+        with_bytes = self.report(trace, *self.SMALL)
+        without = self.report(trace, "--no-bytes", *self.SMALL)
+        self.assertEqual(with_bytes["hits"], without["hits"])
+        self.assertEqual(without["verified_blocks"], 0)
+        self.assertEqual(without["options"]["bytes"], "none")
+
+    def test_sizes_in_bytes_are_blocks_rounded_down(self):
+        trace = self.generate()
+        report = self.report(trace, "--g1-bytes", "1.01MiB", "--block-bytes", "4KiB")
+        self.assertEqual(report["options"]["g1_blocks"], 258)
+
+    def test_ranks_groups_and_overlap_keep_the_bytes_right(self):
+        report = self.report(
+            self.generate(), *self.SMALL, "--g2-blocks", 512, "--ranks", 4, "--groups", "full,window:4@1KiB", "--overlap"
+        )
+        self.assertEqual(report["mismatches"], 0)
+        self.assertGreater(report["verified_blocks"], 0)
+        self.assertEqual(report["options"]["groups"], "full,window:4@1024")
+
+    def test_every_policy_can_be_played(self):
+        trace = self.generate()
+        for policy in ("lineage", "lru", "fifo"):
+            self.assertEqual(self.report(trace, *self.SMALL, "--policy", policy)["options"]["policy"], policy)
+
+    def test_the_limit_ends_the_trace_early(self):
+        report = self.report(self.generate(), *self.SMALL, "--limit", 3)
+        self.assertEqual((report["requests"], report["options"]["limit"]), (3, 3))
+
+    def test_a_configuration_file_fills_in_what_the_command_line_leaves_open(self):
+        config = self.write("kvbm.toml", "# sizes\ng1-blocks = 100\nblock-bytes = \"4KiB\"\nno-bytes = true\n")
+        trace = self.generate()
+        options = self.report(trace, "--config", config)["options"]
+        self.assertEqual((options["g1_blocks"], options["block_bytes"], options["bytes"]), (100, 4096, "none"))
+        self.assertEqual(self.report(trace, "--config", config, "--g1-blocks", 7)["options"]["g1_blocks"], 7)
+        # The other form of the same size wins as well.
+        self.assertEqual(self.report(trace, "--config", config, "--g1-bytes", "8KiB")["options"]["g1_blocks"], 2)
+
+    def test_metrics_are_prometheus_text(self):
+        path = self.folder / "metrics"
+        self.assert_succeeds(self.replay(self.generate(), "--quiet", "--metrics", path, *self.SMALL))
+        self.assertIn("# TYPE kvbm_", path.read_text())
+
+    def test_a_report_goes_to_standard_output_if_asked(self):
+        out = self.assert_succeeds(self.replay(self.generate(), "--quiet", "--json", "/dev/stdout", *self.SMALL))
+        self.assertEqual(json.loads(out)["mismatches"], 0)
+
+    def test_a_report_that_finds_no_space_leaves_nothing(self):
+        run = self.replay(self.generate(), "--quiet", "--json", "/dev/full", *self.SMALL)
+        self.assert_fails(run, "cannot write /dev/full: No space left on device")
+
+    def test_an_interrupted_replay_ends_with_130_and_leaves_nothing(self):
+        trace = self.generate(sessions=4000)
+        before = self.entries()
+        terminal = Terminal(
+            "replay", trace, "--g1-blocks", 1024, "--g2-blocks", 1024, "--json", self.folder / "report.json"
+        )
+        terminal.read_until(b"replay [")  # the bar is drawn as the replay begins
+        os.kill(terminal.pid, signal.SIGINT)
+        text, status = terminal.end()
+        self.assertEqual(status, 130, text)
+        self.assertTrue(text.rstrip().endswith("interrupted"), text)
+        # The bar is gone before the message comes.
+        self.assertGreater(text.rindex("\r\x1b[K"), text.rindex("replay ["))
+        self.assertEqual(self.entries(), before)
+
+    def test_progress_is_plain_where_there_is_no_terminal(self):
+        run = self.replay(self.generate(), *self.SMALL)
+        self.assertNotIn("\x1b", run.stderr)
+        self.assertNotIn("\r", run.stderr)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    PROGRAM = pathlib.Path(sys.argv.pop(1)).resolve()
+    unittest.main()
