@@ -82,7 +82,7 @@ std::vector<BlockId> shuffled_ids(Random& random) {
 }
 
 /// Arguments: blocks of a transfer, kind of the destination.
-void host_to_host(benchmark::State& state) {
+void BM_TransferHostToHost(benchmark::State& state) {
   using WallClock = std::chrono::steady_clock;
   const auto num_blocks = static_cast<size_t>(state.range(0));
   NullLogSink log;
@@ -145,7 +145,7 @@ void host_to_host(benchmark::State& state) {
   state.counters["ratio"] = plain / managed;
 }
 
-BENCHMARK(host_to_host)
+BENCHMARK(BM_TransferHostToHost)
     ->ArgNames({"blocks", "layout"})
     ->ArgsProduct({{1, 16, 128, 1024},
                    {static_cast<int64_t>(LayoutKind::kFullyContiguous),
@@ -155,5 +155,3 @@ BENCHMARK(host_to_host)
 
 }  // namespace
 }  // namespace kvbm
-
-BENCHMARK_MAIN();

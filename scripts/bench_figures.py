@@ -30,7 +30,8 @@ FIGURES = [
     ("register 1,024 blocks", "BM_Register/65536/1024/0", lambda r: seconds_of_cpu(r) * 1e3, "ms", 0.3, False),
     ("replay without bytes, 18,279 blocks", "BM_ReplayWithoutBytes/18279/0/0/process_time", seconds_of_cpu, "s", 0.5,
      False),
-    ("host to host, 64 KiB blocks, over memcpy", "BM_HostToHost/65536", counter("memcpy_ratio"), "x", 0.8, True),
+    ("host to host, 64 KiB blocks, over memcpy", "BM_TransferHostToHost/blocks:128/layout:0/manual_time", counter("ratio"),
+     "x", 0.8, True),
 ]
 
 
