@@ -27,6 +27,8 @@
 #include "kvbm/base/random.hpp"
 #include "kvbm/device/device.hpp"
 
+#include "tests/support/error_code.hpp"
+
 namespace kvbm::testing {
 
 /// Numbers in the order in which tasks came by.
@@ -77,11 +79,6 @@ class DeviceContract : public ::testing::Test {
     const Status queued = device().launch(
         stream, [code]() -> Status { return make_error(code, "as the test asked"); });
     ASSERT_TRUE(queued) << queued.error();
-  }
-
-  static ErrorCode code_of(const Status& status) {
-    EXPECT_FALSE(status) << "succeeded";
-    return status ? ErrorCode::kInternal : status.error().code();
   }
 
   [[nodiscard]] DeviceMemory filled(std::span<const std::byte> bytes) {
@@ -221,10 +218,8 @@ TYPED_TEST_P(DeviceContract, AFailureFailsTheNextEventAndNoLaterOne) {
   gate.signal();
 
   EXPECT_TRUE(before.wait(this->soon()));
-  EXPECT_EQ(this->code_of(failed.wait(this->soon())), ErrorCode::kDevice)
-      << "not the first failure";
-  EXPECT_EQ(this->code_of(again.wait(this->soon())), ErrorCode::kDevice)
-      << "nothing was between the two";
+  EXPECT_EQ(code_of(failed.wait(this->soon())), ErrorCode::kDevice) << "not the first failure";
+  EXPECT_EQ(code_of(again.wait(this->soon())), ErrorCode::kDevice) << "nothing was between the two";
   EXPECT_TRUE(after.wait(this->soon()));
 }
 
@@ -236,8 +231,8 @@ TYPED_TEST_P(DeviceContract, AFailureIsNotLostWhenTheStreamIsIdleBeforeTheRecord
     return make_error(ErrorCode::kDevice, "as the test asked");
   }));
   ASSERT_TRUE(ran.event().wait(this->soon()));
-  EXPECT_EQ(this->code_of(this->device().record(stream).wait(this->soon())), ErrorCode::kDevice);
-  EXPECT_EQ(this->code_of(this->device().record(stream).wait(this->soon())), ErrorCode::kDevice);
+  EXPECT_EQ(code_of(this->device().record(stream).wait(this->soon())), ErrorCode::kDevice);
+  EXPECT_EQ(code_of(this->device().record(stream).wait(this->soon())), ErrorCode::kDevice);
 }
 
 TYPED_TEST_P(DeviceContract, ATaskThatThrowsFailsAsInternal) {
@@ -245,7 +240,7 @@ TYPED_TEST_P(DeviceContract, ATaskThatThrowsFailsAsInternal) {
   ASSERT_TRUE(this->device().launch(
       stream, []() -> Status { throw std::runtime_error("thrown by the test"); }));
   const Status outcome = this->device().synchronize(stream, this->soon());
-  ASSERT_EQ(this->code_of(outcome), ErrorCode::kInternal);
+  ASSERT_EQ(code_of(outcome), ErrorCode::kInternal);
   EXPECT_THAT(outcome.error().message(), ::testing::HasSubstr("thrown by the test"));
 }
 
@@ -254,7 +249,7 @@ TYPED_TEST_P(DeviceContract, TasksRunAfterAFailureAllTheSame) {
   std::atomic<bool> ran{false};
   this->launch_failure(stream, ErrorCode::kDevice);
   this->launch(stream, [&ran] { ran = true; });
-  EXPECT_EQ(this->code_of(this->device().synchronize(stream, this->soon())), ErrorCode::kDevice);
+  EXPECT_EQ(code_of(this->device().synchronize(stream, this->soon())), ErrorCode::kDevice);
   EXPECT_TRUE(ran);
 }
 
@@ -266,11 +261,11 @@ TYPED_TEST_P(DeviceContract, AWaitForAFailedEventFailsTheNextEventOfTheWaitingSt
   ASSERT_TRUE(this->device().wait(second, this->device().record(first)));
   const Event end = this->device().record(second);
   gate.signal(make_error(ErrorCode::kIo, "the file behind the event failed"));
-  EXPECT_EQ(this->code_of(end.wait(this->soon())), ErrorCode::kIo);
+  EXPECT_EQ(code_of(end.wait(this->soon())), ErrorCode::kIo);
 
   ASSERT_TRUE(
       this->device().wait(first, Event::ready(make_error(ErrorCode::kCorrupt, "from before"))));
-  EXPECT_EQ(this->code_of(this->device().synchronize(first, this->soon())), ErrorCode::kCorrupt);
+  EXPECT_EQ(code_of(this->device().synchronize(first, this->soon())), ErrorCode::kCorrupt);
 }
 
 TYPED_TEST_P(DeviceContract, AnEventSourceDroppedUnsignalledFailsWhoWaits) {
@@ -280,7 +275,7 @@ TYPED_TEST_P(DeviceContract, AnEventSourceDroppedUnsignalledFailsWhoWaits) {
   const Event end = this->device().record(stream);
   EXPECT_FALSE(end.done());
   gate.reset();
-  EXPECT_EQ(this->code_of(end.wait(this->soon())), ErrorCode::kInternal);
+  EXPECT_EQ(code_of(end.wait(this->soon())), ErrorCode::kInternal);
 }
 
 TYPED_TEST_P(DeviceContract, SynchronizeGivesUpAtTheDeadline) {
@@ -289,18 +284,18 @@ TYPED_TEST_P(DeviceContract, SynchronizeGivesUpAtTheDeadline) {
   ASSERT_TRUE(this->device().wait(stream, gate.event()));
   const TimePoint deadline =
       this->harness_.executor().clock().now() + std::chrono::milliseconds(20);
-  EXPECT_EQ(this->code_of(this->device().synchronize(stream, deadline)), ErrorCode::kTimeout);
+  EXPECT_EQ(code_of(this->device().synchronize(stream, deadline)), ErrorCode::kTimeout);
   gate.signal();
   EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
 }
 
 TYPED_TEST_P(DeviceContract, RefusesAStreamItDoesNotKnow) {
   const StreamRef unknown{0x7fff'0000'0000};
-  EXPECT_EQ(this->code_of(this->device().launch(unknown, []() -> Status { return {}; })),
+  EXPECT_EQ(code_of(this->device().launch(unknown, []() -> Status { return {}; })),
             ErrorCode::kNotFound);
-  EXPECT_EQ(this->code_of(this->device().wait(unknown, Event())), ErrorCode::kNotFound);
-  EXPECT_EQ(this->code_of(this->device().record(unknown).wait(this->soon())), ErrorCode::kNotFound);
-  EXPECT_EQ(this->code_of(this->device().destroy_stream(unknown)), ErrorCode::kNotFound);
+  EXPECT_EQ(code_of(this->device().wait(unknown, Event())), ErrorCode::kNotFound);
+  EXPECT_EQ(code_of(this->device().record(unknown).wait(this->soon())), ErrorCode::kNotFound);
+  EXPECT_EQ(code_of(this->device().destroy_stream(unknown)), ErrorCode::kNotFound);
 }
 
 TYPED_TEST_P(DeviceContract, ADestroyedStreamFinishesWhatItHasAndTakesNoMore) {
@@ -311,9 +306,9 @@ TYPED_TEST_P(DeviceContract, ADestroyedStreamFinishesWhatItHasAndTakesNoMore) {
   this->launch(stream, [&ran] { ran = true; });
   const Event end = this->device().record(stream);
   ASSERT_TRUE(this->device().destroy_stream(stream));
-  EXPECT_EQ(this->code_of(this->device().destroy_stream(stream)), ErrorCode::kNotFound);
-  EXPECT_EQ(this->code_of(this->device().wait(stream, Event())), ErrorCode::kNotFound);
-  EXPECT_EQ(this->code_of(this->device().record(stream).wait(this->soon())), ErrorCode::kNotFound);
+  EXPECT_EQ(code_of(this->device().destroy_stream(stream)), ErrorCode::kNotFound);
+  EXPECT_EQ(code_of(this->device().wait(stream, Event())), ErrorCode::kNotFound);
+  EXPECT_EQ(code_of(this->device().record(stream).wait(this->soon())), ErrorCode::kNotFound);
   gate.signal();
   EXPECT_TRUE(end.wait(this->soon()));
   EXPECT_TRUE(ran);
@@ -347,11 +342,11 @@ TYPED_TEST_P(DeviceContract, RefusesMemoryThatItDoesNotHave) {
   const DeviceInfo info = this->device().info();
   const Result<DeviceMemory> memory = this->device().allocate(2 * info.total_bytes, 1);
   ASSERT_FALSE(memory);
-  EXPECT_EQ(memory.error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(code_of(memory), ErrorCode::kExhausted);
   const Result<DeviceMemory> huge =
       this->device().allocate(std::numeric_limits<uint64_t>::max() - 1, 4096);
   ASSERT_FALSE(huge);
-  EXPECT_EQ(huge.error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(code_of(huge), ErrorCode::kExhausted);
 }
 
 TYPED_TEST_P(DeviceContract, RefusesMemoryOfNoByteOrOddAlignment) {
@@ -359,7 +354,7 @@ TYPED_TEST_P(DeviceContract, RefusesMemoryOfNoByteOrOddAlignment) {
        std::vector<std::pair<uint64_t, uint64_t>>{{0, 1}, {64, 0}, {64, 3}}) {
     const Result<DeviceMemory> memory = this->device().allocate(size, alignment);
     ASSERT_FALSE(memory) << size << " bytes at " << alignment;
-    EXPECT_EQ(memory.error().code(), ErrorCode::kInvalidArgument);
+    EXPECT_EQ(code_of(memory), ErrorCode::kInvalidArgument);
   }
 }
 
@@ -511,7 +506,7 @@ TYPED_TEST_P(DeviceContract, RefusesBatchesThatMakeNoSense) {
   bad[5].from = make_block_list({BlockId(2)});
   bad[5].pieces[0].src_block_stride = std::numeric_limits<uint64_t>::max() / 2;
   for (size_t i = 0; i < bad.size(); ++i) {
-    EXPECT_EQ(this->code_of(this->device().copy(stream, bad[i])), ErrorCode::kInvalidArgument) << i;
+    EXPECT_EQ(code_of(this->device().copy(stream, bad[i])), ErrorCode::kInvalidArgument) << i;
   }
   EXPECT_TRUE(this->device().synchronize(stream, this->soon())) << "a refused call left a trace";
 }
@@ -634,8 +629,8 @@ TYPED_TEST_P(DeviceContract, ADeviceThatIsDestroyedEndsEverythingThatIsQueued) {
   this->harness_.destroy_device();
   ASSERT_TRUE(first.done());
   ASSERT_TRUE(second.done());
-  EXPECT_EQ(this->code_of(first.status()), ErrorCode::kCancelled);
-  EXPECT_EQ(this->code_of(second.status()), ErrorCode::kCancelled);
+  EXPECT_EQ(code_of(first.status()), ErrorCode::kCancelled);
+  EXPECT_EQ(code_of(second.status()), ErrorCode::kCancelled);
   EXPECT_EQ(told, 1);
   EXPECT_EQ(token.use_count(), 1) << "a task is still held";
   gate->signal();  // nobody is left to hear it

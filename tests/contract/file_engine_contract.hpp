@@ -3,6 +3,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,6 +24,8 @@
 #include "kvbm/memory/file_engine.hpp"
 #include "kvbm/memory/file_memory.hpp"
 #include "kvbm/memory/system_memory.hpp"
+
+#include "tests/support/error_code.hpp"
 
 namespace kvbm::testing {
 
@@ -81,11 +84,6 @@ class FileEngineContract : public ::testing::Test {
   static void expect_all(const FileResult& result, uint64_t bytes) {
     EXPECT_TRUE(result.status) << result.status.error();
     EXPECT_EQ(result.bytes, bytes);
-  }
-
-  static ErrorCode code_of(const FileResult& result) {
-    EXPECT_FALSE(result.status) << "succeeded with " << result.bytes << " bytes";
-    return result.status ? ErrorCode::kInternal : result.status.error().code();
   }
 
   Harness harness_;
@@ -176,14 +174,14 @@ TYPED_TEST_P(FileEngineContract, AnswersEachRequestOfABatchByItself) {
   ASSERT_EQ(batch.size(), 8u);
   const Status whole = batch.wait(this->soon());
   ASSERT_FALSE(whole);
-  EXPECT_EQ(whole.error().code(), ErrorCode::kInvalidArgument) << "not the first failure";
+  EXPECT_EQ(code_of(whole), ErrorCode::kInvalidArgument) << "not the first failure";
   EXPECT_EQ(batch.bytes(), 6 * 4096u);
   for (size_t i = 0; i < 8; ++i) {
     ASSERT_TRUE(batch.completion(i).done());
     if (i == 2) {
-      EXPECT_EQ(this->code_of(batch.result(i)), ErrorCode::kInvalidArgument);
+      EXPECT_EQ(code_of(batch.result(i).status), ErrorCode::kInvalidArgument);
     } else if (i == 5) {
-      EXPECT_EQ(this->code_of(batch.result(i)), ErrorCode::kIo);
+      EXPECT_EQ(code_of(batch.result(i).status), ErrorCode::kIo);
       EXPECT_EQ(batch.result(i).status.error().native_code(), EBADF);
     } else {
       this->expect_all(batch.result(i), 4096);
@@ -199,11 +197,11 @@ TYPED_TEST_P(FileEngineContract, AReadPastTheEndIsAnErrorWithTheBytesThatThereWe
   this->expect_all(this->run(this->request(FileOp::kWrite, file.file(), 0, written)), 10'000);
   std::vector<std::byte> read(4096);
   const FileResult across = this->run(this->request(FileOp::kRead, file.file(), 8000, read));
-  EXPECT_EQ(this->code_of(across), ErrorCode::kIo);
+  EXPECT_EQ(code_of(across.status), ErrorCode::kIo);
   EXPECT_EQ(across.bytes, 2000u);
   EXPECT_TRUE(std::equal(read.begin(), read.begin() + 2000, written.begin() + 8000));
   const FileResult beyond = this->run(this->request(FileOp::kRead, file.file(), 10'000, read));
-  EXPECT_EQ(this->code_of(beyond), ErrorCode::kIo);
+  EXPECT_EQ(code_of(beyond.status), ErrorCode::kIo);
   EXPECT_EQ(beyond.bytes, 0u);
 }
 
@@ -212,13 +210,14 @@ TYPED_TEST_P(FileEngineContract, RefusesRequestsThatMakeNoSense) {
   std::vector<std::byte> bytes(64);
   FileRequest null_buffer = this->request(FileOp::kRead, file.file(), 0, bytes);
   null_buffer.buffers.push_back({.data = nullptr, .size = 1});
-  EXPECT_EQ(this->code_of(this->run(null_buffer)), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(this->code_of(this->run(
-                this->request(FileOp::kRead, file.file(), (uint64_t{1} << 63) - 10, bytes))),
-            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(this->run(null_buffer).status), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(
+      code_of(this->run(this->request(FileOp::kRead, file.file(), (uint64_t{1} << 63) - 10, bytes))
+                  .status),
+      ErrorCode::kInvalidArgument);
   FileRequest overflow = this->request(FileOp::kRead, file.file(), 100, bytes);
   overflow.buffers[0].size = ~size_t{0} - 50;
-  EXPECT_EQ(this->code_of(this->run(overflow)), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(this->run(overflow).status), ErrorCode::kInvalidArgument);
 }
 
 TYPED_TEST_P(FileEngineContract, AFileThatCannotBeWrittenIsAnIoError) {
@@ -227,17 +226,20 @@ TYPED_TEST_P(FileEngineContract, AFileThatCannotBeWrittenIsAnIoError) {
   const File read_only(fd);
   std::vector<std::byte> bytes(64);
   const FileResult result = this->run(this->request(FileOp::kWrite, read_only.ref(), 0, bytes));
-  EXPECT_EQ(this->code_of(result), ErrorCode::kIo);
+  EXPECT_EQ(code_of(result.status), ErrorCode::kIo);
   EXPECT_EQ(result.status.error().native_domain(), NativeDomain::kErrno);
 }
 
 TYPED_TEST_P(FileEngineContract, AFullFileSystemIsExhausted) {
-  const int fd = ::open("/dev/full", O_RDWR | O_CLOEXEC);
-  if (fd < 0) GTEST_SKIP() << "there is no /dev/full";
-  const File full(fd);
+  struct stat facts {};
+  if (::stat("/dev/full", &facts) != 0 || !S_ISCHR(facts.st_mode)) {
+    GTEST_SKIP() << "/dev/full is not the device of that name";
+  }
+  const File full(::open("/dev/full", O_RDWR | O_CLOEXEC));
+  ASSERT_TRUE(full);
   std::vector<std::byte> bytes(64);
   const FileResult result = this->run(this->request(FileOp::kWrite, full.ref(), 0, bytes));
-  EXPECT_EQ(this->code_of(result), ErrorCode::kExhausted);
+  EXPECT_EQ(code_of(result.status), ErrorCode::kExhausted);
   EXPECT_EQ(result.status.error().native_code(), ENOSPC);
 }
 
@@ -323,7 +325,7 @@ TYPED_TEST_P(FileEngineContract, DirectFilesWorkAndInsistOnTheirAlignment) {
     if (what == 1) bad.buffers[0].size -= 1;
     if (what == 2) bad.buffers[0].data += 1;
     if (what == 2 && file.alignment().memory == 1) continue;
-    EXPECT_EQ(this->code_of(this->run(bad)), ErrorCode::kInvalidArgument) << what;
+    EXPECT_EQ(code_of(this->run(bad).status), ErrorCode::kInvalidArgument) << what;
   }
 }
 
@@ -335,7 +337,7 @@ TYPED_TEST_P(FileEngineContract, AFullEngineRefusesAWholeBatchAndTakesItLater) {
   const Result<FileBatch> too_large =
       this->engine().submit(std::vector<FileRequest>(room + 1, read));
   ASSERT_FALSE(too_large);
-  EXPECT_EQ(too_large.error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(too_large), ErrorCode::kInvalidArgument);
 
   // Every request has memory of its own: several are at work.
   std::vector<std::vector<std::byte>> memory(room, std::vector<std::byte>(4096));
@@ -346,7 +348,7 @@ TYPED_TEST_P(FileEngineContract, AFullEngineRefusesAWholeBatchAndTakesItLater) {
   const FileBatch first = this->engine().submit(requests).value();
   const Result<FileBatch> second = this->engine().submit({read});
   if (!second) {
-    EXPECT_EQ(second.error().code(), ErrorCode::kExhausted);
+    EXPECT_EQ(code_of(second), ErrorCode::kExhausted);
   } else {
     EXPECT_TRUE(second->wait(this->soon()));
   }
@@ -408,7 +410,7 @@ TYPED_TEST_P(FileEngineContract, AnEngineThatIsDestroyedAnswersEverything) {
     if (result.status) {
       this->expect_all(result, 64 * kKiB);
     } else {
-      EXPECT_EQ(this->code_of(result), ErrorCode::kCancelled);
+      EXPECT_EQ(code_of(result.status), ErrorCode::kCancelled);
       EXPECT_EQ(result.bytes, 0u);
     }
   }

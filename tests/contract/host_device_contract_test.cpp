@@ -88,7 +88,7 @@ TEST(FaultyDevice, FailsTheEventAfterACopyItWasToldToFail) {
     EXPECT_EQ(*moved, outcome ? 4096u : 0u);
     if (outcome) continue;
     ++failed;
-    EXPECT_EQ(outcome.error().code(), ErrorCode::kDevice);
+    EXPECT_EQ(code_of(outcome), ErrorCode::kDevice);
   }
   EXPECT_EQ(failed, device.num_faults());
   EXPECT_GT(failed, 20u);

@@ -74,7 +74,7 @@ TEST(PosixFileEngine, RefusesOptionsThatMakeNoSense) {
        }) {
     const auto engine = PosixFileEngine::create(options);
     ASSERT_FALSE(engine);
-    EXPECT_EQ(engine.error().code(), ErrorCode::kInvalidArgument);
+    EXPECT_EQ(code_of(engine), ErrorCode::kInvalidArgument);
   }
 }
 
@@ -105,9 +105,9 @@ TEST(PosixFileEngine, IsFullWithAsManyRequestsAsItWasTold) {
   const auto engine = posix(executor);
   Reads reads(33);
   const FileBatch first = engine->submit(reads.requests(0, 20)).value();
-  EXPECT_EQ(engine->submit(reads.requests(20, 13)).error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(code_of(engine->submit(reads.requests(20, 13))), ErrorCode::kExhausted);
   const FileBatch second = engine->submit(reads.requests(20, 12)).value();
-  EXPECT_EQ(engine->submit(reads.requests(32, 1)).error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(code_of(engine->submit(reads.requests(32, 1))), ErrorCode::kExhausted);
   ASSERT_TRUE(executor.step());
   EXPECT_TRUE(engine->submit(reads.requests(32, 1)));
   executor.run_until_idle();
@@ -128,7 +128,7 @@ TEST(PosixFileEngine, CancelsWhatHasNotStartedWhenItIsDestroyed) {
     if (result.status) {
       ++succeeded;
     } else {
-      EXPECT_EQ(result.status.error().code(), ErrorCode::kCancelled);
+      EXPECT_EQ(code_of(result.status), ErrorCode::kCancelled);
     }
   }
   EXPECT_EQ(succeeded, 3u);
@@ -230,7 +230,7 @@ TEST_F(FaultyFileEngineTest, TearsRequestsAndSaysSo) {
   for (size_t i = 0; i < kBlocks; ++i) {
     if (outcome.results[i].status) continue;
     ++torn;
-    EXPECT_EQ(outcome.results[i].status.error().code(), ErrorCode::kIo);
+    EXPECT_EQ(code_of(outcome.results[i].status), ErrorCode::kIo);
     ASSERT_LT(outcome.results[i].bytes, kBytes);
     std::vector<std::byte> expected = pattern(i);
     std::fill(expected.begin() + static_cast<ptrdiff_t>(outcome.results[i].bytes), expected.end(),

@@ -129,7 +129,7 @@ class CliTest(unittest.TestCase):
 
 
 class OptionsTest(CliTest):
-    COMMANDS = [[], ["trace"], ["trace", "generate"], ["trace", "stats"], ["replay"], ["doctor"]]
+    COMMANDS = [[], ["trace"], ["trace", "generate"], ["trace", "stats"], ["replay"], ["config"], ["config", "show"], ["doctor"]]
 
     def test_every_command_has_help(self):
         for command in self.COMMANDS:
@@ -148,7 +148,7 @@ class OptionsTest(CliTest):
         out = self.assert_succeeds(kvbm("replay", "--help"))
         for option in (
             "g1-blocks g2-blocks g3-blocks g1-bytes g2-bytes g3-bytes block-bytes ranks groups disk-dir policy no-bytes "
-            "overlap limit json metrics seed config quiet"
+            "overlap limit json metrics seed quiet"
         ).split():
             self.assertRegex(out, rf"(?m)^  --{option}\b")
 
@@ -299,19 +299,45 @@ class TraceTest(CliTest):
 
 
 def wait_until_reading(pid):
-    """Until the process sleeps in a read of its standard input, as the kernel tells; at most ten seconds."""
+    """Until the process sleeps in a read of a pipe, as the kernel tells; at most ten seconds."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
             fields = pathlib.Path(f"/proc/{pid}/syscall").read_text().split()
-            if fields[:2] == ["0", "0x0"]:  # read(0, ...), where calls are numbered as on x86-64
-                return
-            if fields[:2] == ["63", "0x0"]:  # and as on arm64
-                return
-        except OSError:
-            break
+            if fields[0] in ("0", "63") and "pipe:" in os.readlink(f"/proc/{pid}/fd/{int(fields[1], 16)}"):
+                return  # read() has the number 0 on x86-64 and 63 on arm64
+        except (OSError, IndexError):
+            pass
         time.sleep(0.01)
-    time.sleep(1)
+
+
+class ConfigTest(CliTest):
+    def show(self, *arguments, **variables):
+        return kvbm("config", "show", *arguments, env=environment(**variables))
+
+    def test_every_value_is_shown_with_its_source(self):
+        path = self.write("kvbm.toml", "block_size = 32\nnum_layers = 3\n")
+        out = self.assert_succeeds(self.show("--config", path, "--num-heads", 8, KVBM_HEAD_DIM="64", KVBM_NUM_LAYERS="4"))
+        self.assertIn(f"block_size = 32  # {path}:1\n", out)
+        self.assertIn("num_layers = 4  # KVBM_NUM_LAYERS\n", out)
+        self.assertIn("num_heads = 8  # --num-heads\n", out)
+        self.assertIn("head_dim = 64  # KVBM_HEAD_DIM\n", out)
+        self.assertRegex(out, "(?m)^enable_offload = .*  # default$")
+
+    def test_what_is_shown_reads_back(self):
+        path = self.folder / "shown.toml"
+        out = self.assert_succeeds(self.show("--block-size", 64, "--num-layers", 2, "--num-heads", 8, "--head-dim", 64))
+        path.write_text(out)
+        again = self.assert_succeeds(self.show(KVBM_CONFIG=str(path)))
+        self.assertEqual(re.sub("#.*", "", out), re.sub("#.*", "", again))
+
+    def test_mistakes_name_the_key_and_what_is_near(self):
+        path = self.write("kvbm.toml", "blok_size = 32\n")
+        self.assert_fails(self.show("--config", path), f"{path}:1", "block_size")
+        self.assert_fails(self.show("--config", self.folder / "none"), "No such file or directory")
+        self.assert_fails(self.show(KVBM_BLOK_SIZE="32"), "KVBM_BLOCK_SIZE")
+        self.assert_fails(self.show("--block-size", "many"), "--block-size", "many")
+        self.assert_fails(self.show("--blok-size", "32"), "--blok-size")
 
 
 class DoctorTest(CliTest):
@@ -405,9 +431,9 @@ class ReplayOptionsTest(CliTest):
 
     def test_more_than_the_machine_has_names_what_is_free(self):
         self.refuse("--g1-blocks", "4000000000", parts=["G1 and G2 need", "of memory and", "are free"])
-        self.refuse("--g2-bytes", "1000TiB", parts=["G1 and G2 need", "of memory and", "are free"])
+        self.refuse("--g2-bytes", "100TiB", parts=["G1 and G2 need", "of memory and", "are free"])
         self.refuse("--g1-blocks", "4000000000", "--block-bytes", "4000TiB", parts=["more than any machine has"])
-        self.refuse("--g1-blocks", "1", "--g3-bytes", "1000TiB", "--disk-dir", self.folder, parts=["G3 needs", "are free there"])
+        self.refuse("--g1-blocks", "1", "--g3-bytes", "200TiB", "--disk-dir", self.folder, parts=["G3 needs", "are free there"])
 
     def test_a_disk_tier_and_its_folder_need_each_other(self):
         self.refuse("--g3-blocks", "1", parts=["G3 lies on disk"])
@@ -424,22 +450,6 @@ class ReplayOptionsTest(CliTest):
         for option in ("--json", "--metrics"):
             self.refuse(option, self.folder, parts=["it is a directory"])
             self.refuse(option, self.folder / "none" / "x", parts=["No such file or directory"])
-
-    def test_a_configuration_file_is_checked(self):
-        self.refuse("--config", self.folder / "none", parts=["No such file or directory"])
-        self.refuse("--config", self.folder, parts=["it is a directory"])
-        for text, part in (
-            ("g9-blocks = 1", "'g9-blocks' is no option"),
-            ("trace = 'x'", "'trace' is no option"),
-            ("config = 'x'", "'config' is no option"),
-            ("g1-blocks = 0", "--g1-blocks: 0 is out of range"),
-            ("g1-blocks = [1, 2]", "'g1-blocks' is no option with one value"),
-            ("seed = 1\nseed = 2", "'seed'"),
-            ("no-bytes = 'perhaps'", "no-bytes"),
-            ("[replay]\nseed = 1", "[replay]"),
-        ):
-            path = self.write("kvbm.toml", text + "\n")
-            self.refuse("--config", path, parts=[f"{path}: ", part])
 
 
 class ReplayTest(CliTest):
@@ -458,13 +468,13 @@ class ReplayTest(CliTest):
         self.assertEqual(run.returncode, 0, run)
         self.assertRegex(run.stdout, r"(?m)^  requests +\d")
         self.assertRegex(run.stdout, r"(?m)^  bytes +[\d ]+ blocks compared, 0 wrong$")
-        self.assertIn("100 %|", run.stdout)
+        self.assertRegex(run.stdout, r"(?m)^ *\d+ %\|")
         self.assertTrue(run.stdout.isascii())
 
     def test_the_plot_follows_the_locale(self):
         trace = self.generate()
         run = self.replay(trace, *self.SMALL, env=environment(LC_ALL="C.UTF-8"), encoding="utf-8")
-        self.assertIn("100 %\u2502", run.stdout)
+        self.assertRegex(run.stdout, r"(?m)^ *\d+ %\u2502")
 
     def test_quiet_shows_nothing(self):
         self.assertEqual(self.assert_succeeds(self.replay(self.generate(), "--quiet", *self.SMALL)), "")
@@ -519,15 +529,6 @@ class ReplayTest(CliTest):
     def test_the_limit_ends_the_trace_early(self):
         report = self.report(self.generate(), *self.SMALL, "--limit", 3)
         self.assertEqual((report["requests"], report["options"]["limit"]), (3, 3))
-
-    def test_a_configuration_file_fills_in_what_the_command_line_leaves_open(self):
-        config = self.write("kvbm.toml", "# sizes\ng1-blocks = 100\nblock-bytes = \"4KiB\"\nno-bytes = true\n")
-        trace = self.generate()
-        options = self.report(trace, "--config", config)["options"]
-        self.assertEqual((options["g1_blocks"], options["block_bytes"], options["bytes"]), (100, 4096, "none"))
-        self.assertEqual(self.report(trace, "--config", config, "--g1-blocks", 7)["options"]["g1_blocks"], 7)
-        # The other form of the same size wins as well.
-        self.assertEqual(self.report(trace, "--config", config, "--g1-bytes", "8KiB")["options"]["g1_blocks"], 2)
 
     def test_metrics_are_prometheus_text(self):
         path = self.folder / "metrics"

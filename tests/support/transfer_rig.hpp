@@ -83,20 +83,42 @@ struct TransferRig {
     start();
   }
 
-  /// Makes the manager, over other engines if they are given.
-  void start(Device* other_device = nullptr, FileEngine* other_files = nullptr) {
+  /// Makes the manager anew.
+  void start() {
     manager.reset();
-    manager =
-        TransferManager::create({.worker = WorkerId{7},
-                                 .device = other_device ? *other_device : *device,
-                                 .executor = *executor,
-                                 .log = log,
-                                 .files = other_files ? other_files : files.get(),
-                                 .metrics = &metrics,
-                                 .max_waiting_streams = config.max_waiting_streams,
-                                 .file_requests_per_transfer = config.file_requests_per_transfer,
-                                 .max_transfers = config.max_transfers})
-            .value();
+    manager = TransferManager::create(
+                  {.worker = WorkerId{7},
+                   .device = other_device ? *other_device : static_cast<Device&>(*device),
+                   .executor = *executor,
+                   .log = log,
+                   .files = other_files ? other_files.get() : files.get(),
+                   .metrics = &metrics,
+                   .max_waiting_streams = config.max_waiting_streams,
+                   .file_requests_per_transfer = config.file_requests_per_transfer,
+                   .max_transfers = config.max_transfers})
+                  .value();
+  }
+
+  /// Puts a device of type T in front of the host device, and makes the manager anew.
+  template <class T, class... Args>
+  T& use_device(Args&&... args) {
+    manager.reset();
+    auto owned = std::make_unique<T>(*device, std::forward<Args>(args)...);
+    T& used = *owned;
+    other_device = std::move(owned);
+    start();
+    return used;
+  }
+
+  /// Replaces the file engine by one of type T, and makes the manager anew.
+  template <class T, class... Args>
+  T& use_files(Args&&... args) {
+    manager.reset();
+    auto owned = std::make_unique<T>(std::forward<Args>(args)...);
+    T& used = *owned;
+    other_files = std::move(owned);
+    start();
+    return used;
   }
 
   [[nodiscard]] Result<TransferCompleteNotification> execute(LayoutHandle src,
@@ -120,6 +142,8 @@ struct TransferRig {
   SteppedExecutor* stepped = nullptr;  ///< null on threads
   std::unique_ptr<HostDevice> device;
   std::unique_ptr<FileEngine> files;
+  std::unique_ptr<Device> other_device;
+  std::unique_ptr<FileEngine> other_files;
   std::unique_ptr<TransferManager> manager;
 };
 

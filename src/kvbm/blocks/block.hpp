@@ -65,9 +65,9 @@ class SlotRef {
 
 /// A block that its holder may fill. Nobody else can see it.
 /// Ownership: move-only; dropping it frees the block. Every guard keeps the state of its pool
-/// alive, so it may outlive the BlockPool and the BlockRegistry. Errors: use after a move is a
-/// ContractViolation (true of every guard). Threads: guards may be moved to, and dropped on, any
-/// thread; one guard, one thread at a time.
+/// alive, so it may outlive the BlockPool and the BlockRegistry.
+/// Errors: use after a move is a ContractViolation (true of every guard).
+/// Threads: guards may be moved to, and dropped on, any thread; one guard, one thread at a time.
 class [[nodiscard]] MutableBlock {
  public:
   MutableBlock(MutableBlock&&) noexcept = default;
@@ -135,7 +135,8 @@ class [[nodiscard]] CompleteBlock {
 };
 
 /// A registered block that cannot be evicted while this is held: a pin. Its content does not
-/// change. Ownership, Errors, Threads: as MutableBlock; clone() makes another pin.
+/// change.
+/// Ownership, Errors, Threads: as MutableBlock; clone() makes another pin.
 class [[nodiscard]] ImmutableBlock {
  public:
   ImmutableBlock(ImmutableBlock&&) noexcept = default;

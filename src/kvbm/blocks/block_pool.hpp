@@ -68,10 +68,11 @@ struct PoolStatistics {
   uint64_t parent_conflicts = 0;  ///< registered with another parent than the key already has
 };
 
-/// A handle to a pool of a BlockRegistry, which all handles and guards share.
-/// Free blocks are used first, in the order in which they became free; then idle blocks are
-/// evicted, as the policy says. Nothing happens in the background. Ownership: move-only, 8 bytes.
-/// Blocks stay registered when the handle goes. Errors: use after a move is a ContractViolation.
+/// A handle to a pool of a BlockRegistry, which all handles and guards share. Free blocks are used
+/// first, in the order in which they became free; then idle blocks are evicted, as the policy says.
+/// Nothing happens in the background.
+/// Ownership: move-only, 8 bytes. Blocks stay registered when the handle goes.
+/// Errors: use after a move is a ContractViolation.
 /// Threads: any thread; every call takes the registry's one lock for its whole duration.
 class BlockPool {
  public:
@@ -85,8 +86,8 @@ class BlockPool {
     if (pool_ != nullptr) drop();
   }
 
-  /// All or nothing. Errors: kExhausted if there are fewer free and idle blocks; nothing changes
-  /// then.
+  /// All or nothing.
+  /// Errors: kExhausted if there are fewer free and idle blocks; nothing changes then.
   [[nodiscard]] Result<Allocation> allocate(size_t num_blocks);
   /// As many as there are, up to `num_blocks`.
   [[nodiscard]] Allocation allocate_up_to(size_t num_blocks);

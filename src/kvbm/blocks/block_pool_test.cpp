@@ -146,6 +146,27 @@ TEST_F(BlockPoolTest, RegisterReturnsGuardsInTheGivenOrder) {
   EXPECT_EQ(pool_.statistics().registered, 3U);
 }
 
+TEST_F(BlockPoolTest, ABatchMayBranch) {
+  std::vector<MutableBlock> blocks = std::move(pool_.allocate(3).value().blocks);
+  std::vector<CompleteBlock> complete;
+  complete.push_back(std::move(blocks[0]).complete(test_key(1), std::nullopt));
+  complete.push_back(std::move(blocks[1]).complete(test_key(2), test_key(1)));
+  complete.push_back(std::move(blocks[2]).complete(test_key(3), test_key(1)));
+  pool_.release(pool_.register_blocks(std::move(complete)));
+  const std::vector<EvictedBlock> idle = pool_.idle_blocks();
+  EXPECT_THAT(keys_of(idle), ElementsAreArray(test_keys({3, 2, 1})));
+  EXPECT_EQ(idle[0].parent, test_key(1));
+}
+
+TEST_F(BlockPoolTest, ABlockThatLostItsChildWhileHeldIsALeaf) {
+  std::vector<ImmutableBlock> chain = hold_chain(pool_, test_chain(1, 2));
+  chain.pop_back();
+  pool_.reset_idle();
+  chain.clear();
+  add_chain(pool_, test_keys({9}));
+  EXPECT_THAT(pool_.idle_keys(), ElementsAreArray(test_keys({1, 9})));
+}
+
 TEST_F(BlockPoolTest, ADuplicateHasItsOwnBlockAndPinsThePrimary) {
   std::vector<ImmutableBlock> primary = hold_chain(pool_, test_keys({1}));
   std::vector<ImmutableBlock> duplicate = hold_chain(pool_, test_keys({1}));

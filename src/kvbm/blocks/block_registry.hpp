@@ -60,9 +60,10 @@ struct RegistryOccupancy {
 
 /// A key is in the index as long as a pool has a block for it. Beside these there are ghosts: the
 /// direct parents of resident keys that are themselves absent, kept so that a chain is found
-/// together again when the parent comes back. Ownership: move-only handle; pools and guards share
-/// what it holds. Errors: use after a move is a ContractViolation. Threads: any thread; one lock
-/// for the index and all its pools.
+/// together again when the parent comes back.
+/// Ownership: move-only handle; pools and guards share what it holds.
+/// Errors: use after a move is a ContractViolation.
+/// Threads: any thread; one lock for the index and all its pools.
 class BlockRegistry {
  public:
   /// Errors: kInvalidArgument for no group or the same group twice.
@@ -79,8 +80,8 @@ class BlockRegistry {
   }
 
   /// Allocates all that the pool and its part of the index will ever need: later calls allocate
-  /// nothing but the vectors they return. Errors: kInvalidArgument for an unknown group, no blocks,
-  /// or a pool that exists.
+  /// nothing but the vectors they return.
+  /// Errors: kInvalidArgument for an unknown group, no blocks, or a pool that exists.
   [[nodiscard]] Result<BlockPool> create_pool(const PoolSpec& spec);
   /// Another handle to a pool.
   [[nodiscard]] std::optional<BlockPool> pool(TierId tier, GroupId group) const;

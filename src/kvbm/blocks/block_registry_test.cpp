@@ -133,6 +133,16 @@ TEST_F(TwoTiers, AMatchRenewsTheSlowerCopies) {
   EXPECT_THAT(disk_.idle_keys(), ElementsAreArray(test_keys({12, 11, 2, 1})));
 }
 
+TEST(BlockRegistry, AMatchRenewsTheDeepestCopyFirst) {
+  BlockRegistry registry = make_registry();
+  BlockPool host = make_pool(registry, 4, TierId::kG2);
+  BlockPool disk = make_pool(registry, 4, TierId::kG3, kFull, PolicyKind::kLru);
+  for (const uint64_t number : {1U, 2U, 3U}) add_chain(disk, test_keys({number}));
+  add_chain(host, test_chain(1, 3));
+  registry.release(host.match_prefix(test_chain(1, 3)));
+  EXPECT_THAT(disk.idle_keys(), ElementsAreArray(test_keys({3, 2, 1})));
+}
+
 TEST_F(TwoTiers, BlocksThatTheCallerHasAreTouchedAndNotPinned) {
   add_chain(host_, test_keys({11}));
   add_chain(host_, test_chain(1, 4));
@@ -262,6 +272,16 @@ TEST_F(TwoTiers, AParentThatLeavesBecomesAGhostAndComesBack) {
   EXPECT_EQ(match(test_chain(1, 3), 1).num_blocks, 3U);
 }
 
+TEST_F(TwoTiers, AGhostForgetsItsParent) {
+  std::vector<ImmutableBlock> chain = hold_chain(host_, test_keys({2, 3}), test_key(1));
+  chain.erase(chain.begin());
+  host_.reset_idle();
+  EXPECT_EQ(registry_.occupancy().num_ghosts, 1U);  // 2; nobody needs 1 any more
+  add_chain(host_, test_keys({2}));
+  EXPECT_FALSE(host_.idle_blocks()[0].parent);
+  EXPECT_EQ(registry_.occupancy().num_ghosts, 0U);
+}
+
 TEST_F(TwoTiers, AKeyKeepsItsFirstParent) {
   add_chain(host_, test_keys({2}), test_key(1));
   add_chain(disk_, test_keys({2}), test_key(5));
@@ -378,18 +398,18 @@ TEST(BlockRegistry, SeveralWindowsAgreeOnOneLength) {
       add_chain(pools[group], test_keys({position}, ids[group]));
     }
   };
-  // Each would like to go further than the others let it; only 6 suits all three.
-  add(0, {4, 5, 8, 9});
-  add(1, {3, 4, 5, 7, 8});
-  add(2, {1, 5, 6, 9});
+  // 10 suits the first, 6 also the second, 5 also the third, and so the first has to go on to 2.
+  add(0, {0, 1, 4, 5, 8, 9});
+  add(1, {0, 1, 3, 4, 5, 7, 8});
+  add(2, {1, 4, 9});
   std::vector<std::vector<BlockKey>> keys;
   std::vector<GroupKeys> groups;
   for (const GroupId id : ids) keys.push_back(test_chain(0, 11, id));
   for (size_t i = 0; i < ids.size(); ++i) groups.push_back({ids[i], keys[i]});
   const PrefixMatch found = registry.match(groups);
-  EXPECT_EQ(found.num_blocks, 6U);
+  EXPECT_EQ(found.num_blocks, 2U);
   EXPECT_EQ(found.groups[0].blocks.size(), 2U);
-  EXPECT_EQ(found.groups[1].blocks.size(), 3U);
+  EXPECT_EQ(found.groups[1].blocks.size(), 2U);
   EXPECT_EQ(found.groups[2].blocks.size(), 1U);
 }
 

@@ -182,6 +182,9 @@ TEST_F(BlockTest, AWeakBlockOfADuplicateEndsWithIt) {
   EXPECT_EQ(weak.upgrade()->block_id(), duplicate->block_id());
   duplicate.reset();
   EXPECT_FALSE(weak.upgrade());
+  // All slots are in use again, that of the duplicate too.
+  const std::vector<ImmutableBlock> others = hold_chain(pool_, test_keys({2, 3, 4}));
+  EXPECT_FALSE(weak.upgrade());
 }
 
 TEST_F(BlockTest, GuardsOutliveThePoolAndTheRegistry) {

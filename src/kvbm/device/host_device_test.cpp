@@ -4,7 +4,9 @@
 
 #include <array>
 #include <atomic>
-#include <numeric>
+#include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -14,8 +16,12 @@
 #include "kvbm/base/thread_executor.hpp"
 #include "kvbm/base/units.hpp"
 
+#include "tests/support/error_code.hpp"
+
 namespace kvbm {
 namespace {
+
+using testing::code_of;
 
 TEST(HostDevice, HasTheMemoryItWasTold) {
   SteppedExecutor executor(1);
@@ -30,7 +36,7 @@ TEST(HostDevice, HasTheMemoryItWasTold) {
 
   const auto second = device->allocate(11, 1);
   ASSERT_FALSE(second);
-  EXPECT_EQ(second.error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(code_of(second), ErrorCode::kExhausted);
   EXPECT_NE(second.error().message().find("11 B"), std::string::npos) << second.error();
   EXPECT_NE(second.error().message().find("10 B"), std::string::npos) << second.error();
 
@@ -38,6 +44,58 @@ TEST(HostDevice, HasTheMemoryItWasTold) {
   EXPECT_EQ(device->info().free_bytes, kMiB);
   EXPECT_TRUE(device->allocate(kMiB, 4096));
   EXPECT_EQ(device->info().free_bytes, kMiB) << "moved or destroyed memory was not given back once";
+}
+
+TEST(HostDevice, HasNoMoreThanTheMachineHasFree) {
+  SteppedExecutor executor(1);
+  const auto device = HostDevice::create({.executor = executor}).value();
+  const auto memory = device->allocate(2 * device->info().total_bytes, 1);
+  ASSERT_FALSE(memory);
+  EXPECT_EQ(code_of(memory), ErrorCode::kExhausted);
+  EXPECT_NE(memory.error().message().find("are free"), std::string::npos)
+      << "left to the kernel: " << memory.error();
+}
+
+TEST(HostDevice, LeavesOutCopiesAfterAFailureUpToTheNextRecord) {
+  SteppedExecutor executor(1);
+  const auto device = HostDevice::create({.executor = executor}).value();
+  const StreamRef stream = device->create_stream("stream").value();
+  const std::vector<std::byte> src(64, std::byte{1});
+  std::vector<std::byte> dst(128);
+  const auto moved = std::make_shared<std::atomic<uint64_t>>(0);
+  const auto copy_to = [&](size_t offset) {
+    return device->copy(stream, {.from = make_block_list({BlockId(0)}),
+                                 .to = make_block_list({BlockId(0)}),
+                                 .pieces = {{.src = src.data(), .dst = &dst[offset], .bytes = 64}},
+                                 .bytes_moved = moved});
+  };
+  ASSERT_TRUE(device->wait(stream, Event::ready(make_error(ErrorCode::kIo, "never read"))));
+  ASSERT_TRUE(copy_to(0));
+  const Event failed = device->record(stream);
+  ASSERT_TRUE(copy_to(64));
+  EXPECT_TRUE(device->synchronize(stream));
+  EXPECT_FALSE(failed.status());
+  EXPECT_EQ(*moved, 64u);
+  EXPECT_EQ(dst.front(), std::byte{0});
+  EXPECT_EQ(dst.back(), std::byte{1});
+}
+
+TEST(HostDevice, DropsWhatHasNotStartedWhenItIsDestroyed) {
+  SteppedExecutor executor(1);
+  auto device = HostDevice::create({.executor = executor, .operations_per_turn = 2}).value();
+  const StreamRef stream = device->create_stream("stream").value();
+  int ran = 0;
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_TRUE(device->launch(stream, [&ran]() -> Status {
+      ++ran;
+      return {};
+    }));
+  }
+  const Event end = device->record(stream);
+  ASSERT_TRUE(executor.step());
+  device.reset();
+  EXPECT_EQ(ran, 2);
+  EXPECT_EQ(code_of(end.status()), ErrorCode::kCancelled);
 }
 
 TEST(HostDevice, RefusesOptionsThatMakeNoSense) {
@@ -51,7 +109,7 @@ TEST(HostDevice, RefusesOptionsThatMakeNoSense) {
        }) {
     const auto device = HostDevice::create(options);
     ASSERT_FALSE(device);
-    EXPECT_EQ(device.error().code(), ErrorCode::kInvalidArgument);
+    EXPECT_EQ(code_of(device), ErrorCode::kInvalidArgument);
   }
 }
 
@@ -60,10 +118,10 @@ TEST(HostDevice, BoundsItsStreamsUntilOneIsGone) {
   const auto device = HostDevice::create({.executor = executor, .max_streams = 2}).value();
   const StreamRef first = device->create_stream("first").value();
   ASSERT_TRUE(device->create_stream("second"));
-  EXPECT_EQ(device->create_stream("third").error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(code_of(device->create_stream("third")), ErrorCode::kExhausted);
   ASSERT_TRUE(device->launch(first, []() -> Status { return {}; }));
   ASSERT_TRUE(device->destroy_stream(first));
-  EXPECT_EQ(device->create_stream("third").error().code(), ErrorCode::kExhausted)
+  EXPECT_EQ(code_of(device->create_stream("third")), ErrorCode::kExhausted)
       << "a stream that still has work was forgotten";
   executor.run_until_idle();
   EXPECT_TRUE(device->create_stream("third"));
@@ -75,10 +133,10 @@ TEST(HostDevice, BoundsTheOperationsOfAStream) {
   const StreamRef stream = device->create_stream("stream").value();
   const auto launch = [&] { return device->launch(stream, []() -> Status { return {}; }); };
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(launch());
-  EXPECT_EQ(launch().error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(code_of(launch()), ErrorCode::kExhausted);
   const Event refused = device->record(stream);
   ASSERT_TRUE(refused.done());
-  EXPECT_EQ(refused.status().error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(code_of(refused.status()), ErrorCode::kExhausted);
   executor.run_until_idle();
   EXPECT_TRUE(launch());
   EXPECT_TRUE(device->synchronize(stream)) << "a refused operation left a trace";
@@ -136,8 +194,8 @@ TEST(HostDevice, AStreamThatWaitsForItselfIsCancelledWithTheDevice) {
   executor.run_until_idle();
   EXPECT_FALSE(first_end.done());
   device.reset();
-  EXPECT_EQ(first_end.status().error().code(), ErrorCode::kCancelled);
-  EXPECT_EQ(second_end.status().error().code(), ErrorCode::kCancelled);
+  EXPECT_EQ(code_of(first_end.status()), ErrorCode::kCancelled);
+  EXPECT_EQ(code_of(second_end.status()), ErrorCode::kCancelled);
 }
 
 TEST(HostDevice, TwoDevicesWaitForEachOthersEvents) {
@@ -220,7 +278,7 @@ TEST(HostDevice, SignalsThatRaceWithTheEndOfTheDeviceAreHarmless) {
     for (const Event& end : ends) {
       ASSERT_TRUE(end.done());
       if (!end.status()) {
-        EXPECT_EQ(end.status().error().code(), ErrorCode::kCancelled);
+        EXPECT_EQ(code_of(end.status()), ErrorCode::kCancelled);
       }
     }
   }

@@ -5,15 +5,21 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <fstream>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
 #include "kvbm/base/units.hpp"
 
+#include "tests/support/error_code.hpp"
+
 namespace kvbm {
 namespace {
+
+using testing::code_of;
 
 bool is_mapped(const std::byte* page) {
   return ::msync(const_cast<std::byte*>(page), 1, MS_ASYNC) == 0 || errno != ENOMEM;
@@ -26,7 +32,29 @@ TEST(HostPages, ReadAsZeroAndTakeWrites) {
   std::fill_n(pages.data(), 10000, std::byte{1});
 }
 
-TEST(HostPages, StartWhereTheAlignmentSaysAndGiveBackTheSlack) {
+/// The address space of the process, in pages.
+uint64_t mapped_pages() {
+  uint64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  return pages;
+}
+
+TEST(HostPages, GiveBackTheSlackOfTheirAlignment) {
+  constexpr uint64_t kAlignment = 64 * kMiB;
+  constexpr uint64_t kTimes = 32;
+  // The kernel places mappings next to each other: small ones leave slack at one end, large ones at
+  // the other.
+  for (const uint64_t size : {HostPages::page_bytes(), 60 * kMiB}) {
+    const uint64_t before = mapped_pages();
+    std::vector<HostPages> kept;
+    for (uint64_t i = 0; i < kTimes; ++i) {
+      kept.push_back(HostPages::map({.size_bytes = size, .alignment = kAlignment}).value());
+    }
+    EXPECT_LT((mapped_pages() - before) * HostPages::page_bytes(), kTimes * size + kAlignment);
+  }
+}
+
+TEST(HostPages, StartWhereTheAlignmentSays) {
   for (uint64_t alignment = 1; alignment <= 64 * kMiB; alignment *= 4) {
     const auto pages =
         HostPages::map({.size_bytes = 3 * HostPages::page_bytes() - 1, .alignment = alignment});
@@ -70,18 +98,18 @@ TEST(HostPages, TakeAdviceAboutHugePages) {
 }
 
 TEST(HostPages, RefuseWhatCannotBe) {
-  EXPECT_EQ(HostPages::map({.size_bytes = 0}).error().code(), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(HostPages::map({.size_bytes = 1, .alignment = 0}).error().code(),
+  EXPECT_EQ(code_of(HostPages::map({.size_bytes = 0})), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(HostPages::map({.size_bytes = 1, .alignment = 0})),
             ErrorCode::kInvalidArgument);
-  EXPECT_EQ(HostPages::map({.size_bytes = 1, .alignment = 48}).error().code(),
+  EXPECT_EQ(code_of(HostPages::map({.size_bytes = 1, .alignment = 48})),
             ErrorCode::kInvalidArgument);
   for (const uint64_t size : {uint64_t{1} << 60, std::numeric_limits<uint64_t>::max()}) {
     const auto pages = HostPages::map({.size_bytes = size});
     ASSERT_FALSE(pages);
-    EXPECT_EQ(pages.error().code(), ErrorCode::kExhausted);
+    EXPECT_EQ(code_of(pages), ErrorCode::kExhausted);
     EXPECT_EQ(pages.error().native_code(), ENOMEM);
   }
-  EXPECT_EQ(HostPages::map({.size_bytes = 1, .alignment = uint64_t{1} << 63}).error().code(),
+  EXPECT_EQ(code_of(HostPages::map({.size_bytes = 1, .alignment = uint64_t{1} << 63})),
             ErrorCode::kExhausted);
 }
 

@@ -5,8 +5,12 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/error_code.hpp"
+
 namespace kvbm {
 namespace {
+
+using testing::code_of;
 
 constexpr uint64_t kMost = std::numeric_limits<uint64_t>::max();
 
@@ -49,7 +53,7 @@ TEST(PlannedBytes, RefusesAnEndBeyondTheAddressSpace) {
        }) {
     const Result<uint64_t> bytes = planned_bytes(batch_of(piece));
     ASSERT_FALSE(bytes);
-    EXPECT_EQ(bytes.error().code(), ErrorCode::kInvalidArgument);
+    EXPECT_EQ(code_of(bytes), ErrorCode::kInvalidArgument);
   }
 }
 
@@ -57,7 +61,7 @@ TEST(PlannedBytes, RefusesASumThatOverflows) {
   // Repeats on the spot reach no far address, but move more than can be counted.
   const Result<uint64_t> bytes = planned_bytes(batch_of({.bytes = 4096, .count = kMost / 4096}));
   ASSERT_FALSE(bytes);
-  EXPECT_EQ(bytes.error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(bytes), ErrorCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -52,7 +52,7 @@ std::vector<KvEvent> RecordingSink::take() {
     taken.swap(ring_);
     oldest = std::exchange(oldest_, 0);
   }
-  std::ranges::rotate(taken, taken.begin() + static_cast<std::ptrdiff_t>(oldest));
+  std::rotate(taken.begin(), taken.begin() + static_cast<std::ptrdiff_t>(oldest), taken.end());
   return taken;
 }
 

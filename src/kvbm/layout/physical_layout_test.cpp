@@ -189,6 +189,22 @@ TEST_F(PhysicalLayoutTest, AnEnginesTensorBecomesOneMapWithItsOwnStrides) {
   EXPECT_EQ(layout->runs(), (std::vector<BlockRun>{{0, 0, 20, 6, 96}}));
 }
 
+TEST_F(PhysicalLayoutTest, PiecesAtUnequalDistancesAreSeveralRuns) {
+  // Keys and values 96 apart, layers 200 apart.
+  const PageMapSpec spec{.region = memory(0, 4096),
+                         .base_offset = 0,
+                         .num_blocks = 4,
+                         .block_stride = 24,
+                         .layers = {layer(0), 3},
+                         .layer_stride = 200,
+                         .outer_dim = 2,
+                         .outer_stride = 96,
+                         .chunk_bytes = 20};
+  const auto layout = PhysicalLayout::from_page_maps(kConfig, {PageMap::create(spec).value()});
+  EXPECT_EQ(layout->runs(),
+            (std::vector<BlockRun>{{0, 0, 20, 2, 96}, {0, 200, 20, 2, 96}, {0, 400, 20, 2, 96}}));
+}
+
 TEST_F(PhysicalLayoutTest, EveryLayerIsInExactlyOneMap) {
   const auto map = [&](uint16_t first, uint32_t count, uint64_t offset) {
     return PageMap::create({.region = memory(offset, count * 160),

@@ -9,8 +9,12 @@
 #include "kvbm/base/contract.hpp"
 #include "kvbm/base/stepped_executor.hpp"
 
+#include "tests/support/error_code.hpp"
+
 namespace kvbm {
 namespace {
+
+using testing::code_of;
 
 TEST(FileBatch, OfNoRequestIsDone) {
   const FileBatch batch;
@@ -86,7 +90,7 @@ TEST(FileBatch, FailsWhatNobodyFinished) {
   copy.reset();
   ASSERT_TRUE(batch.done());
   EXPECT_TRUE(batch.result(0).status);
-  EXPECT_EQ(batch.result(1).status.error().code(), ErrorCode::kInternal);
+  EXPECT_EQ(code_of(batch.result(1).status), ErrorCode::kInternal);
 }
 
 TEST(FileBatch, SurvivesACallbackThatDropsItsSource) {

@@ -17,10 +17,13 @@
 #include "kvbm/base/units.hpp"
 #include "kvbm/memory/internal/anonymous_file.hpp"
 
+#include "tests/support/error_code.hpp"
 #include "tests/support/recording_log_sink.hpp"
 
 namespace kvbm {
 namespace {
+
+using testing::code_of;
 
 using ::testing::HasSubstr;
 
@@ -102,7 +105,7 @@ TEST_F(FileMemoryTest, RefusesMoreThanTheFileSystemHas) {
   const size_t before = open_descriptors();
   const auto memory = FileMemory::create(options(uint64_t{1} << 58));
   ASSERT_FALSE(memory);
-  EXPECT_EQ(memory.error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(code_of(memory), ErrorCode::kExhausted);
   EXPECT_EQ(memory.error().native_code(), ENOSPC);
   EXPECT_THAT(memory.error().message(), HasSubstr(directory_));
   EXPECT_THAT(memory.error().message(), HasSubstr(format_size(uint64_t{1} << 58)));
@@ -116,7 +119,7 @@ TEST_F(FileMemoryTest, SaysSoWhenTheDirectoryIsMissingOrIsNone) {
   missing.directory += "/missing";
   auto memory = FileMemory::create(missing);
   ASSERT_FALSE(memory);
-  EXPECT_EQ(memory.error().code(), ErrorCode::kIo);
+  EXPECT_EQ(code_of(memory), ErrorCode::kIo);
   EXPECT_EQ(memory.error().native_code(), ENOENT);
   EXPECT_THAT(memory.error().message(), HasSubstr(missing.directory));
 
@@ -124,7 +127,7 @@ TEST_F(FileMemoryTest, SaysSoWhenTheDirectoryIsMissingOrIsNone) {
   file.directory = "/proc/self/status";
   memory = FileMemory::create(file);
   ASSERT_FALSE(memory);
-  EXPECT_EQ(memory.error().code(), ErrorCode::kIo);
+  EXPECT_EQ(code_of(memory), ErrorCode::kIo);
   EXPECT_EQ(memory.error().native_code(), ENOTDIR);
 }
 
@@ -136,7 +139,7 @@ TEST_F(FileMemoryTest, SaysSoWhenTheDirectoryIsReadOnly) {
   };
   auto file = create_with(read_only);
   ASSERT_FALSE(file);
-  EXPECT_EQ(file.error().code(), ErrorCode::kIo);
+  EXPECT_EQ(code_of(file), ErrorCode::kIo);
   EXPECT_EQ(file.error().native_code(), EROFS);
   EXPECT_THAT(file.error().message(), HasSubstr("written to"));
 
@@ -151,7 +154,7 @@ TEST_F(FileMemoryTest, SaysSoWhenTheDirectoryIsReadOnly) {
   };
   file = create_with(read_only);
   ASSERT_FALSE(file);
-  EXPECT_EQ(file.error().code(), ErrorCode::kIo);
+  EXPECT_EQ(code_of(file), ErrorCode::kIo);
   EXPECT_EQ(file.error().native_code(), EACCES);
 }
 
@@ -165,7 +168,7 @@ TEST_F(FileMemoryTest, RefusesOptionsThatMakeNoSense) {
   for (const FileOptions& wrong : bad) {
     const auto memory = FileMemory::create(wrong);
     ASSERT_FALSE(memory);
-    EXPECT_EQ(memory.error().code(), ErrorCode::kInvalidArgument);
+    EXPECT_EQ(code_of(memory), ErrorCode::kInvalidArgument);
   }
 }
 
@@ -220,7 +223,7 @@ TEST_F(FileMemoryTest, RefusesASparseFileThatCouldNotBeFilled) {
   };
   const auto file = create_with(full);
   ASSERT_FALSE(file);
-  EXPECT_EQ(file.error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(code_of(file), ErrorCode::kExhausted);
   EXPECT_THAT(file.error().message(), HasSubstr("60 KiB are free"));
 }
 
@@ -250,7 +253,7 @@ TEST_F(FileMemoryTest, GoesOnAfterASignalAndStopsWhenTheSpaceRunsOut) {
     };
     const auto file = create_with(fails);
     ASSERT_FALSE(file);
-    EXPECT_EQ(file.error().code(), code);
+    EXPECT_EQ(code_of(file), code);
     EXPECT_EQ(file.error().native_code(), error_number);
   }
   EXPECT_EQ(open_descriptors(), before);

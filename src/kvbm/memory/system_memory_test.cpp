@@ -6,8 +6,12 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/error_code.hpp"
+
 namespace kvbm {
 namespace {
+
+using testing::code_of;
 
 TEST(SystemMemory, IsOneRegionOfZeros) {
   auto memory = SystemMemory::create({.size_bytes = 100'000, .alignment = 65536}).value();
@@ -30,8 +34,8 @@ TEST(SystemMemory, OfNothingIsAnEmptyRegion) {
 }
 
 TEST(SystemMemory, PassesOnWhyItCannotBe) {
-  EXPECT_EQ(SystemMemory::create({.size_bytes = 0}).error().code(), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(SystemMemory::create({.size_bytes = uint64_t{1} << 60}).error().code(),
+  EXPECT_EQ(code_of(SystemMemory::create({.size_bytes = 0})), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(SystemMemory::create({.size_bytes = uint64_t{1} << 60})),
             ErrorCode::kExhausted);
 }
 

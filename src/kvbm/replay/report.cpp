@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <iterator>
 #include <string_view>
 #include <utility>
 
@@ -189,6 +190,18 @@ std::vector<PerTier<double>> shares_of_columns(std::span<const TimelineSample> t
   return shares;
 }
 
+// What the plot's height stands for, in percent: the highest column fits, and quarters are whole.
+unsigned percent_at_top(std::span<const PerTier<double>> shares) {
+  constexpr unsigned kTops[] = {4, 8, 12, 20, 40, 60, 80};
+  constexpr double kRounding = 1e-6;
+  double highest = 0;
+  for (const auto& share : shares) highest = std::max(highest, share.total());
+  const auto* fits = std::find_if(std::begin(kTops), std::end(kTops), [highest](unsigned top) {
+    return highest * 100 <= top + kRounding;
+  });
+  return fits == std::end(kTops) ? 100 : *fits;
+}
+
 std::string_view cell(const PerTier<double>& share, double height, const Glyphs& glyphs) {
   double top = 0;
   for (const TierId tier : kTiers) {
@@ -231,8 +244,8 @@ std::string report_table(const ReplayReport& report, TextStyle style) {
   append_moved(out, report, style);
   if (!report.moved.empty()) out.append("\n");
   append_line(out, "stored",
-              fmt::format("{} blocks, {} dropped for want of room", grouped(report.stored_blocks),
-                          grouped(report.dropped_stores)));
+              fmt::format("{} blocks, {} dropped (no room, or too many under way)",
+                          grouped(report.stored_blocks), grouped(report.dropped_stores)));
   append_line(out, "onboarded", fmt::format("{} blocks", grouped(report.onboarded_blocks)));
   append_line(out, "disk writes",
               fmt::format("{} blocks in the trace, {} at the stop",
@@ -300,15 +313,16 @@ std::string plot_hits(std::span<const TimelineSample> timeline, TextStyle style)
   }
   const Glyphs& glyphs = style.letters == TextStyle::Letters::kUtf8 ? kUtf8 : kAscii;
   const auto shares = shares_of_columns(timeline);
+  const unsigned top = percent_at_top(shares);
 
   std::string out;
   for (size_t row = kPlotRows; row-- > 0;) {
     const bool labelled = (row + 1) % kRowsPerLabel == 0;
-    out.append(labelled ? fmt::format("{:>3} %", 100 * (row + 1) / kPlotRows) : "     ");
+    out.append(labelled ? fmt::format("{:>3} %", top * (row + 1) / kPlotRows) : "     ");
     out.append(glyphs.wall);
     std::string cells;
     for (const auto& share : shares) {
-      cells.append(cell(share, (static_cast<double>(row) + 0.5) / kPlotRows, glyphs));
+      cells.append(cell(share, (static_cast<double>(row) + 0.5) / kPlotRows * top / 100, glyphs));
     }
     cells.erase(cells.find_last_not_of(' ') + 1);
     out.append(cells).append("\n");

@@ -58,8 +58,8 @@ struct ReplayReport {
   uint64_t disk_writes_blocks = 0;  ///< written to G3 during the trace
   uint64_t drained_blocks = 0;      ///< written to G3 at the stop
   uint64_t onboarded_blocks = 0;    ///< brought back to G1
-  uint64_t stored_blocks = 0;       ///< accepted for a copy below G1
-  uint64_t dropped_stores = 0;      ///< not stored for want of room
+  uint64_t stored_blocks = 0;       ///< copied down from G1
+  uint64_t dropped_stores = 0;      ///< not stored: no room, or too many under way
   std::vector<MovedBlocks> moved;
   PerTier<TierEvents> events;
 
@@ -92,8 +92,8 @@ struct TextStyle {
 [[nodiscard]] std::string report_json(const ReplayReport& report);
 inline constexpr int kReportVersion = 1;
 
-/// The hit share over the trace, stacked by tier: kPlotWidth columns, one character each. Empty if
-/// there were no accesses.
+/// The hit share over the trace, stacked by tier: kPlotWidth columns, one character each; the
+/// height is chosen by the highest share. Empty if there were no accesses.
 /// Contract: accesses of the samples ascend.
 [[nodiscard]] std::string plot_hits(std::span<const TimelineSample> timeline, TextStyle style = {});
 inline constexpr size_t kPlotWidth = 72;

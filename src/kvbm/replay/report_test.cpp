@@ -189,6 +189,18 @@ TEST(PlotHits, FollowsTheShareOverTheTrace) {
   }
 }
 
+TEST(PlotHits, ChoosesItsHeightByTheHighestShare) {
+  const auto top_of = [](uint64_t hits) {
+    const std::vector<TimelineSample> timeline{{500, {}}, {1'000, {0, 0, hits}}};
+    return lines_of(plot_hits(timeline)).front();
+  };
+  EXPECT_EQ(top_of(200), " 40 %|" + std::string(33, ' ') + std::string(33, '.'));
+  EXPECT_EQ(top_of(205), " 60 %|");
+  EXPECT_EQ(top_of(1), "  4 %|");
+  EXPECT_EQ(top_of(0), "  4 %|");
+  EXPECT_EQ(top_of(405), "100 %|");
+}
+
 TEST(PlotHits, KeepsToItsWidth) {
   const std::vector<TimelineSample> timeline{{5, {1, 1, 1}}, {999'999'999'999'999, {2, 2, 2}}};
   for (const TextStyle style : {TextStyle{}, kUtf8}) {

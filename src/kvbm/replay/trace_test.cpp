@@ -114,6 +114,7 @@ TEST(ParseTrace, KeepsMessagesShortAndPrintable) {
     return c >= ' ' && c <= '~';
   })) << message;
   EXPECT_LT(error_of("{\"a\": \"" + std::string(5000, 'x')).size(), 200U);
+  EXPECT_THAT(error_of("{\"\u00e9"), HasSubstr("near '\"??'"));
 }
 
 TEST(ParseTrace, RefusesLinesThatAreNoObject) {
@@ -263,6 +264,16 @@ TEST_F(TraceFile, IsReadAcrossTheEdgesOfTheBuffer) {
   const auto read = read_trace(path);
   ASSERT_TRUE(read.has_value()) << read.error();
   EXPECT_EQ(*read, trace);
+}
+
+TEST_F(TraceFile, IsReadWhereverABufferEnds) {
+  constexpr size_t kBufferBytes = 256 * 1024;
+  for (size_t length = kBufferBytes - 2; length <= kBufferBytes + 2; ++length) {
+    const std::string line = std::string(length - kLine.size(), ' ') + std::string(kLine);
+    const auto trace = read_trace(folder_.write("trace.jsonl", line + "\n" + line + "\n" + line));
+    ASSERT_TRUE(trace.has_value()) << trace.error();
+    EXPECT_EQ(trace->requests.size(), 3U);
+  }
 }
 
 TEST_F(TraceFile, IsWrittenInTheFormOfTheSample) {

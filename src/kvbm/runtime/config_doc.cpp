@@ -21,6 +21,8 @@ One configuration for every program and binding. Each value comes from the last 
 3. the environment: `KVBM_` and the key in upper case, such as `KVBM_BLOCK_SIZE=32`;
 4. the program itself: an option such as `--block-size 32`, or a value set in code.
 
+`kvbm config show` prints every value with the source it came from.
+
 ```toml
 block_size = 16
 num_layers = 32

@@ -327,7 +327,7 @@ bool ConfigKey::is_default_in(const KvBlockManagerConfig& config) const {
                     member);
 }
 
-bool ConfigKey::accepts(ConfigLiteral literal) const noexcept {
+bool ConfigKey::accepts(ConfigLiteral literal) const {
   return with_type(*this, [literal]<class T>(TypeOf<T> /*type*/) {
     if constexpr (std::same_as<T, bool>) {
       return literal == ConfigLiteral::kBoolean;
@@ -363,8 +363,9 @@ Status ConfigKey::set(KvBlockManagerConfig& config, std::string_view text) const
       } else {
         parsed = parse_number<T>(text);
       }
-      if (parsed) value = *std::move(parsed);
-      return parsed.has_value();
+      if (!parsed) return false;
+      value = *std::move(parsed);
+      return true;
     }
   });
   if (!is_readable) return make_error(not_allowed(*this));
@@ -399,12 +400,12 @@ Status ConfigKey::check(const KvBlockManagerConfig& config) const {
   });
 }
 
-std::span<const ConfigKey> config_schema() noexcept {
+std::span<const ConfigKey> config_schema() {
   static const std::vector<ConfigKey> schema = make_schema();
   return schema;
 }
 
-const ConfigKey* find_config_key(std::string_view name) noexcept {
+const ConfigKey* find_config_key(std::string_view name) {
   const std::span<const ConfigKey> schema = config_schema();
   const auto found = std::ranges::find(schema, name, &ConfigKey::name);
   return found == schema.end() ? nullptr : &*found;

@@ -51,7 +51,7 @@ struct ConfigKey {
   [[nodiscard]] std::string default_value() const { return value_in(KvBlockManagerConfig{}); }
   [[nodiscard]] bool is_default_in(const KvBlockManagerConfig& config) const;
 
-  [[nodiscard]] bool accepts(ConfigLiteral literal) const noexcept;
+  [[nodiscard]] bool accepts(ConfigLiteral literal) const;
   /// Errors: kInvalidArgument, with the reason alone: neither key nor value.
   Status set(KvBlockManagerConfig& config, std::string_view text) const;
   /// Whether the value is in its range. Errors: as set().
@@ -59,10 +59,10 @@ struct ConfigKey {
 };
 
 /// Every key, in the order of the documentation.
-[[nodiscard]] std::span<const ConfigKey> config_schema() noexcept;
+[[nodiscard]] std::span<const ConfigKey> config_schema();
 
 /// Null if there is no such key.
-[[nodiscard]] const ConfigKey* find_config_key(std::string_view name) noexcept;
+[[nodiscard]] const ConfigKey* find_config_key(std::string_view name);
 
 /// The key that `wrong` was most likely meant to be.
 [[nodiscard]] const ConfigKey& nearest_config_key(std::string_view wrong);

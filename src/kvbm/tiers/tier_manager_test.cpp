@@ -40,6 +40,7 @@ struct Shape {
   std::vector<GroupSpec> groups = {{kGroup, Retention::full_prefix()}};
   Duration timeout{0};
   uint32_t max_open_store_blocks = 1000;
+  PolicyKind policy = PolicyKind::kLineage;
 };
 
 TierManagerOptions options_of(const Shape& shape) {
@@ -59,6 +60,7 @@ TierManagerOptions options_of(const Shape& shape) {
     add(TierId::kG3, Owner::kKvbm, shape.disk_blocks);
   }
   options.num_ranks = shape.num_ranks;
+  options.policy = shape.policy;
   options.timeout = shape.timeout;
   options.max_open_store_blocks = shape.max_open_store_blocks;
   options.worker = WorkerId(9);
@@ -371,6 +373,11 @@ TEST(TierManager, AFailureWhosePositionsMakeNoSenseIsOneOfTheWholeOperation) {
     leader.answer(op, 0, Outcome::kFailed, failed);
     EXPECT_EQ(leader->resident_blocks(TierId::kG2), 0U);
   }
+  Leader leader;
+  leader.store(test_chain(1, 4), ids_from(0, 4));
+  const CopyOp op = leader.take_one();
+  leader->on_result({op.op, RankId(0), Outcome::kFailed, 4 * kBlockBytes, {99}});
+  EXPECT_EQ(leader->resident_blocks(TierId::kG2), 0U);
 }
 
 TEST(TierManager, WhatIsStoredOrBeingStoredIsNotStoredAgain) {
@@ -446,6 +453,17 @@ TEST(TierManager, EveryReceiptAddsUp) {
     if (random.chance(0.3)) pins.clear();
     if (random.chance(0.5)) leader.end_all();
   }
+}
+
+TEST(TierManager, AChainThatIsStoredInPartsIsOneChain) {
+  Leader leader({.host_blocks = 3, .disk_blocks = 0});
+  const auto keys = test_chain(1, 3);
+  leader.store(std::span(keys).first(2), ids({0, 1}));
+  leader.end_all();
+  leader.store(std::span(keys).subspan(2), ids({2}), Gate::step_end(StepId(1)), keys[1]);
+  leader.end_all();
+  leader.keep(test_chain(100, 1));
+  EXPECT_EQ(leader.num_findable(keys), 2U);  // the leaf went, though it came last
 }
 
 TEST(TierManager, AStoreTouchesItsSourcesUntilItHasEnded) {
@@ -649,6 +667,25 @@ TEST(TierManager, EvictingACleanBlockWritesNothing) {
   EXPECT_EQ(store.src, engine());
   EXPECT_THAT(store.after, ElementsAre(Gate::step_end(StepId(1))));
   leader.end(store);
+  EXPECT_EQ(leader.num_findable(keys), 2U);
+}
+
+TEST(TierManager, SavedBlocksLeaveTheDiskInTheOrderInWhichTheyLeftHostMemory) {
+  Leader leader({.host_blocks = 4, .disk_blocks = 4, .policy = PolicyKind::kLru});
+  const auto keys = test_chain(1, 4);
+  leader.keep(keys);
+  leader.keep(test_chain(100, 4));
+  leader.keep(test_chain(200, 1));  // saves one more, for which the deepest of `keys` makes room
+  EXPECT_EQ(leader.num_findable(keys), 3U);
+}
+
+TEST(TierManager, ALoadedChainLeavesItsTierDeepestBlockFirst) {
+  Leader leader({.host_blocks = 0, .disk_blocks = 3, .policy = PolicyKind::kLru});
+  const auto keys = test_chain(1, 3);
+  leader.keep(keys);
+  leader.load(leader.find(keys), {ids({20, 21, 22})});
+  leader.end_all();
+  leader.keep(test_chain(100, 1));
   EXPECT_EQ(leader.num_findable(keys), 2U);
 }
 
@@ -1192,6 +1229,22 @@ TEST(TierManager, ALostRankTakesEverythingWithIt) {
   EXPECT_EQ(leader->resident_blocks(TierId::kG2), 0U);
   EXPECT_EQ(leader->resident_blocks(TierId::kG3), 0U);
   leader.expect_events_agree();
+}
+
+TEST(TierManager, ALoadThatALostRankHadAnsweredHasFailedAllTheSame) {
+  Leader leader({.num_ranks = 2});
+  const auto keys = test_chain(1, 2);
+  leader.keep(keys);
+  leader.keep(test_chain(100, 2));
+  leader.load(leader.find(keys), {ids({20, 21})});
+  const CopyOp load = leader.take_one();
+  leader.answer(load, 1);
+  leader->on_rank_lost(RankId(1));
+  EXPECT_EQ(leader->resident_blocks(TierId::kG2), 2U);  // those that the load holds
+  leader.answer(load, 0);
+  const LoadOutcome outcome = leader.take_outcome();
+  EXPECT_FALSE(outcome.status);
+  EXPECT_EQ(outcome.num_blocks, 0U);
 }
 
 TEST(TierManager, WhatIsPinnedWhenARankIsLostGoesLater) {

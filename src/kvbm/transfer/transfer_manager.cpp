@@ -258,7 +258,8 @@ class TransferManager::Core {
       if (options.deadline == kNever) {
         if (const auto stream = context_->streams().take_waiting()) {
           Status status = starting.start_on_waiting(*stream, events);
-          if (!status) context_->streams().give_back_waiting(*stream);
+          // It may have been left with a wait for an event that never comes.
+          if (!status) context_->streams().discard_waiting(*stream);
           return status;
         }
       }

@@ -135,6 +135,7 @@ void copy_between_all_kinds(TransferRig& rig, uint64_t seed) {
       to.resize(5);
 
       std::vector<SlotTag> tags;
+      tags.reserve(from.size());
       for (const uint32_t id : from) tags.push_back(tag_of(id));
       if (src.is_file()) {
         // A file gets its blocks from memory, so that it has headers.
@@ -354,10 +355,10 @@ TEST(TransferManager, HandlesNameLayoutsUntilTheyAreUnregistered) {
 
 TEST(TransferManager, StorageThatTheDeviceCannotReachIsRefused) {
   TransferRig rig({.seed = 1});
-  ScriptedDevice device(*rig.device);
+  auto& device = rig.use_device<ScriptedDevice>();
   device.capabilities =
       DeviceCapabilities{.host_accessible = false, .copies_pageable_host = false, .page_bytes = 1};
-  rig.start(&device);
+  rig.start();
   const GuardedPlace system(kConfig, LayoutKind::kFullyContiguous);
   const GuardedPlace gpu(kConfig, LayoutKind::kFullyContiguous, StorageKind::kDevice);
   const GuardedPlace file(kConfig, LayoutKind::kFileSlots);
@@ -473,6 +474,7 @@ TEST(TransferManager, AnEventThatFailsFailsTheTransfer) {
 
 TEST(TransferManager, ATransferThatWaitsHoldsUpNoOther) {
   TransferRig rig({.seed = 5, .max_waiting_streams = 2});
+  const auto& device = rig.use_device<ScriptedDevice>();
   Pair pair(rig);
   EventSource never = rig.device->create_event();
   std::vector<TransferCompleteNotification> waiting;
@@ -487,6 +489,7 @@ TEST(TransferManager, ATransferThatWaitsHoldsUpNoOther) {
     EXPECT_TRUE(pair.dst.holds(BlockId{i}, i));
   }
   for (const auto& transfer : waiting) EXPECT_FALSE(transfer.done());
+  EXPECT_EQ(device.num_streams, 3 * 2 + 2);
   never.signal();
   for (uint32_t i = 0; i < 4; ++i) {
     EXPECT_TRUE(waiting[i].wait());
@@ -570,11 +573,34 @@ TEST(TransferManager, AtTheDeadlineATransferThatHasNotStartedEndsUntouched) {
   rig.stepped->run_until_idle();
   EXPECT_TRUE(pair.dst.untouched(BlockId{0}));
   EXPECT_TRUE(pair.dst.untouched(BlockId{1}));
+  // And so is one that is set after all of those.
+  EventSource latest = rig.device->create_event();
+  const auto third =
+      rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle, block_ids({0}),
+                  {.wait_for = {latest.event()}, .deadline = rig.after(milliseconds(5))});
+  EXPECT_EQ(third->wait().error().code(), ErrorCode::kTimeout);
   EXPECT_EQ(rig.manager->in_flight(), 0U);
 }
 
-TEST(TransferManager, ADeadlineThatIsKeptLeavesNothingBehind) {
+TEST(TransferManager, TheDeadlineOfATransferThatHasStartedChangesNothing) {
   TransferRig rig({.seed = 3});
+  Pair pair(rig);
+  EventSource source = rig.device->create_event();
+  rig.stepped->hold("host");
+  const auto copied =
+      rig.execute(pair.src_handle, block_ids({1}), pair.dst_handle, block_ids({1}),
+                  {.wait_for = {source.event()}, .deadline = rig.after(milliseconds(10))});
+  ASSERT_TRUE(copied);
+  source.signal();
+  rig.stepped->run_for(milliseconds(50));
+  EXPECT_FALSE(copied->done());
+  rig.stepped->release("host");
+  ASSERT_TRUE(copied->wait());
+  EXPECT_TRUE(pair.dst.holds(BlockId{1}, 1));
+}
+
+TEST(TransferManager, ADeadlineThatIsKeptLeavesNothingBehind) {
+  TransferRig rig({.seed = 3, .max_transfers = 4});
   Pair pair(rig);
   for (int round = 0; round < 300; ++round) {  // more than the queue has room for alarms
     EventSource source = rig.device->create_event();
@@ -609,8 +635,8 @@ TEST(TransferManager, TakesNoMoreThanMaxTransfersAtATime) {
 
 TEST(TransferManager, ARefusedCopyLeavesNothingUnderWay) {
   TransferRig rig({.seed = 3});
-  testing::FaultyDevice device(*rig.device, {.seed = 1, .copy_fails = 0, .copy_refused = 1});
-  rig.start(&device);
+  rig.use_device<testing::FaultyDevice>(
+      testing::DeviceFaults{.seed = 1, .copy_fails = 0, .copy_refused = 1});
   Pair pair(rig);
   EventSource source = rig.device->create_event();
   expect_error(rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle, block_ids({0})),
@@ -628,11 +654,27 @@ TEST(TransferManager, ARefusedCopyLeavesNothingUnderWay) {
   EXPECT_TRUE(pair.dst.untouched(BlockId{0}));
 }
 
+TEST(TransferManager, ARefusedCopyLeavesNoWaitBehindForTheNextTransfer) {
+  TransferRig rig({.seed = 3, .max_waiting_streams = 1});
+  auto& device = rig.use_device<ScriptedDevice>();
+  Pair pair(rig);
+  EventSource never = rig.device->create_event();
+  EventSource soon = rig.device->create_event();
+  device.before_copy = []() -> Status { return make_error(ErrorCode::kExhausted, "full"); };
+  EXPECT_FALSE(rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle, block_ids({0}),
+                           {.wait_for = {never.event()}}));
+  device.before_copy = [] { return Status(); };
+  const auto next = rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle, block_ids({0}),
+                                {.wait_for = {soon.event()}});
+  soon.signal();
+  ASSERT_TRUE(next->wait());
+  EXPECT_TRUE(pair.dst.holds(BlockId{0}, 0));
+}
+
 TEST(TransferManager, AFailedCopyFailsItsTransferAndNoOther) {
   TransferRig rig;
-  testing::FaultyDevice device(
-      *rig.device, {.seed = testing::test_seed(4), .copy_fails = 0.3, .copy_refused = 0});
-  rig.start(&device);
+  const auto& device = rig.use_device<testing::FaultyDevice>(
+      testing::DeviceFaults{.seed = testing::test_seed(4), .copy_fails = 0.3, .copy_refused = 0});
   LayoutConfig config = kConfig;
   config.num_blocks = 200;
   Pair pair(rig, config);
@@ -659,9 +701,8 @@ TEST(TransferManager, AFailedCopyFailsItsTransferAndNoOther) {
 
 TEST(TransferManager, ThereIsNoSuccessWithoutBytes) {
   TransferRig rig({.seed = 3});
-  ScriptedDevice device(*rig.device);
+  auto& device = rig.use_device<ScriptedDevice>();
   device.swallows_copies = true;
-  rig.start(&device);
   Pair pair(rig);
   const auto copied = rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle, block_ids({0}));
   ASSERT_TRUE(copied);
@@ -672,8 +713,7 @@ TEST(TransferManager, ThereIsNoSuccessWithoutBytes) {
 TEST(TransferManager, ARefusedRecordDoesNotEndATransferWhoseCopiesStillRun) {
   for (const int refused_launches : {0, 3}) {
     TransferRig rig({.seed = 3});
-    ScriptedDevice device(*rig.device);
-    rig.start(&device);
+    auto& device = rig.use_device<ScriptedDevice>();
     Pair pair(rig);
     const auto full = [](const char* what) {
       return make_error(ErrorCode::kExhausted, std::string("the stream takes no ") + what);
@@ -735,42 +775,47 @@ TEST(TransferManager, DroppedItWaitsForCopiesThatRun) {
   }
 }
 
+void drop_manager_before_event(TransferRig& rig, bool device_goes) {
+  Pair pair(rig);
+  EventSource source = rig.device->create_event();
+  const auto waiting = rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle, block_ids({0}),
+                                   {.wait_for = {source.event()}});
+  const StreamRef stream = rig.device->create_stream("engine").value();
+  ASSERT_TRUE(rig.device->wait(stream, source.event()));
+  const auto callers = rig.execute(pair.src_handle, block_ids({1}), pair.dst_handle, block_ids({1}),
+                                   {.stream = stream});
+  ASSERT_TRUE(waiting && callers);
+  rig.manager.reset();
+  EXPECT_FALSE(waiting->done());
+  EXPECT_FALSE(callers->done());
+  if (device_goes) {
+    rig.device.reset();
+    ASSERT_TRUE(waiting->done() && callers->done());
+    EXPECT_EQ(waiting->result().status.error().code(), ErrorCode::kCancelled);
+    EXPECT_EQ(callers->result().status.error().code(), ErrorCode::kCancelled);
+    EXPECT_TRUE(pair.dst.untouched(BlockId{0}));
+  } else {
+    source.signal();
+    EXPECT_TRUE(waiting->wait());
+    EXPECT_TRUE(callers->wait());
+    EXPECT_TRUE(pair.dst.holds(BlockId{0}, 0));
+    EXPECT_TRUE(pair.dst.holds(BlockId{1}, 1));
+  }
+}
+
 TEST(TransferManager, CopiesBehindAnEventEndWithTheirDeviceIfTheManagerIsDropped) {
   for (const bool device_goes : {true, false}) {
-    TransferRig rig({.seed = 3});
-    Pair pair(rig);
-    EventSource source = rig.device->create_event();
-    const auto waiting = rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle,
-                                     block_ids({0}), {.wait_for = {source.event()}});
-    const StreamRef stream = rig.device->create_stream("engine").value();
-    ASSERT_TRUE(rig.device->wait(stream, source.event()));
-    const auto callers = rig.execute(pair.src_handle, block_ids({1}), pair.dst_handle,
-                                     block_ids({1}), {.stream = stream});
-    ASSERT_TRUE(waiting && callers);
-    rig.manager.reset();
-    EXPECT_FALSE(waiting->done());
-    EXPECT_FALSE(callers->done());
-    if (device_goes) {
-      rig.device.reset();
-      ASSERT_TRUE(waiting->done() && callers->done());
-      EXPECT_EQ(waiting->result().status.error().code(), ErrorCode::kCancelled);
-      EXPECT_EQ(callers->result().status.error().code(), ErrorCode::kCancelled);
-      EXPECT_TRUE(pair.dst.untouched(BlockId{0}));
-    } else {
-      source.signal();
-      EXPECT_TRUE(waiting->wait());
-      EXPECT_TRUE(callers->wait());
-      EXPECT_TRUE(pair.dst.holds(BlockId{0}, 0));
-      EXPECT_TRUE(pair.dst.holds(BlockId{1}, 1));
-    }
+    TransferRig stepped({.seed = 3});
+    drop_manager_before_event(stepped, device_goes);
+    TransferRig threads;
+    drop_manager_before_event(threads, device_goes);
   }
 }
 
 TEST(TransferManager, ASealThatTheDeviceDropsCancelsTheTransfer) {
   TransferRig rig({.seed = 3});
-  ScriptedDevice device(*rig.device);
+  auto& device = rig.use_device<ScriptedDevice>();
   device.before_record = []() -> Status { return make_error(ErrorCode::kExhausted, "full"); };
-  rig.start(&device);
   Pair pair(rig);
   const StreamRef stream = rig.device->create_stream("engine").value();
   EventSource never = rig.device->create_event();
@@ -788,8 +833,7 @@ TEST(TransferManager, ASealThatTheDeviceDropsCancelsTheTransfer) {
 
 TEST(TransferManager, ItGivesItsStreamsBack) {
   TransferRig rig({.seed = 3});
-  ScriptedDevice device(*rig.device);
-  rig.start(&device);
+  auto& device = rig.use_device<ScriptedDevice>();
   Pair pair(rig);
   EventSource source = rig.device->create_event();
   for (int i = 0; i < 3; ++i) {

@@ -19,15 +19,19 @@ Status TransferCompleteNotification::wait(TimePoint deadline) const {
   return state_ ? state_->completion.wait(deadline) : Status();
 }
 
-TransferSource::TransferSource(Executor& executor) : source_(executor) {
-  const Completion completion = source_.completion();
-  state_ = std::make_shared<TransferCompleteNotification::State>(
-      TransferCompleteNotification::State{completion, Event(completion), {}});
-  state_->result.status = make_error(ErrorCode::kInternal, "a transfer was dropped");
-}
+TransferSource::TransferSource(Executor& executor)
+    : source_(executor), state_(make_state(source_.completion(), Event(source_.completion()))) {}
 
-TransferSource::TransferSource(Executor& executor, Event event) : TransferSource(executor) {
-  state_->event = std::move(event);
+TransferSource::TransferSource(Executor& executor, Event event)
+    : source_(executor), state_(make_state(source_.completion(), std::move(event))) {}
+
+std::shared_ptr<TransferCompleteNotification::State> TransferSource::make_state(
+    Completion completion, Event event) {
+  return std::make_shared<TransferCompleteNotification::State>(TransferCompleteNotification::State{
+      .completion = std::move(completion),
+      .event = std::move(event),
+      // What is seen if the source is dropped.
+      .result = {.status = make_error(ErrorCode::kInternal, "a transfer was dropped")}});
 }
 
 void TransferSource::resolve(TransferResult result) {

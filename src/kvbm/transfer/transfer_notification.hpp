@@ -106,6 +106,9 @@ class TransferSource {
   void resolve(TransferResult result);
 
  private:
+  [[nodiscard]] static std::shared_ptr<TransferCompleteNotification::State> make_state(
+      Completion completion, Event event);
+
   CompletionSource source_;
   std::shared_ptr<TransferCompleteNotification::State> state_;
 };

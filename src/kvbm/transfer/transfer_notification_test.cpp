@@ -34,7 +34,8 @@ TEST_F(TransferNotificationTest, OneThatIsReadyMovedNothingAndSucceeded) {
 TEST_F(TransferNotificationTest, EverybodySeesTheResultOnceItIsThere) {
   TransferSource source(executor_);
   const TransferCompleteNotification notification = source.notification();
-  const TransferCompleteNotification copy = notification;
+  TransferCompleteNotification copy;
+  copy = notification;
   EXPECT_FALSE(notification.done());
   EXPECT_THROW(static_cast<void>(notification.result()), ContractViolation);
   EXPECT_EQ(notification.wait(executor_.clock().now() + std::chrono::seconds(1)).error().code(),

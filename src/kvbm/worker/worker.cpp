@@ -269,11 +269,14 @@ void Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
     }
     for (OpId cancelled : plan.cancels) cancel_waiting(cancelled, todo);
     step_loads_.clear();
+    // In the order of their ids, as an operation waits for older ones: a load may wait for a store.
+    std::map<OpId, const CopyOp*> ops;
     for (const CopyOp& load : plan.loads) {
-      add(load, todo);
+      ops.emplace(load.op, &load);
       step_loads_.push_back(load.op);
     }
-    for (const CopyOp& store : plan.stores) add(store, todo);
+    for (const CopyOp& store : plan.stores) ops.emplace(store.op, &store);
+    for (const auto& [id, op] : ops) add(*op, todo);
     start_ready(todo);
   }
   for (const Event& fence : fences) {

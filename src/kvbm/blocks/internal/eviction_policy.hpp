@@ -28,7 +28,8 @@ class ChainView {
 };
 
 /// Blocks are numbers below the `num_blocks` given at creation, ticks only grow. Nothing here
-/// allocates after creation, except order(). Threads: one thread at a time.
+/// allocates after creation, except order().
+/// Threads: one thread at a time.
 class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;

@@ -41,8 +41,8 @@ static_assert(kNumTiers == 4 && sizeof(Node) == 64 && sizeof(NodeLinks) == 24);
 /// Open addressing with linear probing. An entry is the index of a node and 32 bits of its key's
 /// hash, which both pick the home of the entry (so that entries are sorted by them along a run) and
 /// spare most comparisons; the key itself is always compared before a node is found. Nodes never
-/// move. reserve() allocates; nothing else does. Threads: one thread at a time, except node() of a
-/// node that its caller knows to stay.
+/// move. reserve() allocates; nothing else does.
+/// Threads: one thread at a time, except node() of a node that its caller knows to stay.
 class KeyIndex {
  public:
   KeyIndex() = default;

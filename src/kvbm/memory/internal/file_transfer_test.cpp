@@ -13,8 +13,12 @@
 
 #include "kvbm/base/random.hpp"
 
+#include "tests/support/error_code.hpp"
+
 namespace kvbm::internal {
 namespace {
+
+using testing::code_of;
 
 /// A file in memory, behind calls that follow a script.
 struct ScriptedFile {
@@ -148,7 +152,7 @@ TEST_F(FileTransfer, WaitsUntilAFileIsReady) {
   file_.wait_errno = EAGAIN;
   const FileResult result = transfer(request(FileOp::kRead, 0, {100}), kCalls);
   ASSERT_FALSE(result.status);
-  EXPECT_EQ(result.status.error().code(), ErrorCode::kIo);
+  EXPECT_EQ(code_of(result.status), ErrorCode::kIo);
   EXPECT_EQ(result.bytes, 10u);
 }
 
@@ -161,7 +165,7 @@ TEST_F(FileTransfer, ReportsErrorsWithTheBytesThatMovedBefore) {
     file_.script = {{.most = 40}, {.error_number = error_number}};
     const FileResult result = transfer(request(FileOp::kWrite, 0, {30, 70}), kCalls);
     ASSERT_FALSE(result.status);
-    EXPECT_EQ(result.status.error().code(), code);
+    EXPECT_EQ(code_of(result.status), code);
     EXPECT_EQ(result.status.error().native_code(), error_number);
     EXPECT_EQ(result.bytes, 40u);
   }
@@ -171,7 +175,7 @@ TEST_F(FileTransfer, TheEndOfTheFileIsAnError) {
   fill(100);
   const FileResult result = transfer(request(FileOp::kRead, 60, {30, 30}), kCalls);
   ASSERT_FALSE(result.status);
-  EXPECT_EQ(result.status.error().code(), ErrorCode::kIo);
+  EXPECT_EQ(code_of(result.status), ErrorCode::kIo);
   EXPECT_EQ(result.bytes, 40u);
   EXPECT_NE(result.status.error().message().find("ends"), std::string::npos);
 }
@@ -215,29 +219,29 @@ TEST_F(FileTransfer, ChecksTheAlignmentOfDirectFiles) {
   read.file.alignment = {.memory = 1, .offset = 512};
   EXPECT_TRUE(check_request(read));
   read.offset = 513;
-  EXPECT_EQ(check_request(read).error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(check_request(read)), ErrorCode::kInvalidArgument);
   read.offset = 512;
   read.buffers[0].size = 1000;
-  EXPECT_EQ(check_request(read).error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(check_request(read)), ErrorCode::kInvalidArgument);
   read.buffers[0].size = 512;
   read.file.alignment.memory = 1 << 30;
   read.buffers[0].data += 1;
-  EXPECT_EQ(check_request(read).error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(check_request(read)), ErrorCode::kInvalidArgument);
 }
 
 TEST_F(FileTransfer, ChecksRangesBeforeAnythingMoves) {
   FileRequest read = request(FileOp::kRead, (uint64_t{1} << 63) - 100, {100});
-  EXPECT_EQ(check_request(read).error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(check_request(read)), ErrorCode::kInvalidArgument);
   read.offset -= 1;
   EXPECT_TRUE(check_request(read));
   read.buffers[0].size = ~size_t{0};
-  EXPECT_EQ(check_request(read).error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(check_request(read)), ErrorCode::kInvalidArgument);
   read.buffers[0] = {.data = nullptr, .size = 1};
-  EXPECT_EQ(check_request(read).error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(check_request(read)), ErrorCode::kInvalidArgument);
   read.buffers[0].size = 0;
   EXPECT_TRUE(check_request(read));
   read.file.fd = -1;
-  EXPECT_EQ(check_request(read).error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(check_request(read)), ErrorCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -28,6 +28,11 @@ TEST(NearestName, IsTheOneThatNeedsTheFewestChanges) {
   EXPECT_EQ(nearest_name("numblocks", kNames), "num_blocks");
 }
 
+TEST(NearestName, HyphensCountAsUnderscores) {
+  constexpr std::string_view kNames[] = {"abc", "a_b_c"};
+  EXPECT_EQ(nearest_name("a-b-c", kNames), "a_b_c");
+}
+
 TEST(NearestName, OfSeveralIsTheFirst) {
   constexpr std::string_view kNames[] = {"ab", "ac"};
   EXPECT_EQ(nearest_name("ad", kNames), "ab");

@@ -83,7 +83,6 @@ FileTransfer::FileTransfer(TransferFrame frame, FileTransferSpec spec, size_t wi
     : Transfer(std::move(frame)),
       spec_(std::move(spec)),
       geometry_(*spec_.file.slots()),
-      window_(window),
       headers_(std::move(headers)),
       free_headers_(window) {
   std::iota(free_headers_.rbegin(), free_headers_.rend(), 0U);

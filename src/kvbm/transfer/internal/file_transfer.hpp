@@ -97,8 +97,7 @@ class FileTransfer final : public Transfer {
 
   const FileTransferSpec spec_;
   const SlotGeometry geometry_;
-  const size_t window_;      ///< requests in flight at the same time
-  const HostPages headers_;  ///< one header for each
+  const HostPages headers_;  ///< one for each request in flight
 
   // Of whoever runs.
   uint32_t next_ = 0;         ///< the first position that is not prepared

@@ -32,7 +32,7 @@ Status MemoryTransfer::start_on(StreamRef stream, std::span<const Event> events)
 
 Status MemoryTransfer::start_on_waiting(StreamRef stream, std::span<const Event> events) {
   KVBM_TRY(put_on(stream, events));
-  waits_for_.assign(events.begin(), events.end());
+  waits_for_ = std::vector<Event>(events.begin(), events.end());
   stream_ = stream;
   lease_ = Lease::kWaiting;
   close_group(stream, true);

@@ -81,6 +81,15 @@ void StreamPool::give_back_waiting(StreamRef stream) noexcept {
   waiting_idle_.push_back(stream);
 }
 
+void StreamPool::discard_waiting(StreamRef stream) noexcept {
+  {
+    const MutexLock lock(mutex_);
+    if (std::erase(all_, stream) == 0) return;  // closed
+    --num_waiting_;
+  }
+  static_cast<void>(device_.destroy_stream(stream));
+}
+
 void StreamPool::close() noexcept {
   std::vector<StreamRef> streams;
   {

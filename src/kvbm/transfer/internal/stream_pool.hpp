@@ -37,6 +37,8 @@ class StreamPool {
   /// None if all are in use, or the device makes no more.
   [[nodiscard]] std::optional<StreamRef> take_waiting();
   void give_back_waiting(StreamRef stream) noexcept;
+  /// Instead of give_back_waiting, for one that may still have something queued.
+  void discard_waiting(StreamRef stream) noexcept;
 
   /// Destroys the streams; what is queued on them still runs. Idempotent.
   void close() noexcept;

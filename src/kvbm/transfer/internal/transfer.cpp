@@ -3,6 +3,7 @@
 
 #include <numeric>
 #include <utility>
+#include <vector>
 
 #include "kvbm/base/text.hpp"
 
@@ -43,7 +44,7 @@ void Transfer::event_done(const Status& status) noexcept {
     state_ = status ? State::kStarted : State::kEnded;
   }
   if (status) {
-    frame_.context->schedule(shared_from_this());
+    frame_.context->schedule(weak_from_this().lock());
   } else {
     fail_all(status.error());
   }
@@ -77,15 +78,14 @@ void Transfer::cancel() noexcept {
 }
 
 void Transfer::fail_all(const Error& error) noexcept {
-  TransferResult result;
-  result.status = make_error(error);
-  result.failed.resize(frame_.num_blocks);
+  TransferResult result{
+      .status = make_error(error), .bytes = 0, .failed = std::vector<uint32_t>(frame_.num_blocks)};
   std::iota(result.failed.begin(), result.failed.end(), 0U);
   finish(std::move(result));
 }
 
 void Transfer::finish(TransferResult result) noexcept {
-  const std::shared_ptr<Transfer> self = shared_from_this();
+  const std::shared_ptr<Transfer> self = weak_from_this().lock();  // to the end of this call
   const RouteCounters& counters = frame_.context->metrics().route(frame_.route);
   counters.blocks.add(frame_.num_blocks - result.failed.size());
   counters.bytes.add(result.bytes);

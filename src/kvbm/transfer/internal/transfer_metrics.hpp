@@ -24,7 +24,7 @@ class TransferMetrics {
   explicit TransferMetrics(MetricsRegistry* registry);
 
   [[nodiscard]] const RouteCounters& route(TransferRoute route) const {
-    return routes_.at(static_cast<size_t>(route));
+    return routes_[static_cast<size_t>(route)];
   }
   /// Blocks read from a file that were not what was written.
   [[nodiscard]] Counter& corrupt_blocks() const noexcept { return corrupt_blocks_; }
