@@ -32,7 +32,7 @@ demo: setup ## build, then replay a generated trace, or TRACE=file, through the 
 	@$(call build,release,kvbm)
 	@mkdir -p build/demo
 ifeq ($(TRACE),)
-	build/release/apps/kvbm/kvbm trace generate --output build/demo/trace.jsonl
+	build/release/apps/kvbm/kvbm trace generate --out build/demo/trace.jsonl
 	build/release/apps/kvbm/kvbm replay build/demo/trace.jsonl $(DEMO_OPTIONS)
 else
 	build/release/apps/kvbm/kvbm replay $(TRACE) $(DEMO_OPTIONS)

@@ -262,30 +262,32 @@ function(kvbm_compile_fail)
   set_tests_properties(compile_fail.${ARG_NAME} PROPERTIES LABELS "unit;${ARG_ROOM}" TIMEOUT 300)
 endfunction()
 
-# kvbm_backend(<WORD> <adapter folder>): honours KVBM_WITH_<WORD> = ON, OFF or AUTO. Sets kvbm_has_<WORD>.
+# kvbm_backend(<WORD> <adapter folder>): honours KVBM_WITH_<WORD> = ON, OFF or AUTO.
+# Sets kvbm_state_<WORD> to Built, LeftOut or NotYet.
 function(kvbm_backend word folder)
   set(wanted "${KVBM_WITH_${word}}")
   string(TOUPPER "${wanted}" wanted)
   if(NOT wanted MATCHES "^(ON|OFF|AUTO)$")
     message(FATAL_ERROR "KVBM_WITH_${word}=${KVBM_WITH_${word}}: say ON, OFF or AUTO")
   endif()
-  set(has OFF)
-  if(wanted STREQUAL "OFF")
-    set(state "off, as asked")
-  elseif(NOT EXISTS "${PROJECT_SOURCE_DIR}/src/kvbm/adapters/${folder}/CMakeLists.txt")
+  if(NOT EXISTS "${PROJECT_SOURCE_DIR}/src/kvbm/adapters/${folder}/CMakeLists.txt")
     if(wanted STREQUAL "ON")
       message(
         FATAL_ERROR
           "KVBM_WITH_${word}=ON, but kvbm ${PROJECT_VERSION} has no ${word} adapter yet. "
           "Configure with KVBM_WITH_${word}=AUTO or OFF; the build without it is complete.")
     endif()
-    set(state "off: not available in this version (${wanted})")
+    set(state NotYet)
+    set(line "off: not available in this version (${wanted})")
+  elseif(wanted STREQUAL "OFF")
+    set(state LeftOut)
+    set(line "off, as asked")
   else()
-    set(has ON)
-    set(state "on (${wanted})")
+    set(state Built)
+    set(line "on (${wanted})")
   endif()
-  set(kvbm_has_${word} ${has} PARENT_SCOPE)
-  set_property(GLOBAL APPEND PROPERTY KVBM_BACKEND_LINES "KVBM_WITH_${word}: ${state}")
+  set(kvbm_state_${word} ${state} PARENT_SCOPE)
+  set_property(GLOBAL APPEND PROPERTY KVBM_BACKEND_LINES "KVBM_WITH_${word}: ${line}")
 endfunction()
 
 function(kvbm_summary)

@@ -133,14 +133,20 @@ DoctorFinding look_at_direct_io(const DoctorOptions& options) {
 
 DoctorFinding look_at_adapters(const DoctorOptions& /*options*/) {
   std::string built = "host device, POSIX files";
-  std::string left_out;
   for (const BuiltAdapter& adapter : kAdapters) {
-    std::string& list = adapter.built ? built : left_out;
-    list.append(list.empty() ? "" : ", ").append(adapter.name);
+    if (adapter.state == BuiltAdapter::State::kBuilt) built.append(", ").append(adapter.name);
   }
-  if (left_out.empty()) return ok(std::move(built));
-  return missing(fmt::format("{}; {}: not in this build", built, left_out),
-                 fmt::format("configure with -DKVBM_WITH_{}=ON", left_out));
+  for (const BuiltAdapter& adapter : kAdapters) {
+    if (adapter.state == BuiltAdapter::State::kLeftOut) {
+      return missing(fmt::format("{}; {} was left out of this build", built, adapter.name),
+                     fmt::format("configure with -DKVBM_WITH_{}=ON", adapter.name));
+    }
+    if (adapter.state == BuiltAdapter::State::kNotYet) {
+      return missing(fmt::format("{}; this version has no {}", built, adapter.name),
+                     "nothing to mend: G1 is host memory until a later version");
+    }
+  }
+  return ok(std::move(built));
 }
 
 DoctorFinding look_at_driver(const DoctorOptions& /*options*/) {

@@ -28,6 +28,7 @@ std::vector<Command> add_commands(CLI::App& program, Console& console) {
   for (Command& command : add_trace_commands(program, console)) {
     commands.push_back(std::move(command));
   }
+  commands.push_back(add_config_command(program, console));
   commands.push_back(add_doctor_command(program, console));
   return commands;
 }
@@ -84,7 +85,9 @@ int run(int argc, char** argv) {
     if (!command.app->parsed()) continue;
     const Result<ExitCode> result = command.run();
     if (result) return static_cast<int>(end(console, *result));
-    if (interrupted() && result.error().code() == ErrorCode::kCancelled) {
+    // Whatever fails after a signal fails because of it: the end of a pipe comes with the signal,
+    // say.
+    if (interrupted()) {
       console.complain("interrupted");
       return interrupt_status();
     }

@@ -42,62 +42,10 @@ struct ReplayArguments {
   std::filesystem::path trace;
   std::filesystem::path json;
   std::filesystem::path metrics;
-  std::string config;
 };
 
 tl::unexpected<Error> invalid(std::string message) {
   return make_error(ErrorCode::kInvalidArgument, std::move(message));
-}
-
-// "g1-bytes" for "g1-blocks" and back: whoever says one on the command line means not the other.
-std::string other_form(const std::string& name) {
-  constexpr std::string_view kBlocks = "-blocks";
-  constexpr std::string_view kBytes = "-bytes";
-  if (name.ends_with(kBlocks)) return name.substr(0, name.size() - kBlocks.size()).append(kBytes);
-  if (name.ends_with(kBytes)) return name.substr(0, name.size() - kBytes.size()).append(kBlocks);
-  return name;
-}
-
-// Takes what the command line leaves open from a file of `name = value` lines, with the options'
-// names.
-Status read_config(CLI::App& app, const std::string& path) {
-  std::error_code error;
-  if (std::filesystem::is_directory(path, error)) {
-    return invalid(format_text("cannot read {}: it is a directory", path));
-  }
-  if (::access(path.c_str(), R_OK) != 0) {
-    return errno_error(format_text("cannot read {}", path), errno);
-  }
-  const std::vector<CLI::Option*> given =
-      app.get_options([](const CLI::Option* option) { return option->count() > 0; });
-  const auto is_given = [&given](const CLI::Option* option) {
-    return std::find(given.begin(), given.end(), option) != given.end();
-  };
-  try {
-    for (const CLI::ConfigItem& item : CLI::ConfigTOML().from_file(path)) {
-      if (!item.parents.empty()) {
-        return invalid(
-            format_text("{}: sections such as [{}] are not known", path, item.parents.front()));
-      }
-      CLI::Option* option = app.get_option_no_throw("--" + item.name);
-      if (option == nullptr || !option->get_configurable() || item.inputs.size() != 1) {
-        return invalid(format_text("{}: '{}' is no option with one value", path, item.name));
-      }
-      if (is_given(option) || is_given(app.get_option_no_throw("--" + other_form(item.name)))) {
-        continue;
-      }
-      if (option->count() > 0) {
-        return invalid(format_text("{}: '{}' appears twice", path, item.name));
-      }
-      const bool is_flag = option->get_expected_min() == 0;
-      option->add_result(is_flag ? option->get_flag_value(item.name, item.inputs.front())
-                                 : item.inputs.front());
-      option->run_callback();
-    }
-  } catch (const CLI::Error& failure) {
-    return invalid(format_text("{}: {}", path, failure.what()));
-  }
-  return {};
 }
 
 Status set_size(std::string_view tier, const TierArguments& arguments, uint64_t position_bytes,
@@ -181,8 +129,7 @@ Status check_output(const std::filesystem::path& path) {
   return {};
 }
 
-Result<ExitCode> replay(CLI::App& app, ReplayArguments& arguments, Console& console) {
-  if (!arguments.config.empty()) KVBM_TRY(read_config(app, arguments.config));
+Result<ExitCode> replay(const ReplayArguments& arguments, Console& console) {
   KVBM_ASSIGN_OR_RETURN(const ReplayOptions options, resolve(arguments));
   KVBM_TRY(check_machine(options));
   KVBM_TRY(check_output(arguments.json));
@@ -230,10 +177,7 @@ Command add_replay_command(CLI::App& program, Console& console) {
                                  "Plays a trace through the tiers and reports what came of it");
   auto arguments = std::make_shared<ReplayArguments>();
   ReplayOptions& options = arguments->options;
-  app->add_option("trace", arguments->trace, "The trace to play")
-      ->required()
-      ->type_name("FILE")
-      ->configurable(false);
+  app->add_option("trace", arguments->trace, "The trace to play")->required()->type_name("FILE");
   add_tier(*app, "g1", arguments->g1, {.low = 1},
            format_text("Blocks of device memory [{}]", options.g1_blocks));
   add_tier(*app, "g2", arguments->g2, {}, "Blocks of host memory; 0 leaves the tier out [0]");
@@ -258,13 +202,8 @@ Command add_replay_command(CLI::App& program, Console& console) {
   app->add_option("--metrics", arguments->metrics, "Write all metrics there as Prometheus text")
       ->type_name("FILE");
   add_count(*app, "--seed", options.seed, "Decides what the blocks hold");
-  app->add_option(
-         "--config", arguments->config,
-         "Take options from lines such as g2-blocks = 100;\nthe command line has precedence")
-      ->type_name("FILE")
-      ->configurable(false);
   app->add_flag("--quiet", arguments->quiet, "Show no progress, no table and no plot");
-  return {app, [app, arguments, &console] { return replay(*app, *arguments, console); }};
+  return {app, [arguments, &console] { return replay(*arguments, console); }};
 }
 
 }  // namespace kvbm
