@@ -41,6 +41,7 @@ LoadOutcome Cluster::wait_for(LoadId load) {
       return outcome;
     }
     if (!wait(kNever)) {
+      leader_->give_up(load);
       return {.load = load,
               .status = make_error(ErrorCode::kInternal, "no rank will answer this load any more"),
               .num_blocks = 0};

@@ -26,14 +26,14 @@ constexpr uint64_t kGpuAlignment = 4096;  // of the memory of a group
 
 size_t index(TierId tier) { return static_cast<size_t>(tier); }
 
-/// One rank: its device, its G1 memory, its worker. Members are destroyed in reverse order, the
-/// worker first.
+/// One rank: its G1 memory, its device, its worker. Members are destroyed in reverse order: the
+/// worker's copies end first, then what runs on the device, and memory goes last.
 struct Rank {
+  std::vector<DeviceMemory> gpu_memory;     // by group
+  std::vector<PhysicalLayout> gpu_layouts;  // by group
   std::unique_ptr<HostDevice> device;
   std::unique_ptr<PosixFileEngine> files;
   StreamRef compute;
-  std::vector<DeviceMemory> gpu_memory;     // by group
-  std::vector<PhysicalLayout> gpu_layouts;  // by group
   std::unique_ptr<Worker> worker;
 };
 
@@ -52,7 +52,7 @@ struct BlockManager::Impl {
   Status make_worker(uint16_t rank);
   GroupId group_id(size_t group) const;
   size_t group_index(GroupId id) const;
-  void begin_step();
+  Status begin_step();
   Gate end_step();
   void emit(KvEventType type, const BlockKey& key, BlockId block, TierId from = TierId::kG1);
   void release_quarantine();
@@ -74,7 +74,6 @@ struct BlockManager::Impl {
   std::unique_ptr<ThreadExecutor> own_executor;
   Executor* executor = nullptr;
   std::vector<Rank> ranks;  // none: logical workers
-  std::unique_ptr<Channel> inner_channel;
   std::unique_ptr<Channel> channel;
   std::unique_ptr<Cluster> cluster;
 
@@ -183,7 +182,8 @@ Status BlockManager::Impl::make_worker(uint16_t rank) {
   KVBM_ASSIGN_OR_RETURN(to.worker, Worker::create({.rank = RankId(rank),
                                                    .worker = WorkerId(rank),
                                                    .model = model,
-                                                   .disk_directory = config.offload_path},
+                                                   .disk_directory = config.offload_path,
+                                                   .metrics = &metrics},
                                                   *to.device, *to.files, *executor, log));
   for (const PlaceSpec& place : places) {
     if (place.place.tier != TierId::kG1) {
@@ -205,19 +205,26 @@ Status BlockManager::Impl::make_worker(uint16_t rank) {
 }
 
 /// A step begins with the first launch after the last one ended, and with it the fences of all
-/// blocks that were allocated meanwhile.
-void BlockManager::Impl::begin_step() {
-  if (step_open && fences.empty()) return;
-  if (step_open) (void)end_step();
+/// blocks that were allocated meanwhile. Failed, it keeps the fences for the next one.
+Status BlockManager::Impl::begin_step() {
+  if (step_open && fences.empty()) return {};
+  (void)end_step();
   step = StepId(step.value() + 1);
   step_open = true;
   StepPlan plan;
   plan.step = step;
   std::sort(fences.begin(), fences.end());
   fences.erase(std::unique(fences.begin(), fences.end()), fences.end());
-  plan.fences = std::exchange(fences, {});
+  plan.fences = fences;
   if (parts.on_step_plan) parts.on_step_plan(plan);
-  for (Rank& rank : ranks) rank.worker->begin_step(plan, rank.compute);
+  Status begun;
+  for (Rank& rank : ranks) {
+    if (Status fenced = rank.worker->begin_step(plan, rank.compute); !fenced && begun) {
+      begun = std::move(fenced);
+    }
+  }
+  if (begun) fences.clear();
+  return begun;
 }
 
 /// The gate that opens once all launches so far have ended.
@@ -271,16 +278,14 @@ void PrefixHit::keep_gpu_part() {
 std::span<std::byte> KvView::writable(size_t index, LayerId layer, uint32_t outer) const {
   KVBM_CONTRACT(index < writes_->size(), "the launch writes fewer blocks");
   const Slot& slot = (*writes_)[index];
-  const MemoryRegion region =
-      static_cast<const PhysicalLayout*>(layouts_)[slot.group].region(slot.block, layer, outer);
+  const MemoryRegion region = layouts_[slot.group].region(slot.block, layer, outer);
   return {region.base(), region.size_bytes()};
 }
 
 std::span<const std::byte> KvView::readable(size_t index, LayerId layer, uint32_t outer) const {
   KVBM_CONTRACT(index < reads_->size(), "the launch reads fewer blocks");
   const Slot& slot = (*reads_)[index];
-  const MemoryRegion region =
-      static_cast<const PhysicalLayout*>(layouts_)[slot.group].region(slot.block, layer, outer);
+  const MemoryRegion region = layouts_[slot.group].region(slot.block, layer, outer);
   return {region.base(), region.size_bytes()};
 }
 
@@ -350,6 +355,14 @@ Result<std::vector<MutableBlock>> BlockManager::allocate_blocks(size_t num_block
 Onboarded BlockManager::onboard(PrefixHit&& hit,
                                 std::vector<std::vector<MutableBlock>> destinations) {
   const size_t num_groups = impl_->groups.size();
+  if (!hit.below_.empty()) {
+    KVBM_CONTRACT(destinations.size() == num_groups,
+                  "onboarding needs destinations for each group");
+    for (size_t i = 0; i < num_groups; ++i) {
+      KVBM_CONTRACT(destinations[i].size() == hit.num_destinations(i),
+                    "a group needs num_destinations() destinations");
+    }
+  }
   Onboarded result;
   result.num_blocks = hit.num_gpu_blocks();
   for (GroupMatch& group : hit.gpu_) {
@@ -358,7 +371,6 @@ Onboarded BlockManager::onboard(PrefixHit&& hit,
   result.groups.resize(num_groups);
   if (hit.below_.empty()) return result;
 
-  KVBM_CONTRACT(destinations.size() == num_groups, "onboarding needs destinations for each group");
   std::vector<EngineBlocks> into;
   struct Arriving {
     BlockKey key;
@@ -368,8 +380,6 @@ Onboarded BlockManager::onboard(PrefixHit&& hit,
   std::vector<std::vector<Arriving>> arriving(num_groups);
   for (size_t i = 0; i < num_groups; ++i) {
     const MatchedGroup& part = hit.below_.groups[i];
-    KVBM_CONTRACT(destinations[i].size() == part.blocks.size(),
-                  "a group needs num_destinations() destinations");
     EngineBlocks& to = into.emplace_back();
     to.group = part.group;
     to.first = part.first;
@@ -440,7 +450,7 @@ Result<Completion> BlockManager::launch(std::span<const MutableBlock> writes,
   KvView view;
   view.writes_ = slots(writes, [](const MutableBlock& block) { return block.group(); });
   view.reads_ = slots(reads, [](const ImmutableBlock& block) { return block.key().group; });
-  impl_->begin_step();
+  KVBM_TRY(impl_->begin_step());
   std::vector<Completion> ended;
   for (size_t i = 0; i < impl_->ranks.size(); ++i) {
     Rank& rank = impl_->ranks[i];
@@ -448,7 +458,7 @@ Result<Completion> BlockManager::launch(std::span<const MutableBlock> writes,
     on_rank.rank_ = RankId(static_cast<uint16_t>(i));
     on_rank.layouts_ = rank.gpu_layouts.data();
     KVBM_TRY(rank.device->launch(rank.compute, [task, on_rank] { return task(on_rank); }));
-    ended.push_back(rank.device->record(rank.compute).completion());
+    ended.push_back(rank.worker->record(rank.compute).completion());
   }
   return Completion::all(ended);
 }
@@ -554,7 +564,12 @@ Status BlockManager::stop(TimePoint deadline) {
   if (impl_->stopped) return {};
   (void)impl_->end_step();
   KVBM_TRY(impl_->cluster->drain(deadline));
-  for (Rank& rank : impl_->ranks) KVBM_TRY(rank.worker->stop(deadline));
+  for (Rank& rank : impl_->ranks) {
+    KVBM_TRY(rank.worker->stop(deadline));
+    // How launches ended is told by their own results.
+    const Status idle = rank.device->synchronize(rank.compute, deadline);
+    if (!idle && idle.error().code() == ErrorCode::kTimeout) return idle;
+  }
   impl_->stopped = true;
   return {};
 }

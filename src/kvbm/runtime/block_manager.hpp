@@ -31,6 +31,8 @@
 
 namespace kvbm {
 
+class PhysicalLayout;
+
 /// The keys of one sequence for every layer group: position i of group g is groups[g][i].
 struct SequenceKeys {
   std::vector<std::vector<BlockKey>> groups;
@@ -100,7 +102,7 @@ class KvView {
   KvView() = default;
 
   RankId rank_;
-  const void* layouts_ = nullptr;
+  const PhysicalLayout* layouts_ = nullptr;  // by group
   std::shared_ptr<const std::vector<Slot>> writes_;
   std::shared_ptr<const std::vector<Slot>> reads_;
 };
@@ -137,7 +139,8 @@ struct BlockManagerParts {
 class BlockManager {
  public:
   /// Reserves and maps all memory and files. Errors: kInvalidArgument (see
-  /// KvBlockManagerConfig::validate), kExhausted, kIo, kNotFound (the offload directory).
+  /// KvBlockManagerConfig::validate), kExhausted, kIo and kNotFound (the
+  /// offload directory).
   [[nodiscard]] static Result<std::unique_ptr<BlockManager>> create(
       const KvBlockManagerConfig& config, BlockManagerParts parts = {});
   /// Stops without draining, if stop() was not called.
@@ -170,8 +173,10 @@ class BlockManager {
                                                        RankId rank = RankId{0});
 
   /// Runs a task on every rank's compute stream, after the copies that still read `writes`. The
-  /// guards may be completed or dropped meanwhile, as streams keep the order. Errors: kUnsupported
-  /// (logical workers, or a device that the host cannot reach).
+  /// guards may be completed or dropped meanwhile, as streams keep the order.
+  /// A task that fails leaves its blocks unwritten: nothing below G1 takes them, but G1 itself
+  /// finds what was registered. Wait for the result before register_blocks() if a failure is not
+  /// the end. Errors: kUnsupported (logical workers), those of Device::wait and Device::launch.
   [[nodiscard]] Result<Completion> launch(std::span<const MutableBlock> writes,
                                           std::span<const ImmutableBlock> reads,
                                           const KvTask& task);
@@ -183,7 +188,7 @@ class BlockManager {
   /// Drops pins of one group of G1 under one lock, deepest first.
   void release(std::vector<ImmutableBlock>&& blocks, size_t group = 0);
 
-  /// Takes in what has ended. Every call above does so too.
+  /// Takes in what has ended; match(), onboard() and register_blocks() do so too.
   void poll();
   /// Waits until nothing is copied any more. Errors: kTimeout.
   Status wait_idle(TimePoint deadline = kNever);

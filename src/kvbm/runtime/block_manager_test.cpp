@@ -2,7 +2,10 @@
 #include "kvbm/runtime/block_manager.hpp"
 
 #include <algorithm>
+#include <chrono>
+#include <future>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -201,6 +204,51 @@ TEST(BlockManager, StopWritesDirtyHostBlocksToDisk) {
   EXPECT_EQ(manager->resident_blocks(TierId::kG3), 3u);
   EXPECT_EQ(manager->tier_metrics().drained_blocks.value(), 3u);
   EXPECT_TRUE(manager->stop());
+}
+
+TEST(BlockManager, WhatAFailedTaskLeftUnwrittenGoesNowhere) {
+  auto manager = make(small_config());
+  const SequenceKeys keys = manager->keys(chain(1, 2));
+  auto blocks = manager->allocate_blocks(2);
+  ASSERT_TRUE(blocks);
+  const auto fails = [](const KvView&) -> Status {
+    return make_error(ErrorCode::kDevice, "the kernel failed");
+  };
+  const auto succeeds = [](const KvView&) -> Status { return {}; };
+  const auto first = manager->launch({&(*blocks)[0], 1}, {}, fails);
+  const auto second = manager->launch({&(*blocks)[1], 1}, {}, succeeds);
+  ASSERT_TRUE(first && second);
+  std::vector<CompleteBlock> complete;
+  complete.push_back(std::move((*blocks)[0]).complete(keys.groups[0][0], std::nullopt));
+  complete.push_back(std::move((*blocks)[1]).complete(keys.groups[0][1], keys.groups[0][0]));
+  manager->release(manager->register_blocks(std::move(complete)));
+  EXPECT_TRUE(manager->wait_idle());
+  EXPECT_FALSE(first->status());
+  EXPECT_TRUE(second->status());
+  EXPECT_EQ(manager->resident_blocks(TierId::kG2), 0U);
+}
+
+TEST(BlockManager, IsDestroyedAfterWhatRunsOnItsBlocks) {
+  auto manager = make(small_config());
+  auto blocks = manager->allocate_blocks(1);
+  ASSERT_TRUE(blocks);
+  std::promise<void> started;
+  std::promise<void> go_on;
+  const auto task = [&, going_on = go_on.get_future().share()](const KvView& view) -> Status {
+    started.set_value();
+    going_on.wait();
+    std::ranges::fill(view.writable(0, LayerId(1), 1), std::byte{1});
+    return {};
+  };
+  const auto running = manager->launch(*blocks, {}, task);
+  ASSERT_TRUE(running);
+  started.get_future().wait();
+  std::thread slow([&go_on] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    go_on.set_value();
+  });
+  manager.reset();
+  slow.join();
 }
 
 TEST(BlockManager, StoreAndLoadCheckTheirBounds) {

@@ -131,7 +131,8 @@ std::vector<ConfigKey> make_schema() {
        .member = &Values::transfer_timeout,
        .unit = "ms",
        .doc =
-           "How long a load from a lower tier may take. 0: no limit. Only with `enable_offload`.",
+           "How long a load from a lower tier may take, and any copy may wait for its start. 0: no "
+           "limit. Only with `enable_offload`.",
        .max = kMaxTimeout},
       {.name = "copy_threads",
        .member = &Values::copy_threads,

@@ -104,7 +104,7 @@ struct TierManager::OpenLoad {
   uint32_t num_blocks = 0;
   uint32_t first_failed = UINT32_MAX;
   bool all_or_nothing = false;  // a last-window group cannot be cut shorter
-  bool reported = false;        // the deadline has passed
+  bool reported = false;        // the deadline has passed, or nobody waits for it
   TimePoint deadline = kNever;
   Gate free;  // the engine's compute is done with the destinations
   std::vector<OpId> ops;
@@ -740,14 +740,21 @@ void TierManager::finish_load_if_done(LoadId id) {
   loads_.erase(it);
 }
 
+void TierManager::give_up(LoadId load) {
+  const auto it = loads_.find(load);
+  if (it == loads_.end() || it->second->reported) return;
+  it->second->reported = true;
+  const std::vector<OpId>& ops = it->second->ops;
+  ready_cancels_.insert(ready_cancels_.end(), ops.begin(), ops.end());
+}
+
 void TierManager::tick() {
   if (rank_lost_) drop_stored();
   const TimePoint now = clock_.now();
   for (auto& [id, load] : loads_) {
     if (load->reported || now < load->deadline) continue;
-    load->reported = true;
+    give_up(id);
     metrics_.loads_timed_out.add();
-    ready_cancels_.insert(ready_cancels_.end(), load->ops.begin(), load->ops.end());
     ended_loads_.push_back(
         {.load = id,
          .status = make_error(ErrorCode::kTimeout, "the load did not end within its deadline"),

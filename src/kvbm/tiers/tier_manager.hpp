@@ -119,6 +119,9 @@ class TierManager {
   /// A rank is gone, and with it its shard of every block: all stored blocks are dropped, open
   /// operations fail, and nothing is stored or found from now on.
   void on_rank_lost(RankId rank);
+  /// Forgets about the outcome of a load: what has not started is cancelled, and what it staged is
+  /// not copied on. Until touching() is empty its destinations are not free.
+  void give_up(LoadId load);
   /// Applies deadlines that have passed.
   void tick();
   /// When tick() has something to do next; kNever if no load is open or none has a deadline.

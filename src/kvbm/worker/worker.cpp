@@ -18,9 +18,8 @@
 namespace kvbm {
 namespace {
 
-/// Steps whose events are kept for gates that come late. A gate on an older step is open: the
-/// events of one stream are done in order, and an engine is never this many steps ahead of its
-/// stores.
+/// Steps whose events are kept for gates that come late. An engine is never this many steps ahead
+/// of its stores; what an older step has written is not stored, as its outcome is not known.
 constexpr size_t kRememberedSteps = 64;
 
 /// One is enough for operations whose timeouts are alike; each that has to start before all others
@@ -42,9 +41,10 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   Result<PlaceSpec> attach(Place place, PhysicalLayout tensors);
   Status provide(const PlaceSpec& spec);
   void on_result(ResultCallback callback);
-  void begin_step(const StepPlan& plan, StreamRef compute);
-  void layer_needed(StreamRef stream);
+  Status begin_step(const StepPlan& plan, StreamRef compute);
+  Status layer_needed(StreamRef stream);
   void layer_written(LayerId layer, StreamRef stream);
+  Event record(StreamRef compute);
   void end_step(StreamRef compute);
   void submit(std::span<const CopyOp> ops);
   void cancel(std::span<const OpId> ops);
@@ -58,14 +58,19 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
     uint32_t closed_gates = 0;
     bool running = false;
     TimePoint start_by = kNever;
-    std::vector<Event> wait_for;       // of gates that have become events: their outcomes
+    std::vector<Event> outcomes;       // of the gates: they must have succeeded
     std::optional<EventSource> ended;  // made when somebody wants to wait
+
+    [[nodiscard]] bool reads_engine() const noexcept { return op.src.tier == TierId::kG1; }
   };
   struct Step {
     StepId id;
-    std::optional<Event> ended;
-    std::map<LayerId, Event> layers;
+    std::vector<Event> events;         // all that were recorded in it; the last one is its end
+    std::map<LayerId, size_t> layers;  // of events
+    bool ended = false;
   };
+  /// What a gate waits for: done with the last of these, succeeded if all have.
+  using Point = std::span<const Event>;
   struct ProvidedPlace {
     SystemMemory memory;
     FileMemory file;
@@ -87,12 +92,12 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   void add(const CopyOp& op, Todo& todo) KVBM_REQUIRES(mutex_);
   bool close_gate(const Gate& gate, const std::shared_ptr<Operation>& operation, Todo& todo)
       KVBM_REQUIRES(mutex_);
-  bool wait_for(const Event& event, const std::shared_ptr<Operation>& operation, Todo& todo)
+  bool wait_for(Point point, const std::shared_ptr<Operation>& operation, Todo& todo)
       KVBM_REQUIRES(mutex_);
-  void open_gates(const std::vector<OpId>& waiting, const Event* event, Todo& todo)
-      KVBM_REQUIRES(mutex_);
-  void open_steps(uint64_t begin, uint64_t end, const Event* event, Todo& todo)
-      KVBM_REQUIRES(mutex_);
+  void open_gates(const std::vector<OpId>& waiting, Point point, Todo& todo) KVBM_REQUIRES(mutex_);
+  void open_steps(uint64_t begin, uint64_t end, Point point, Todo& todo) KVBM_REQUIRES(mutex_);
+  bool may_start(const Operation& operation) const KVBM_REQUIRES(mutex_);
+  Step& current_step() KVBM_REQUIRES(mutex_);
   void open_gate(Operation& operation) KVBM_REQUIRES(mutex_);
   void answer(OpResult result, Todo& todo) KVBM_REQUIRES(mutex_);
   void start_ready(Todo& todo) KVBM_REQUIRES(mutex_);
@@ -126,11 +131,14 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   std::set<std::pair<TimePoint, OpId>> start_deadlines_ KVBM_GUARDED_BY(mutex_);
   TimePoint next_timer_ KVBM_GUARDED_BY(mutex_) = kNever;
   uint32_t num_running_ KVBM_GUARDED_BY(mutex_) = 0;
+  uint32_t num_offloading_ KVBM_GUARDED_BY(mutex_) = 0;  // of these
   std::unordered_map<OpId, std::vector<OpId>> waiting_for_op_ KVBM_GUARDED_BY(mutex_);
   std::map<std::pair<uint64_t, std::optional<LayerId>>, std::vector<OpId>> waiting_for_step_
       KVBM_GUARDED_BY(mutex_);  // no layer: the end of the step
   std::deque<Step> steps_ KVBM_GUARDED_BY(mutex_);
+  uint64_t forgotten_ KVBM_GUARDED_BY(mutex_) = 0;  // the last step whose events are gone
   std::vector<OpId> step_loads_ KVBM_GUARDED_BY(mutex_);
+  std::vector<StreamRef> streams_after_loads_ KVBM_GUARDED_BY(mutex_);
   bool stopped_ KVBM_GUARDED_BY(mutex_) = false;
   size_t num_unheard_ KVBM_GUARDED_BY(mutex_) = 0;  // results that are on their way to the receiver
   std::shared_ptr<Latch> empty_ KVBM_GUARDED_BY(mutex_);  // no operation is open, no result unheard
@@ -151,6 +159,7 @@ Status Worker::Core::set_up() {
                                         .executor = executor_,
                                         .log = log_,
                                         .files = &files_,
+                                        .metrics = options_.metrics,
                                     }));
   KVBM_ASSIGN_OR_RETURN(timers_,
                         executor_.create_queue({.name = "kvbm-timer-" + to_string(options_.rank),
@@ -199,7 +208,8 @@ Status Worker::Core::provide(const PlaceSpec& spec) {
   if (spec.place.tier == TierId::kG2) {
     KVBM_ASSIGN_OR_RETURN(const uint64_t bytes,
                           required_bytes(config, LayoutKind::kFullyContiguous));
-    KVBM_ASSIGN_OR_RETURN(place->memory, SystemMemory::create({.size_bytes = bytes}));
+    KVBM_ASSIGN_OR_RETURN(place->memory, SystemMemory::create({.size_bytes = bytes,
+                                                               .huge_pages = HugePages::kAdvise}));
     KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout,
                           PhysicalLayout::fully_contiguous(config, place->memory.region()));
     KVBM_TRY(add_layout(spec.place, std::move(layout)));
@@ -253,7 +263,12 @@ Worker::Core::Step* Worker::Core::find_step(uint64_t id) {
   return nullptr;
 }
 
-void Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
+Worker::Core::Step& Worker::Core::current_step() {
+  KVBM_CONTRACT(!steps_.empty() && !steps_.back().ended, "no step has begun");
+  return steps_.back();
+}
+
+Status Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
   Todo todo;
   std::vector<Event> fences;
   {
@@ -261,14 +276,18 @@ void Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
     KVBM_CONTRACT(steps_.empty() || steps_.back().ended, "the step before has not ended");
     KVBM_CONTRACT(steps_.empty() || steps_.back().id < plan.step, "steps are numbered upwards");
     // Steps that were left out will not come any more.
-    open_steps(0, plan.step.value(), steps_.empty() ? nullptr : &*steps_.back().ended, todo);
-    steps_.push_back({.id = plan.step, .ended = std::nullopt, .layers = {}});
-    if (steps_.size() > kRememberedSteps) steps_.pop_front();
+    open_steps(0, plan.step.value(), steps_.empty() ? Point() : Point(steps_.back().events), todo);
+    steps_.push_back({.id = plan.step, .events = {}, .layers = {}});
+    if (steps_.size() > kRememberedSteps) {
+      forgotten_ = steps_.front().id.value();
+      steps_.pop_front();
+    }
     for (OpId fence : plan.fences) {
       if (operations_.contains(fence)) fences.push_back(ended_event(fence));
     }
     for (OpId cancelled : plan.cancels) cancel_waiting(cancelled, todo);
     step_loads_.clear();
+    streams_after_loads_.clear();
     // In the order of their ids, as an operation waits for older ones: a load may wait for a store.
     std::map<OpId, const CopyOp*> ops;
     for (const CopyOp& load : plan.loads) {
@@ -279,28 +298,29 @@ void Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
     for (const auto& [id, op] : ops) add(*op, todo);
     start_ready(todo);
   }
+  Status fenced;
   for (const Event& fence : fences) {
-    if (Status waiting = device_.wait(compute, fence); !waiting) {
-      KVBM_LOG_ERROR(log_, "worker", "cannot fence the compute stream: {}",
-                     waiting.error().describe());
-    }
+    if (Status waiting = device_.wait(compute, fence); !waiting && fenced) fenced = waiting;
   }
   run(std::move(todo));
+  return fenced;
 }
 
-void Worker::Core::layer_needed(StreamRef stream) {
+Status Worker::Core::layer_needed(StreamRef stream) {
   std::vector<Event> loads;
   {
     MutexLock lock(mutex_);
-    for (OpId load : std::exchange(step_loads_, {})) {
+    if (step_loads_.empty()) return {};
+    const auto& waited = streams_after_loads_;
+    if (std::find(waited.begin(), waited.end(), stream) != waited.end()) return {};
+    for (OpId load : step_loads_) {
       if (operations_.contains(load)) loads.push_back(ended_event(load));
     }
   }
-  for (const Event& load : loads) {
-    if (Status waiting = device_.wait(stream, load); !waiting) {
-      KVBM_LOG_ERROR(log_, "worker", "cannot wait for a load: {}", waiting.error().describe());
-    }
-  }
+  for (const Event& load : loads) KVBM_TRY(device_.wait(stream, load));
+  MutexLock lock(mutex_);
+  streams_after_loads_.push_back(stream);
+  return {};
 }
 
 void Worker::Core::layer_written(LayerId layer, StreamRef stream) {
@@ -308,14 +328,21 @@ void Worker::Core::layer_written(LayerId layer, StreamRef stream) {
   Todo todo;
   {
     MutexLock lock(mutex_);
-    KVBM_CONTRACT(!steps_.empty() && !steps_.back().ended, "no step has begun");
-    Step& step = steps_.back();
-    step.layers.insert_or_assign(layer, event);
+    Step& step = current_step();
+    step.layers.insert_or_assign(layer, step.events.size());
+    step.events.push_back(event);
     auto waiting = waiting_for_step_.extract({step.id.value(), layer});
-    if (!waiting.empty()) open_gates(waiting.mapped(), &event, todo);
+    if (!waiting.empty()) open_gates(waiting.mapped(), step.events, todo);
     start_ready(todo);
   }
   run(std::move(todo));
+}
+
+Event Worker::Core::record(StreamRef compute) {
+  Event event = device_.record(compute);
+  MutexLock lock(mutex_);
+  current_step().events.push_back(event);
+  return event;
 }
 
 void Worker::Core::end_step(StreamRef compute) {
@@ -323,11 +350,11 @@ void Worker::Core::end_step(StreamRef compute) {
   Todo todo;
   {
     MutexLock lock(mutex_);
-    KVBM_CONTRACT(!steps_.empty() && !steps_.back().ended, "no step has begun");
-    Step& step = steps_.back();
-    step.ended = event;
+    Step& step = current_step();
+    step.events.push_back(event);
+    step.ended = true;
     // Gates on layers that were never written open with the step.
-    open_steps(step.id.value(), step.id.value() + 1, &event, todo);
+    open_steps(step.id.value(), step.id.value() + 1, step.events, todo);
     start_ready(todo);
   }
   run(std::move(todo));
@@ -430,49 +457,58 @@ bool Worker::Core::close_gate(const Gate& gate, const std::shared_ptr<Operation>
   if (Step* step = find_step(gate.id)) {
     if (layer) {
       if (auto it = step->layers.find(*layer); it != step->layers.end()) {
-        return wait_for(it->second, operation, todo);
+        return wait_for(Point(step->events).first(it->second + 1), operation, todo);
       }
     }
-    if (step->ended) return wait_for(*step->ended, operation, todo);
+    if (step->ended) return wait_for(step->events, operation, todo);
   } else if (!steps_.empty() && gate.id < steps_.back().id.value()) {
-    // Long ago, or left out: a later event of the same stream will do. The first step has none
+    // Long ago, or left out. For the order a later end of a step will do; the first has none
     // before it.
+    if (gate.id <= forgotten_ && operation->reads_engine()) {
+      operation->outcomes.push_back(Event::ready(make_error(
+          ErrorCode::kUnavailable, "how step " + std::to_string(gate.id) + " ended is forgotten")));
+      return false;
+    }
     const auto later = std::find_if(steps_.begin(), steps_.end(), [&](const Step& known) {
       return known.id.value() > gate.id && known.ended;
     });
-    if (later != steps_.end()) return wait_for(*later->ended, operation, todo);
+    if (later != steps_.end()) return wait_for(later->events, operation, todo);
     if (steps_.size() < 2) return false;
-    return wait_for(*steps_[steps_.size() - 2].ended, operation, todo);
+    return wait_for(steps_[steps_.size() - 2].events, operation, todo);
   }
   waiting_for_step_[{gate.id, layer}].push_back(id);
   return true;
 }
 
-/// Whether the operation has to wait here for the event; its outcome is kept either way. An
+/// Whether the operation has to wait here for the point; the outcomes are kept if they matter. An
 /// operation that waits for an event is none that runs: it may be cancelled, and it takes no turn
 /// from one that the event may be waiting for.
-bool Worker::Core::wait_for(const Event& event, const std::shared_ptr<Operation>& operation,
-                            Todo& todo) {
-  operation->wait_for.push_back(event);
-  if (event.done()) return false;
-  todo.watch.emplace_back(event, operation);
+bool Worker::Core::wait_for(Point point, const std::shared_ptr<Operation>& operation, Todo& todo) {
+  if (operation->reads_engine()) {
+    for (const Event& event : point) {
+      if (!event.done() || !event.status()) operation->outcomes.push_back(event);
+    }
+  }
+  if (point.back().done()) return false;
+  todo.watch.emplace_back(point.back(), operation);
   return true;
 }
 
-void Worker::Core::open_gates(const std::vector<OpId>& waiting, const Event* event, Todo& todo) {
+/// No point: there is nothing to wait for.
+void Worker::Core::open_gates(const std::vector<OpId>& waiting, Point point, Todo& todo) {
   for (OpId id : waiting) {
     const auto it = operations_.find(id);
     if (it == operations_.end()) continue;  // cancelled meanwhile
-    if (event == nullptr || !wait_for(*event, it->second, todo)) open_gate(*it->second);
+    if (point.empty() || !wait_for(point, it->second, todo)) open_gate(*it->second);
   }
 }
 
 /// All gates of the steps [begin, end).
-void Worker::Core::open_steps(uint64_t begin, uint64_t end, const Event* event, Todo& todo) {
+void Worker::Core::open_steps(uint64_t begin, uint64_t end, Point point, Todo& todo) {
   const auto first = waiting_for_step_.lower_bound({begin, std::nullopt});
   auto last = first;
   for (; last != waiting_for_step_.end() && last->first.first < end; ++last) {
-    open_gates(last->second, event, todo);
+    open_gates(last->second, point, todo);
   }
   waiting_for_step_.erase(first, last);
 }
@@ -481,14 +517,23 @@ void Worker::Core::open_gate(Operation& operation) {
   if (--operation.closed_gates == 0) ready_.insert({operation.op.priority, operation.op.op});
 }
 
+/// Offloading leaves a quarter of the turns to onboarding, which an engine waits for.
+bool Worker::Core::may_start(const Operation& operation) const {
+  const uint32_t most = options_.max_running_operations;
+  if (num_running_ >= most) return false;
+  return operation.op.priority == Priority::kOnboard || num_offloading_ < most - most / 4;
+}
+
 void Worker::Core::start_ready(Todo& todo) {
-  while (num_running_ < options_.max_running_operations && !ready_.empty()) {
+  while (!ready_.empty()) {
     const OpId id = ready_.begin()->second;
-    ready_.erase(ready_.begin());
     const auto& operation = operations_.at(id);
+    if (!may_start(*operation)) return;  // nor may those behind it
+    ready_.erase(ready_.begin());
     operation->running = true;
     start_deadlines_.erase({operation->start_by, id});
     ++num_running_;
+    if (operation->op.priority == Priority::kOffload) ++num_offloading_;
     todo.start.push_back(operation);
   }
 }
@@ -506,11 +551,14 @@ void Worker::Core::end(OpResult result, Todo& todo) {
   const OpId id = result.op;
   auto node = operations_.extract(id);
   Operation& operation = *node.mapped();
-  if (operation.running) --num_running_;
+  if (operation.running) {
+    --num_running_;
+    if (operation.op.priority == Priority::kOffload) --num_offloading_;
+  }
   if (operation.ended) todo.ended.push_back(*std::move(operation.ended));
   answer(std::move(result), todo);
   auto waiting = waiting_for_op_.extract(id);
-  if (!waiting.empty()) open_gates(waiting.mapped(), nullptr, todo);
+  if (!waiting.empty()) open_gates(waiting.mapped(), Point(), todo);
 }
 
 void Worker::Core::answer(OpResult result, Todo& todo) {
@@ -578,8 +626,12 @@ std::optional<OpResult> Worker::Core::start(const std::shared_ptr<Operation>& op
     if (auto it = layouts_.find(op.src); it != layouts_.end()) src = it->second;
     if (auto it = layouts_.find(op.dst); it != layouts_.end()) dst = it->second;
   }
-  OpResult refused{
-      .op = op.op, .rank = options_.rank, .outcome = Outcome::kFailed, .bytes = 0, .failed = {}};
+  OpResult refused{// nothing was read or written
+                   .op = op.op,
+                   .rank = options_.rank,
+                   .outcome = Outcome::kCancelled,
+                   .bytes = 0,
+                   .failed = {}};
   if (!src || !dst) {
     KVBM_LOG_ERROR(log_, "worker", "operation {} names a place that rank {} does not have",
                    op.op.value(), options_.rank.value());
@@ -590,7 +642,7 @@ std::optional<OpResult> Worker::Core::start(const std::shared_ptr<Operation>& op
   for (const Tag& tag : op.tags) tags.push_back(tag.bytes);
   TransferRequest request{
       .src = *src, .src_ids = op.from, .dst = *dst, .dst_ids = op.to, .options = {}};
-  request.options.wait_for = std::move(operation->wait_for);
+  request.options.wait_for = std::move(operation->outcomes);
   request.options.tags = tags;
   auto transfer = transfers_->execute_transfer(request);
   if (!transfer) {
@@ -696,11 +748,14 @@ Result<PlaceSpec> Worker::attach(Place place, PhysicalLayout tensors) {
 }
 Status Worker::provide(const PlaceSpec& spec) { return core_->provide(spec); }
 void Worker::on_result(ResultCallback callback) { core_->on_result(std::move(callback)); }
-void Worker::begin_step(const StepPlan& plan, StreamRef compute) {
-  core_->begin_step(plan, compute);
+Status Worker::begin_step(const StepPlan& plan, StreamRef compute) {
+  return core_->begin_step(plan, compute);
 }
-void Worker::layer_needed(LayerId /*layer*/, StreamRef stream) { core_->layer_needed(stream); }
+Status Worker::layer_needed(LayerId /*layer*/, StreamRef stream) {
+  return core_->layer_needed(stream);
+}
 void Worker::layer_written(LayerId layer, StreamRef stream) { core_->layer_written(layer, stream); }
+Event Worker::record(StreamRef compute) { return core_->record(compute); }
 void Worker::end_step(StreamRef compute) { core_->end_step(compute); }
 void Worker::submit(std::span<const CopyOp> ops) { core_->submit(ops); }
 void Worker::cancel(std::span<const OpId> ops) { core_->cancel(ops); }

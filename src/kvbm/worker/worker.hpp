@@ -13,6 +13,7 @@
 #include "kvbm/base/executor.hpp"
 #include "kvbm/base/ids.hpp"
 #include "kvbm/base/log.hpp"
+#include "kvbm/base/metrics.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/device/device.hpp"
 #include "kvbm/layout/layout_config.hpp"
@@ -28,6 +29,7 @@ struct WorkerOptions {
   ModelLayout model;                    ///< each place sets its own num_blocks
   std::string disk_directory;           ///< for places in G3
   uint32_t max_running_operations = 8;  ///< those that may start wait their turn, onboarding first
+  MetricsRegistry* metrics = nullptr;   ///< borrowed; of the copies. Null: counted nowhere
 };
 
 /// Called once for every operation, on any thread, with no lock held.
@@ -36,9 +38,11 @@ using ResultCallback = std::function<void(OpResult&&)>;
 /// Executes what a leader asks for on the memory of one rank. Never sees a token or a policy.
 ///
 /// An operation starts once its gates are open: steps and layers become events of the compute
-/// stream, other operations are waited for here. It ends in exactly one result, given when none of
-/// its blocks can be touched any more. One that is submitted again while it is open is left out,
-/// with an error in the log.
+/// stream, other operations are waited for here. One that reads the engine's place fails with the
+/// step or layer that it waited for; for any other a gate is a matter of order alone. It ends in
+/// exactly one result, given when none of its blocks can be touched any more: cancelled if it never
+/// started or was refused, and nothing was read or written. One that is submitted again while it is
+/// open is left out, with an error in the log. Contract: ids are not used again.
 ///
 /// Ownership: owns the places it provides; borrows device, file engine, executor and log, which
 /// outlive it, and the engine's tensors, which stay until stop(). Stream: begin_step, layer_needed,
@@ -65,12 +69,19 @@ class Worker {
   /// Replaces the receiver of results; null drops them.
   void on_result(ResultCallback callback);
 
-  /// Queues the plan's operations and makes `compute` wait for its fences.
-  void begin_step(const StepPlan& plan, StreamRef compute);
-  /// Makes `stream` wait for the loads of this step. Loads are not split by layer: the first layer
-  /// waits for all of them.
-  void layer_needed(LayerId layer, StreamRef stream);
+  /// Begins a step: queues the plan's operations and makes `compute` wait for its fences.
+  /// Errors: those of Device::wait. The step has begun, but a fence is missing: nothing may be
+  /// queued that writes to fenced blocks before another step has their fences.
+  Status begin_step(const StepPlan& plan, StreamRef compute);
+  /// Makes `stream` wait for the loads of this step, once for each stream. Loads are not split by
+  /// layer: the first layer waits for all of them. A load that failed lets the stream go on; its
+  /// result tells. Errors: those of Device::wait; may be called again.
+  Status layer_needed(LayerId layer, StreamRef stream);
   void layer_written(LayerId layer, StreamRef stream);
+  /// An event of what was queued in this step so far. Who records on the stream in another way
+  /// takes the outcome away from the step.
+  [[nodiscard]] Event record(StreamRef compute);
+  /// The step has succeeded if all its events have.
   void end_step(StreamRef compute);
 
   void submit(std::span<const CopyOp> ops);

@@ -297,13 +297,14 @@ TYPED_TEST(WorkerOn, AReadOfWhichNothingArrivedHasFailedAltogether) {
   EXPECT_EQ(read.bytes, 0U);
 }
 
-TYPED_TEST(WorkerOn, AnOperationThatMakesNoSenseFails) {
-  EXPECT_EQ(this->run(copy(1, kEngine, ids({0, 1}), kHost, ids({0}))).outcome, Outcome::kFailed);
-  EXPECT_EQ(this->run(copy(2, kEngine, ids({0}), kHost, ids({8}))).outcome, Outcome::kFailed);
-  EXPECT_EQ(this->run(copy(3, kEngine, ids({0, 1}), kHost, ids({1, 1}))).outcome, Outcome::kFailed);
+TYPED_TEST(WorkerOn, AnOperationThatMakesNoSenseIsRefusedUntouched) {
+  EXPECT_EQ(this->run(copy(1, kEngine, ids({0, 1}), kHost, ids({0}))).outcome, Outcome::kCancelled);
+  EXPECT_EQ(this->run(copy(2, kEngine, ids({0}), kHost, ids({8}))).outcome, Outcome::kCancelled);
+  EXPECT_EQ(this->run(copy(3, kEngine, ids({0, 1}), kHost, ids({1, 1}))).outcome,
+            Outcome::kCancelled);
   const OpResult unknown =
       this->run(copy(4, kEngine, ids({0}), {TierId::kG4, GroupId(0)}, ids({1})));
-  EXPECT_EQ(unknown.outcome, Outcome::kFailed);
+  EXPECT_EQ(unknown.outcome, Outcome::kCancelled);
   EXPECT_EQ(unknown.bytes, 0U);
   EXPECT_THAT(this->log_.messages(LogLevel::kError),
               ::testing::Contains(HasSubstr("a place that rank 0 does not have")));
@@ -334,7 +335,7 @@ TYPED_TEST(WorkerOn, ADeviceThatRefusesEverythingDoesNotUseUpTheStack) {
     ops.push_back(copy(op, kEngine, ids({0}), kHost, ids({0})));
   }
   this->worker().submit(ops);
-  EXPECT_EQ(this->await(kMany).outcome, Outcome::kFailed);
+  EXPECT_EQ(this->await(kMany).outcome, Outcome::kCancelled);
   EXPECT_EQ(this->worker().num_open(), 0U);
 }
 
@@ -344,7 +345,7 @@ TYPED_TEST(WorkerOn, AnOperationThatIsSubmittedAgainWhileItIsOpenHasOneResult) {
   this->let_things_happen();
   EXPECT_FALSE(this->ended(1));
   EXPECT_THAT(this->log_.messages(LogLevel::kError), ElementsAre(HasSubstr("submitted again")));
-  this->worker().begin_step(plan(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
   this->worker().end_step(this->rig().compute);
   EXPECT_EQ(this->await(1).outcome, Outcome::kSucceeded);
 }
@@ -358,7 +359,7 @@ TYPED_TEST(WorkerOn, AStepGateOpensWhenTheComputeOfTheStepHasEnded) {
   this->let_things_happen();
   EXPECT_FALSE(this->ended(1));  // the step has not begun
 
-  this->worker().begin_step(plan(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
   EXPECT_TRUE(this->rig().device->wait(this->rig().compute, kernel.event()));
   this->compute(0, 7);
   this->submit(copy(2, kEngine, ids({0}), kHost, ids({1}), {.after = {Gate::step_end(StepId(1))}}));
@@ -377,7 +378,7 @@ TYPED_TEST(WorkerOn, AStepGateOpensWhenTheComputeOfTheStepHasEnded) {
 TYPED_TEST(WorkerOn, ALayerGateOpensWhenTheLayerIsWrittenAtTheLatestWithTheStep) {
   EventSource kernel = this->rig().device->create_event();
   const auto gate = [](uint16_t layer) { return Gate::layer_end(StepId(1), LayerId(layer)); };
-  this->worker().begin_step(plan(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
   this->submit(copy(1, kEngine, ids({0}), kHost, ids({0}), {.after = {gate(0)}}));
   this->submit(copy(2, kEngine, ids({0}), kHost, ids({1}), {.after = {gate(1)}}));
   this->submit(copy(3, kEngine, ids({0}), kHost, ids({2}), {.after = {gate(9)}}));  // never written
@@ -412,23 +413,27 @@ TYPED_TEST(WorkerOn, GatesOfThePastAreOpen) {
   EXPECT_EQ(gated(5, Gate::op_done(OpId(5))), Outcome::kSucceeded);     // itself
 
   // The first step that a worker sees may be any; before it nothing is awaited.
-  this->worker().begin_step(plan(100), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(100), this->rig().compute));
   EXPECT_EQ(gated(6, Gate::step_end(StepId(50))), Outcome::kSucceeded);
   this->worker().end_step(this->rig().compute);
   for (uint64_t step = 101; step < 300; ++step) {
-    this->worker().begin_step(plan(step), this->rig().compute);
+    EXPECT_TRUE(this->worker().begin_step(plan(step), this->rig().compute));
     this->worker().end_step(this->rig().compute);
   }
-  EXPECT_EQ(gated(7, Gate::step_end(StepId(100))), Outcome::kSucceeded);  // long forgotten
-  EXPECT_EQ(gated(8, Gate::layer_end(StepId(100), LayerId(1))), Outcome::kSucceeded);
+  // How a step ended is remembered for a while: what it wrote is not stored after that.
+  EXPECT_EQ(gated(7, Gate::step_end(StepId(299 - 63))), Outcome::kSucceeded);
+  EXPECT_EQ(gated(8, Gate::step_end(StepId(299 - 64))), Outcome::kFailed);
+  EXPECT_EQ(gated(9, Gate::layer_end(StepId(100), LayerId(1))), Outcome::kFailed);
 
   // What is long past does not wait for what came much later.
   EventSource kernel = this->rig().device->create_event();
   EXPECT_TRUE(this->rig().device->wait(this->rig().compute, kernel.event()));
-  this->worker().begin_step(plan(300), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(300), this->rig().compute));
   this->worker().end_step(this->rig().compute);
-  this->worker().begin_step(plan(301), this->rig().compute);
-  EXPECT_EQ(gated(9, Gate::step_end(StepId(100))), Outcome::kSucceeded);
+  EXPECT_TRUE(this->worker().begin_step(plan(301), this->rig().compute));
+  const Gate forgotten = Gate::step_end(StepId(100));
+  const CopyOp onboard = copy(10, kHost, ids({0}), kEngine, ids({1}), {.after = {forgotten}});
+  EXPECT_EQ(this->run(onboard).outcome, Outcome::kSucceeded);
   this->worker().end_step(this->rig().compute);
   kernel.signal();
 }
@@ -437,13 +442,13 @@ TYPED_TEST(WorkerOn, GatesOnStepsThatWereLeftOutOpenWithTheNextOne) {
   this->submit(copy(1, kEngine, ids({0}), kHost, ids({0}), {.after = {Gate::step_end(StepId(2))}}));
   this->submit(copy(2, kEngine, ids({0}), kHost, ids({1}), {.after = {Gate::step_end(StepId(7))}}));
   EventSource kernel = this->rig().device->create_event();
-  this->worker().begin_step(plan(5), this->rig().compute);  // 2 never was
+  EXPECT_TRUE(this->worker().begin_step(plan(5), this->rig().compute));  // 2 never was
   EXPECT_EQ(this->await(1).outcome, Outcome::kSucceeded);
   EXPECT_TRUE(this->rig().device->wait(this->rig().compute, kernel.event()));
   this->worker().end_step(this->rig().compute);
   this->let_things_happen();
   EXPECT_FALSE(this->ended(2));
-  this->worker().begin_step(plan(9), this->rig().compute);  // nor was 7
+  EXPECT_TRUE(this->worker().begin_step(plan(9), this->rig().compute));  // nor was 7
   this->submit(copy(3, kEngine, ids({0}), kHost, ids({2}), {.after = {Gate::step_end(StepId(8))}}));
   this->let_things_happen();
   EXPECT_FALSE(this->ended(2));  // what was before it has not ended
@@ -470,11 +475,11 @@ TYPED_TEST(WorkerOn, AnOperationGateOpensHoweverTheOperationEnds) {
   this->worker().cancel({&cancelled, 1});
   EXPECT_EQ(this->await(4).outcome, Outcome::kCancelled);
   EXPECT_EQ(this->await(5).outcome, Outcome::kSucceeded);
-  this->worker().begin_step(plan(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
   this->worker().end_step(this->rig().compute);
   EXPECT_EQ(this->await(3).outcome, Outcome::kSucceeded);
   EXPECT_TRUE(this->rig().holds(1, 7));
-  EXPECT_EQ(this->await(6).outcome, Outcome::kFailed);
+  EXPECT_EQ(this->await(6).outcome, Outcome::kCancelled);
   EXPECT_EQ(this->await(7).outcome, Outcome::kSucceeded);
 }
 
@@ -484,19 +489,19 @@ TYPED_TEST(WorkerOn, AnOperationWaitsForAllItsGates) {
       copy(2, kEngine, ids({0}), kHost, ids({1}),
            {.after = {Gate::op_done(OpId(1)), Gate::op_done(OpId(1)),
                       Gate::layer_end(StepId(2), LayerId(0)), Gate::step_end(StepId(1))}}));
-  this->worker().begin_step(plan(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
   this->worker().end_step(this->rig().compute);
   this->await(1);
   this->let_things_happen();
   EXPECT_FALSE(this->ended(2));
-  this->worker().begin_step(plan(2), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(2), this->rig().compute));
   this->worker().layer_written(LayerId(0), this->rig().compute);
   EXPECT_EQ(this->await(2).outcome, Outcome::kSucceeded);
   this->worker().end_step(this->rig().compute);
 }
 
 TYPED_TEST(WorkerOn, ACopyBehindAFailedStepFails) {
-  this->worker().begin_step(plan(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
   EXPECT_TRUE(this->rig().device->launch(this->rig().compute, []() -> Status {
     return make_error(ErrorCode::kDevice, "the kernel failed");
   }));
@@ -509,12 +514,12 @@ TYPED_TEST(WorkerOn, StepsComeInOrder) {
   const StreamRef compute = this->rig().compute;
   EXPECT_THROW(this->worker().end_step(compute), ContractViolation);
   EXPECT_THROW(this->worker().layer_written(LayerId(0), compute), ContractViolation);
-  this->worker().begin_step(plan(3), compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(3), compute));
   EXPECT_THROW(this->worker().begin_step(plan(4), compute), ContractViolation);
   this->worker().end_step(compute);
   EXPECT_THROW(this->worker().begin_step(plan(3), compute), ContractViolation);
   EXPECT_THROW(this->worker().end_step(compute), ContractViolation);
-  this->worker().begin_step(plan(4), compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(4), compute));
   this->worker().end_step(compute);
 }
 
@@ -524,12 +529,12 @@ TYPED_TEST(WorkerOn, StepsComeInOrder) {
 TYPED_TEST(WorkerOn, AFenceKeepsTheComputeFromOverwritingWhatIsStillRead) {
   this->rig().fill(0, 7);
   EventSource before = this->rig().device->create_event();
-  this->worker().begin_step(plan(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
   this->worker().end_step(this->rig().compute);
   const StreamRef other = this->rig().device->create_stream("other").value();
   // The store waits for a layer that somebody else's stream writes, so the compute could overtake
   // it.
-  this->worker().begin_step(plan(2), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(2), this->rig().compute));
   EXPECT_TRUE(this->rig().device->wait(other, before.event()));
   this->worker().layer_written(LayerId(0), other);
   this->submit(copy(1, kEngine, ids({0}), kHost, ids({0}),
@@ -538,7 +543,7 @@ TYPED_TEST(WorkerOn, AFenceKeepsTheComputeFromOverwritingWhatIsStillRead) {
 
   StepPlan next = plan(3);
   next.fences = {OpId(1), OpId(4711)};  // what is unknown has ended
-  this->worker().begin_step(next, this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(next, this->rig().compute));
   this->compute(0, 8);
   this->worker().end_step(this->rig().compute);
   this->let_things_happen();
@@ -556,7 +561,7 @@ TYPED_TEST(WorkerOn, AFenceOnACancelledOperationOpens) {
   StepPlan first = plan(1);
   first.fences = {OpId(1)};
   first.cancels = {OpId(1)};
-  this->worker().begin_step(first, this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(first, this->rig().compute));
   this->compute(0, 8);
   this->worker().end_step(this->rig().compute);
   EXPECT_TRUE(this->wait_for_compute());
@@ -571,15 +576,15 @@ TYPED_TEST(WorkerOn, TheComputeWaitsForTheLoadsOfItsStep) {
   first.loads = {copy(2, kDisk, ids({0}), kEngine, ids({5}), {.priority = Priority::kOnboard})};
   first.stores = {
       copy(3, kEngine, ids({6}), kHost, ids({1}), {.after = {Gate::step_end(StepId(1))}})};
-  this->worker().begin_step(first, this->rig().compute);
-  this->worker().layer_needed(LayerId(0), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(first, this->rig().compute));
+  EXPECT_TRUE(this->worker().layer_needed(LayerId(0), this->rig().compute));
   EXPECT_TRUE(this->rig().device->launch(this->rig().compute, [this]() -> Status {
     // The kernel: block 6 becomes what block 5 is.
     const auto from = this->rig().engine_block(5);
     std::copy(from.begin(), from.end(), this->rig().engine_block(6).begin());
     return {};
   }));
-  this->worker().layer_needed(LayerId(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().layer_needed(LayerId(1), this->rig().compute));
   this->worker().end_step(this->rig().compute);
   EXPECT_EQ(this->await(2).outcome, Outcome::kSucceeded);
   EXPECT_EQ(this->await(3).outcome, Outcome::kSucceeded);
@@ -588,12 +593,71 @@ TYPED_TEST(WorkerOn, TheComputeWaitsForTheLoadsOfItsStep) {
   EXPECT_TRUE(this->rig().holds(9, 7));
 }
 
+TYPED_TEST(WorkerOn, AStepFailsWithAnyOfItsEvents) {
+  const auto launch = [this](Status outcome) {
+    EXPECT_TRUE(this->rig().device->launch(this->rig().compute, [outcome] { return outcome; }));
+  };
+  const Gate first = Gate::step_end(StepId(1));
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
+  this->submit(copy(1, kEngine, ids({0}), kHost, ids({0}), {.after = {first}}));
+  launch(make_error(ErrorCode::kDevice, "the kernel failed"));
+  const Event failed = this->worker().record(this->rig().compute);
+  launch({});
+  this->worker().layer_written(LayerId(0), this->rig().compute);
+  launch({});
+  this->worker().end_step(this->rig().compute);
+  EXPECT_EQ(this->await(1).outcome, Outcome::kFailed);
+  EXPECT_FALSE(failed.status());
+  const auto store = [this](uint64_t op, Gate gate) {
+    return this->run(copy(op, kEngine, ids({0}), kHost, ids({0}), {.after = {gate}})).outcome;
+  };
+  EXPECT_EQ(store(2, first), Outcome::kFailed);
+  EXPECT_EQ(store(3, Gate::layer_end(StepId(1), LayerId(0))), Outcome::kFailed);
+  EXPECT_TRUE(this->worker().begin_step(plan(2), this->rig().compute));
+  launch({});
+  this->worker().end_step(this->rig().compute);
+  EXPECT_EQ(store(4, Gate::step_end(StepId(2))), Outcome::kSucceeded);
+}
+
+TYPED_TEST(WorkerOn, ALoadWaitsForAStepThatFailsAndGoesOn) {
+  this->rig().fill(0, 7);
+  this->run(copy(1, kEngine, ids({0}), kDisk, ids({0})));
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
+  EXPECT_TRUE(this->rig().device->launch(
+      this->rig().compute, [] { return make_error(ErrorCode::kDevice, "the kernel failed"); }));
+  this->worker().end_step(this->rig().compute);
+  const OpResult load = this->run(
+      copy(2, kDisk, ids({0}), kEngine, ids({5}), {.after = {Gate::step_end(StepId(1))}}));
+  EXPECT_EQ(load.outcome, Outcome::kSucceeded);
+  EXPECT_TRUE(this->rig().holds(5, 7));
+}
+
+TYPED_TEST(WorkerOn, EveryStreamMayWaitForTheLoadsOfAStep) {
+  const StreamRef other = this->rig().device->create_stream("other").value();
+  StepPlan first = plan(1);
+  first.loads = {copy(1, kHost, ids({0}), kEngine, ids({5}),
+                      {.after = {Gate::step_end(StepId(2))}, .priority = Priority::kOnboard})};
+  EXPECT_TRUE(this->worker().begin_step(first, this->rig().compute));
+  EXPECT_TRUE(this->worker().layer_needed(LayerId(0), this->rig().compute));
+  EXPECT_TRUE(this->worker().layer_needed(LayerId(1), other));
+  const Event on_compute = this->rig().device->record(this->rig().compute);
+  const Event on_other = this->rig().device->record(other);
+  this->let_things_happen();
+  EXPECT_FALSE(on_compute.done());
+  EXPECT_FALSE(on_other.done());
+  const OpId load(1);
+  this->worker().cancel({&load, 1});
+  EXPECT_TRUE(on_compute.wait());
+  EXPECT_TRUE(on_other.wait());
+  this->worker().end_step(this->rig().compute);
+}
+
 TYPED_TEST(WorkerOn, AStoreThatWaitsForItsStepTakesNoTurnFromALoad) {
   this->use({.max_running_operations = 1});
   this->rig().fill(0, 7);
   this->run(copy(1, kEngine, ids({0}), kHost, ids({0})));
   EventSource kernel = this->rig().device->create_event();
-  this->worker().begin_step(plan(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
   EXPECT_TRUE(this->rig().device->wait(this->rig().compute, kernel.event()));
   this->worker().end_step(this->rig().compute);
   this->submit(copy(2, kEngine, ids({1}), kHost, ids({1}), {.after = {Gate::step_end(StepId(1))}}));
@@ -615,7 +679,7 @@ TYPED_TEST(WorkerOn, StoresOfAStepAndALoadThatTheStepWaitsForDoNotBlockEachOther
   this->rig().fill(1, 8);
   this->run(copy(100, kEngine, ids({0}), kHost, ids({0})));
   EventSource kernel = this->rig().device->create_event();
-  this->worker().begin_step(plan(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
   EXPECT_TRUE(this->rig().device->wait(this->rig().compute, kernel.event()));
   this->worker().end_step(this->rig().compute);
   this->submit(copy(1, kEngine, ids({3}), kHost, ids({1}), {.after = {Gate::step_end(StepId(1))}}));
@@ -625,8 +689,8 @@ TYPED_TEST(WorkerOn, StoresOfAStepAndALoadThatTheStepWaitsForDoNotBlockEachOther
   StepPlan second = plan(2);
   second.loads = {copy(4, kHost, ids({0}), kEngine, ids({1}),
                        {.after = {Gate::op_done(OpId(3))}, .priority = Priority::kOnboard})};
-  this->worker().begin_step(second, this->rig().compute);
-  this->worker().layer_needed(LayerId(0), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(second, this->rig().compute));
+  EXPECT_TRUE(this->worker().layer_needed(LayerId(0), this->rig().compute));
   this->compute(2, 9);
   this->worker().layer_written(LayerId(0), this->rig().compute);
   this->worker().end_step(this->rig().compute);
@@ -648,7 +712,7 @@ TYPED_TEST(WorkerOn, ALoadOfAPlanWaitsForAStoreOfTheSamePlan) {
   first.loads = {copy(2, kHost, ids({0}), kEngine, ids({1}),
                       {.after = {Gate::op_done(OpId(1))}, .priority = Priority::kOnboard})};
   first.stores = {copy(1, kEngine, ids({1}), kDisk, ids({1}))};
-  this->worker().begin_step(first, this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(first, this->rig().compute));
   this->worker().end_step(this->rig().compute);
   EXPECT_EQ(this->await(2).outcome, Outcome::kSucceeded);
   EXPECT_THAT(this->rig().results.order(), ElementsAre(OpId(100), OpId(1), OpId(2)));
@@ -670,7 +734,7 @@ TYPED_TEST(WorkerOn, CancellingEndsWhatHasNotStartedAndNothingElse) {
   EXPECT_EQ(cancelled.outcome, Outcome::kCancelled);
   EXPECT_EQ(cancelled.bytes, 0U);
   EXPECT_EQ(this->worker().num_open(), 1U);
-  this->worker().begin_step(plan(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
   this->worker().end_step(this->rig().compute);
   EXPECT_EQ(this->await(2).outcome, Outcome::kSucceeded);
   EXPECT_EQ(this->rig().results.all().size(), 2U);
@@ -840,7 +904,7 @@ TYPED_TEST(WorkerOn, StopCancelsWhatWaitsAndTakesNoMore) {
 
 TYPED_TEST(WorkerOn, StopDoesNotWaitForAStepThatNeverEnds) {
   EventSource kernel = this->rig().device->create_event();
-  this->worker().begin_step(plan(1), this->rig().compute);
+  EXPECT_TRUE(this->worker().begin_step(plan(1), this->rig().compute));
   EXPECT_TRUE(this->rig().device->wait(this->rig().compute, kernel.event()));
   this->worker().end_step(this->rig().compute);
   this->submit(copy(1, kEngine, ids({0}), kHost, ids({0}), {.after = {Gate::step_end(StepId(1))}}));
@@ -946,7 +1010,7 @@ TYPED_TEST(WorkerOn, EveryOperationHasOneResultWhateverHappens) {
     for (int action = 0; action < 150; ++action) {
       switch (random.uniform(8)) {
         case 0:
-          this->worker().begin_step(plan(++step), this->rig().compute);
+          EXPECT_TRUE(this->worker().begin_step(plan(++step), this->rig().compute));
           this->worker().layer_written(LayerId(0), this->rig().compute);
           this->worker().end_step(this->rig().compute);
           break;
