@@ -5,7 +5,7 @@
 JOBS ?= 2
 WERROR ?= $(if $(filter true 1,$(CI)),ON,OFF)
 ROOM ?=
-TRACE ?=
+export TRACE ?=
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -35,7 +35,7 @@ ifeq ($(TRACE),)
 	build/release/apps/kvbm/kvbm trace generate --out build/demo/trace.jsonl
 	build/release/apps/kvbm/kvbm replay build/demo/trace.jsonl $(DEMO_OPTIONS)
 else
-	build/release/apps/kvbm/kvbm replay $(TRACE) $(DEMO_OPTIONS)
+	build/release/apps/kvbm/kvbm replay "$${TRACE}" $(DEMO_OPTIONS)
 endif
 
 .PHONY: test
@@ -52,7 +52,7 @@ endif
 bench: setup ## run the benchmarks, on TRACE=file if given; results as JSON in build/bench/
 	@$(call build,release,kvbm_bench)
 	@mkdir -p build/bench
-	$(if $(TRACE),KVBM_BENCH_TRACE=$(TRACE)) build/release/bench/kvbm_bench --benchmark_repetitions=3 \
+	$(if $(TRACE),KVBM_BENCH_TRACE="$${TRACE}") build/release/bench/kvbm_bench --benchmark_repetitions=3 \
 	  --benchmark_out=build/bench/kvbm_bench.json --benchmark_out_format=json
 	@scripts/bench_figures.py build/bench/kvbm_bench.json --json build/bench/figures.json
 

@@ -36,6 +36,8 @@ bool locale_is_utf8() {
   return std::string_view(::nl_langinfo(CODESET)) == "UTF-8";
 }
 
+constexpr std::string_view kClearLine = "\r\x1b[K";
+
 void write_error(std::string_view text) {
   // Nobody is left to be told if this fails.
   static_cast<void>(std::fwrite(text.data(), 1, text.size(), stderr));
@@ -44,9 +46,25 @@ void write_error(std::string_view text) {
 
 }  // namespace
 
-Console::Console() {
+void ErrorStream::draw(std::string_view text) {
+  const MutexLock lock(mutex_);
+  write_error(text);
+  bar_may_be_shown_ = is_terminal_ && !text.ends_with('\n') && text != kClearLine;
+}
+
+void ErrorStream::write_line(std::string_view line) {
+  const MutexLock lock(mutex_);
+  std::string text(std::exchange(bar_may_be_shown_, false) ? kClearLine : "");
+  text.append(line).append("\n");
+  write_error(text);
+}
+
+void Console::Log::write(const LogRecord& record) {
+  error_.write_line(format_text("kvbm: {}: {}", to_string(record.level), format_record(record)));
+}
+
+Console::Console() : error_is_terminal_(is_capable_terminal(STDERR_FILENO)) {
   const bool colours = colours_are_wanted();
-  error_is_terminal_ = is_capable_terminal(STDERR_FILENO);
   error_has_colours_ = error_is_terminal_ && colours;
   if (locale_is_utf8()) style_.letters = TextStyle::Letters::kUtf8;
   if (colours && is_capable_terminal(STDOUT_FILENO)) style_.colours = TextStyle::Colours::kOn;
@@ -60,10 +78,10 @@ void Console::print(std::string_view text) {
 
 void Console::complain(std::string_view message) {
   std::string line = error_has_colours_ ? "\x1b[1;31mkvbm:\x1b[0m " : "kvbm: ";
-  line.append(message).append("\n");
+  line.append(message);
   // What was printed so far comes first where both go to the same place.
   std::fflush(stdout);
-  write_error(line);
+  error_.write_line(line);
 }
 
 void Console::complain(const Error& error) { complain(explain(error)); }
@@ -82,7 +100,9 @@ ProgressOptions Console::progress(std::string label, std::string unit) const {
   return options;
 }
 
-Progress::Write Console::progress_writer() { return write_error; }
+Progress::Write Console::progress_writer() {
+  return [this](std::string_view text) { error_.draw(text); };
+}
 
 Status Console::close() {
   if (std::fflush(stdout) != 0 && print_error_ == 0) print_error_ = errno;

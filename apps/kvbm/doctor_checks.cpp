@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "apps/kvbm/doctor_checks.hpp"
 
-#include <fcntl.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <system_error>
@@ -17,7 +15,6 @@
 #include <fmt/format.h>
 
 #include "kvbm/base/units.hpp"
-#include "kvbm/memory/file.hpp"
 #include "kvbm/replay/machine.hpp"
 
 #include "apps/kvbm/build_info.hpp"
@@ -106,31 +103,6 @@ DoctorFinding look_at_disk(const DoctorOptions& options) {
   return warn(std::move(found), "free some or name another folder: there is little room for G3");
 }
 
-// A file without a name, gone when it is closed.
-File open_nameless(const std::filesystem::path& folder) {
-  const int fd = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-  if (fd >= 0) return File(fd);
-  std::string name = (folder / ".kvbm-doctor-XXXXXX").native();
-  File file(::mkostemp(name.data(), O_CLOEXEC));
-  if (file) static_cast<void>(::unlink(name.c_str()));
-  return file;
-}
-
-DoctorFinding look_at_direct_io(const DoctorOptions& options) {
-  constexpr off_t kProbeBytes = 1 << 20;
-  const std::string folder = options.disk_dir.native();
-  File file = open_nameless(options.disk_dir);
-  if (!file || ::ftruncate(file.fd(), kProbeBytes) != 0) {
-    return missing(
-        fmt::format("cannot make a file in {}: {}", folder, std::generic_category().message(errno)),
-        "name another folder with --disk-dir");
-  }
-  const FileAlignment alignment = file.try_direct();
-  if (alignment.direct()) return ok(fmt::format("yes, in units of {} B", alignment.offset));
-  return warn("not on this file system",
-              "use ext4 or xfs: here reads and writes go through the page cache");
-}
-
 DoctorFinding look_at_adapters(const DoctorOptions& /*options*/) {
   std::string built = "host device, POSIX files";
   for (const BuiltAdapter& adapter : kAdapters) {
@@ -184,7 +156,6 @@ constexpr DoctorCheck kChecks[] = {
     {"huge pages", look_at_huge_pages},
     {"locked memory", look_at_locked_memory},
     {"disk", look_at_disk},
-    {"direct i/o", look_at_direct_io},
     {"adapters", look_at_adapters},
     {"nvidia driver", look_at_driver},
     {"io_uring", look_at_uring},

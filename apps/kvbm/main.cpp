@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program kvbm.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <exception>
 #include <new>
 #include <string>
@@ -20,7 +24,7 @@ namespace {
 
 constexpr char kFooter[] =
     "Exit status: 0 all went well; 1 a replay found wrong bytes; 2 it could not be done, and the\n"
-    "reason is on standard error; 130 interrupted.";
+    "reason is on standard error; 128 + the signal's number: interrupted.";
 
 std::vector<Command> add_commands(CLI::App& program, Console& console) {
   std::vector<Command> commands;
@@ -97,6 +101,15 @@ int run(int argc, char** argv) {
   return static_cast<int>(ExitCode::kFailed);  // not reached: a subcommand is required
 }
 
+// A file that takes the number of a closed standard stream would get what is printed there. What
+// stands in fails as a closed descriptor does, so that lost output is still told.
+void fill_standard_descriptors() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
+    static_cast<void>(::open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY));
+  }
+}
+
 void complain_of(const char* what) {
   try {
     kvbm::Console().complain(what);
@@ -108,6 +121,7 @@ void complain_of(const char* what) {
 }  // namespace kvbm
 
 int main(int argc, char** argv) {
+  kvbm::fill_standard_descriptors();
   try {
     return kvbm::run(argc, argv);
   } catch (const std::bad_alloc&) {

@@ -18,6 +18,7 @@
 #include "kvbm/replay/machine.hpp"
 #include "kvbm/replay/output_file.hpp"
 #include "kvbm/replay/replay.hpp"
+#include "kvbm/runtime/kv_block_manager_config.hpp"
 
 #include "apps/kvbm/command.hpp"
 #include "apps/kvbm/interrupt.hpp"
@@ -82,18 +83,6 @@ Result<ReplayOptions> resolve(const ReplayArguments& arguments) {
   return options;
 }
 
-// What G3 may take: free space, and what files of an earlier replay give back.
-Result<uint64_t> usable_disk_bytes(const std::filesystem::path& folder) {
-  KVBM_ASSIGN_OR_RETURN(const DiskSpace disk, read_disk_space(folder));
-  uint64_t usable = disk.free;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    const uint64_t size = entry.is_regular_file(error) ? entry.file_size(error) : 0;
-    if (!error) usable += size;
-  }
-  return usable;
-}
-
 Status check_disk_folder(const std::filesystem::path& folder) {
   std::error_code error;
   const auto status = std::filesystem::status(folder, error);
@@ -117,23 +106,59 @@ Status check_machine(const ReplayOptions& options) {
   room.memory_bytes = memory ? memory->available : std::numeric_limits<uint64_t>::max();
   if (!options.disk_dir.empty()) {
     KVBM_TRY(check_disk_folder(options.disk_dir));
-    KVBM_ASSIGN_OR_RETURN(room.disk_bytes, usable_disk_bytes(options.disk_dir));
+    KVBM_ASSIGN_OR_RETURN(const DiskSpace disk, read_disk_space(options.disk_dir));
+    room.disk_bytes = disk.free;
   }
   return check_fits(options, room);
 }
 
-// Whether a file can be written there: found out before the replay, not after it.
-Status check_output(const std::filesystem::path& path) {
+// What a replay writes beside its table: opened before it, so that it is not played for nothing.
+struct Outputs {
+  std::optional<OutputFile> json;
+  std::optional<OutputFile> metrics;
+};
+
+Status open_output(const std::filesystem::path& path, std::optional<OutputFile>& output) {
   if (path.empty()) return {};
-  KVBM_TRY(OutputFile::create(path));
+  KVBM_ASSIGN_OR_RETURN(output, OutputFile::create(path, &interrupted()));
+  return {};
+}
+
+bool replaces(const std::optional<OutputFile>& output, const std::filesystem::path& path) {
+  return output && !path.empty() && output->target() == path;
+}
+
+Result<Outputs> open_outputs(const ReplayArguments& arguments) {
+  Outputs outputs;
+  KVBM_TRY(open_output(arguments.json, outputs.json));
+  KVBM_TRY(open_output(arguments.metrics, outputs.metrics));
+  std::error_code missing;  // the trace is found to be missing when it is read
+  const auto trace = std::filesystem::canonical(arguments.trace, missing);
+  for (const auto& [option, output] :
+       {std::pair{"--json", &outputs.json}, std::pair{"--metrics", &outputs.metrics}}) {
+    if (!replaces(*output, trace)) continue;
+    return invalid(format_text("{} would replace the trace {}: name another file", option,
+                               arguments.trace.native()));
+  }
+  if (outputs.metrics && replaces(outputs.json, outputs.metrics->target())) {
+    return invalid(format_text("--json and --metrics both write {}: name two files",
+                               arguments.metrics.native()));
+  }
+  return outputs;
+}
+
+Status write_outputs(Outputs& outputs, const ReplayReport& report) {
+  if (outputs.json) KVBM_TRY(outputs.json->append(report_json(report)));
+  if (outputs.metrics) KVBM_TRY(outputs.metrics->append(report.metrics_text));
+  if (outputs.json) KVBM_TRY(outputs.json->commit());
+  if (outputs.metrics) KVBM_TRY(outputs.metrics->commit());
   return {};
 }
 
 Result<ExitCode> replay(const ReplayArguments& arguments, Console& console) {
   KVBM_ASSIGN_OR_RETURN(const ReplayOptions options, resolve(arguments));
   KVBM_TRY(check_machine(options));
-  KVBM_TRY(check_output(arguments.json));
-  KVBM_TRY(check_output(arguments.metrics));
+  KVBM_ASSIGN_OR_RETURN(Outputs outputs, open_outputs(arguments));
 
   TraceLimits limits;
   limits.max_requests = options.limit;
@@ -144,30 +169,47 @@ Result<ExitCode> replay(const ReplayArguments& arguments, Console& console) {
   const SystemClock clock;
   ProgressOptions shown = console.progress("replay", "accesses");
   if (arguments.quiet) shown.style = ProgressStyle::kSilent;
-  Progress progress(std::move(shown), Console::progress_writer(), clock);
-  auto report = run_replay(trace, options, progress);
+  Progress progress(std::move(shown), console.progress_writer(), clock);
+  auto report = run_replay(trace, options, progress, &console.log());
   progress.finish();
   if (!report) return make_error(std::move(report).error());
   report->trace = arguments.trace.native();
 
-  if (!arguments.json.empty()) KVBM_TRY(write_file(arguments.json, report_json(*report)));
-  if (!arguments.metrics.empty()) KVBM_TRY(write_file(arguments.metrics, report->metrics_text));
+  KVBM_TRY(write_outputs(outputs, *report));
   if (!arguments.quiet) {
     console.print(report_table(*report, console.style()) + "\n" +
                   plot_hits(report->timeline, console.style()));
   }
-  if (report->mismatches == 0) return ExitCode::kSuccess;
-  console.complain(format_text("{} of {} compared blocks held wrong bytes; the first: {}",
-                               report->mismatches, report->verified_blocks,
-                               report->first_mismatch));
-  return ExitCode::kMismatch;
+  if (report->mismatches > 0) {
+    console.complain(format_text("{} of {} compared blocks held wrong bytes; the first: {}",
+                                 report->mismatches, report->verified_blocks,
+                                 report->first_mismatch));
+    return ExitCode::kMismatch;
+  }
+  if (report->failed_loads > 0) {
+    console.complain(
+        format_text("{} loads from the lower tiers failed or ran out of time; the "
+                    "first: {}",
+                    report->failed_loads, report->first_failed_load));
+    return ExitCode::kFailed;
+  }
+  return ExitCode::kSuccess;
 }
 
 void add_tier(CLI::App& app, const std::string& tier, TierArguments& arguments, CountRange range,
               const std::string& help) {
-  range.high = std::numeric_limits<BlockId::Representation>::max();
+  range.high = kMaxTierBlocks;
   add_count(app, "--" + tier + "-blocks", arguments.blocks, help, range);
   add_size(app, "--" + tier + "-bytes", arguments.bytes, "The same as a size, rounded down");
+}
+
+// An empty name would be taken for an option that was not given.
+CLI::Option* add_path(CLI::App& app, const std::string& name, std::filesystem::path& target,
+                      const std::string& help, const std::string& kind) {
+  const auto not_empty = [](const std::string& text) {
+    return text.empty() ? std::string("the name is empty") : std::string();
+  };
+  return app.add_option(name, target, help)->check(not_empty)->type_name(kind);
 }
 
 }  // namespace
@@ -175,6 +217,10 @@ void add_tier(CLI::App& app, const std::string& tier, TierArguments& arguments, 
 Command add_replay_command(CLI::App& program, Console& console) {
   CLI::App* app = add_subcommand(program, "replay",
                                  "Plays a trace through the tiers and reports what came of it");
+  app->footer(
+      "This command line alone describes a replay: KVBM_* variables and configuration files do\n"
+      "not change it.\n\n" +
+      app->get_footer());
   auto arguments = std::make_shared<ReplayArguments>();
   ReplayOptions& options = arguments->options;
   app->add_option("trace", arguments->trace, "The trace to play")->required()->type_name("FILE");
@@ -190,7 +236,7 @@ Command add_replay_command(CLI::App& program, Console& console) {
          "its own,\nwith commas between")
       ->capture_default_str()
       ->type_name("SPEC");
-  app->add_option("--disk-dir", options.disk_dir, "Folder of G3's files")->type_name("DIR");
+  add_path(*app, "--disk-dir", options.disk_dir, "Folder of G3's files", "DIR");
   app->add_option("--policy", arguments->policy, "Which idle block goes first")
       ->capture_default_str()
       ->type_name("NAME");
@@ -198,9 +244,9 @@ Command add_replay_command(CLI::App& program, Console& console) {
   app->add_flag("--overlap", arguments->overlap,
                 "Go on with the next request while blocks are still being stored");
   add_count(*app, "--limit", options.limit, "Play the first N requests alone", {.low = 1});
-  app->add_option("--json", arguments->json, "Write the report there as JSON")->type_name("FILE");
-  app->add_option("--metrics", arguments->metrics, "Write all metrics there as Prometheus text")
-      ->type_name("FILE");
+  add_path(*app, "--json", arguments->json, "Write the report there as JSON", "FILE");
+  add_path(*app, "--metrics", arguments->metrics, "Write all metrics there as Prometheus text",
+           "FILE");
   add_count(*app, "--seed", options.seed, "Decides what the blocks hold");
   app->add_flag("--quiet", arguments->quiet, "Show no progress, no table and no plot");
   return {app, [arguments, &console] { return replay(*arguments, console); }};

@@ -12,16 +12,19 @@ import pty
 import re
 import resource
 import select
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
 PROGRAM = pathlib.Path()
 TIMEOUT_SECONDS = 120
+TIB = 1 << 40
 LINE = '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [0, 1]}\n'
 
 
@@ -39,6 +42,18 @@ def kvbm(*arguments, **options):
     return subprocess.run(
         [PROGRAM, *map(str, arguments)], stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_SECONDS, **options
     )
+
+
+def wait_until_it_waits(pid):
+    """Until the process has its signal handlers and sleeps, as the kernel tells; at most ten seconds."""
+    deadline = time.monotonic() + 10
+    waits = 0
+    while waits < 3 and time.monotonic() < deadline:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        caught = int(re.search(r"(?m)^SigCgt:\s*(\w+)", status)[1], 16)
+        sleeps = re.search(r"(?m)^State:\s*S", status) and caught >> (signal.SIGTERM - 1) & 1
+        waits = waits + 1 if sleeps else 0
+        time.sleep(0.02)
 
 
 class Terminal:
@@ -92,6 +107,36 @@ class CliTest(unittest.TestCase):
     def entries(self):
         return sorted(path.name for path in self.folder.iterdir())
 
+    def pipe(self):
+        path = self.folder / "pipe"
+        os.mkfifo(path)
+        return path
+
+    def start(self, *arguments, **options):
+        process = subprocess.Popen(
+            [PROGRAM, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            **options,
+        )
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        return process
+
+    def assert_is_interruptible(self, *arguments):
+        """Started, it waits, and a signal ends it."""
+        before = self.entries()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            process = self.start(*arguments)
+            wait_until_it_waits(process.pid)
+            self.assertIsNone(process.poll())
+            process.send_signal(number)
+            out, error = process.communicate(timeout=TIMEOUT_SECONDS)
+            self.assertEqual((process.returncode, out, error), (128 + number, "", "kvbm: interrupted\n"))
+        self.assertEqual(self.entries(), before)
+
     def assert_fails(self, run, *parts):
         """One line on standard error, nothing on standard output, status 2."""
         self.assertEqual(run.returncode, 2, run)
@@ -128,6 +173,20 @@ class CliTest(unittest.TestCase):
         self.skipTest("this user may write everywhere, and nothing is mounted read-only")
 
 
+def forget_files(pid, folder):
+    """Makes zeros of all that the open files of a process in the folder hold."""
+    for entry in pathlib.Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            if not os.readlink(entry).startswith(f"{folder}/#"):  # files without a name
+                continue
+            with open(entry, "r+b") as file:
+                size = os.fstat(file.fileno()).st_size
+                os.ftruncate(file.fileno(), 0)
+                os.ftruncate(file.fileno(), size)
+        except OSError:  # closed meanwhile
+            pass
+
+
 class OptionsTest(CliTest):
     COMMANDS = [[], ["trace"], ["trace", "generate"], ["trace", "stats"], ["replay"], ["config"], ["config", "show"], ["doctor"]]
 
@@ -138,6 +197,7 @@ class OptionsTest(CliTest):
             self.assertIn("--help", out)
             self.assertIn("--version", out)
             self.assertIn("Exit status:", out)
+            self.assertIn("128 + the signal's number: interrupted", out)
 
     def test_every_command_tells_the_version(self):
         for command in self.COMMANDS:
@@ -151,6 +211,28 @@ class OptionsTest(CliTest):
             "overlap limit json metrics seed quiet"
         ).split():
             self.assertRegex(out, rf"(?m)^  --{option}\b")
+
+    def test_help_of_a_replay_tells_that_the_configuration_is_none_of_its_business(self):
+        out = self.assert_succeeds(kvbm("replay", "--help"))
+        self.assertIn("This command line alone describes a replay", out)
+        self.assertIn("KVBM_*", out)
+
+    def test_no_file_gets_the_number_of_a_closed_standard_stream(self):
+        pipe = self.pipe()
+        process = subprocess.Popen(
+            [PROGRAM, "trace", "stats", pipe], env=environment(), preexec_fn=lambda: os.closerange(0, 3)
+        )
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        wait_until_it_waits(process.pid)
+        files = {int(fd.name): os.readlink(fd) for fd in pathlib.Path(f"/proc/{process.pid}/fd").iterdir()}
+        self.assertEqual([files.get(fd) for fd in range(3)], ["/dev/null"] * 3, files)
+        self.assertIn(str(pipe), files.values())
+
+    def test_output_to_a_closed_stream_is_a_failure(self):
+        run = kvbm("doctor", preexec_fn=lambda: os.close(1))
+        self.assertEqual(run.returncode, 2)
+        self.assertEqual(run.stderr, "kvbm: cannot write to standard output: Bad file descriptor\n")
 
     def test_a_command_is_required_and_must_exist(self):
         self.assert_fails(kvbm(), "subcommand")
@@ -283,32 +365,30 @@ class TraceTest(CliTest):
         self.assert_fails(kvbm("trace", "generate", "--out", self.read_only_folder() / "trace.jsonl"), "cannot write")
 
     def test_an_interrupted_read_ends_with_130(self):
-        process = subprocess.Popen(
-            [PROGRAM, "trace", "stats", "/dev/stdin"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-        self.addCleanup(process.kill)
-        wait_until_reading(process.pid)
+        process = self.start("trace", "stats", "/dev/stdin", stdin=subprocess.PIPE)
+        wait_until_it_waits(process.pid)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=TIMEOUT_SECONDS)
         self.assertEqual((process.returncode, out, error), (130, "", "kvbm: interrupted\n"))
 
+    def test_waiting_for_the_other_end_of_a_pipe_can_be_interrupted(self):
+        pipe = self.pipe()
+        self.assert_is_interruptible("trace", "stats", pipe)
+        self.assert_is_interruptible("trace", "generate", "--out", pipe)
 
-def wait_until_reading(pid):
-    """Until the process sleeps in a read of a pipe, as the kernel tells; at most ten seconds."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            fields = pathlib.Path(f"/proc/{pid}/syscall").read_text().split()
-            if fields[0] in ("0", "63") and "pipe:" in os.readlink(f"/proc/{pid}/fd/{int(fields[1], 16)}"):
-                return  # read() has the number 0 on x86-64 and 63 on arm64
-        except (OSError, IndexError):
-            pass
-        time.sleep(0.01)
+    def test_writing_to_a_full_pipe_can_be_interrupted(self):
+        pipe = self.pipe()
+        with open(pipe, "r+b", buffering=0):
+            self.assert_is_interruptible("trace", "generate", "--sessions", 400, "--out", pipe)
+
+    def test_a_trace_goes_from_one_program_to_another_through_a_pipe(self):
+        pipe = self.pipe()
+        reader = self.start("trace", "stats", pipe)
+        wait_until_it_waits(reader.pid)
+        self.assert_succeeds(kvbm("trace", "generate", "--quiet", "--out", pipe))
+        out, error = reader.communicate(timeout=TIMEOUT_SECONDS)
+        self.assertEqual((reader.returncode, error), (0, ""))
+        self.assertRegex(out, r"(?m)^requests +[1-9]")
 
 
 class ConfigTest(CliTest):
@@ -339,9 +419,13 @@ class ConfigTest(CliTest):
         self.assert_fails(self.show("--block-size", "many"), "--block-size", "many")
         self.assert_fails(self.show("--blok-size", "32"), "--blok-size")
 
+    def test_variables_of_tests_and_benchmarks_are_left_alone(self):
+        model = ["--num-layers", 2, "--num-heads", 8, "--head-dim", 64]
+        self.assert_succeeds(self.show(*model, KVBM_CONVERSATION_TRACE="x", KVBM_BENCH_TRACE="x", KVBM_SEED="1"))
+
 
 class DoctorTest(CliTest):
-    NAMES = ["cpu cores", "memory", "huge pages", "locked memory", "disk", "direct i/o", "adapters", "nvidia driver", "io_uring"]
+    NAMES = ["cpu cores", "memory", "huge pages", "locked memory", "disk", "adapters", "nvidia driver", "io_uring"]
 
     def test_every_check_is_one_line(self):
         out = self.assert_succeeds(kvbm("doctor", "--disk-dir", self.folder))
@@ -408,16 +492,17 @@ class ReplayOptionsTest(CliTest):
 
     def test_sizes_that_make_no_sense_are_refused(self):
         for arguments, parts in (
-            (["--g1-blocks", "0"], ["--g1-blocks", "from 1 to 4294967295"]),
+            (["--g1-blocks", "0"], ["--g1-blocks", "from 1 to 1073741824"]),
             (["--g1-blocks", "-5"], ["'-5' is no whole number"]),
             (["--g1-blocks", "10k"], ["'10k' is no whole number"]),
-            (["--g2-blocks", "4294967296"], ["--g2-blocks", "out of range"]),
+            (["--g2-blocks", "1073741825"], ["--g2-blocks", "out of range"]),
             (["--g3-blocks", "99999999999999999999"], ["--g3-blocks", "out of range"]),
             (["--g1-bytes", "0"], ["--g1-bytes", "0 bytes"]),
             (["--g1-bytes", "4G"], ["--g1-bytes", "GiB"]),
             (["--g1-bytes", "1KiB"], ["less than one block of 64 KiB"]),
             (["--block-bytes", "0"], ["--block-bytes", "0 bytes"]),
             (["--block-bytes", "99999999999TiB"], ["--block-bytes"]),
+            (["--block-bytes", "1000003"], ["1000003 bytes on one rank cannot be split"]),
             (["--ranks", "0"], ["--ranks"]),
             (["--ranks", "3"], ["65536 bytes cannot be shared evenly by 3 ranks"]),
             (["--ranks", "4096"], ["ranks is 4096"]),
@@ -430,10 +515,40 @@ class ReplayOptionsTest(CliTest):
             self.refuse(*arguments, parts=parts)
 
     def test_more_than_the_machine_has_names_what_is_free(self):
-        self.refuse("--g1-blocks", "4000000000", parts=["G1 and G2 need", "of memory and", "are free"])
-        self.refuse("--g2-bytes", "100TiB", parts=["G1 and G2 need", "of memory and", "are free"])
-        self.refuse("--g1-blocks", "4000000000", "--block-bytes", "4000TiB", parts=["more than any machine has"])
-        self.refuse("--g1-blocks", "1", "--g3-bytes", "200TiB", "--disk-dir", self.folder, parts=["G3 needs", "are free there"])
+        self.refuse("--g1-blocks", "1000000000", parts=["G1 and G2 need", "of memory and", "are free"])
+        self.refuse("--g2-bytes", "60TiB", parts=["G1 and G2 need", "of memory and", "are free"])
+        self.refuse("--g1-blocks", "1000000000", "--block-bytes", "512GiB", parts=["more than any machine has"])
+        self.refuse("--g1-blocks", "1", "--g3-bytes", "60TiB", "--disk-dir", self.folder, parts=["G3 needs", "are free there"])
+
+    def test_files_in_the_disk_folder_are_no_room_for_g3(self):
+        free = shutil.disk_usage(self.folder).free
+        with open(self.folder / "sparse", "wb") as sparse:
+            sparse.truncate(min(free + 2 * TIB, 15 * TIB))
+
+        def limit_file_size():  # if G3 is begun all the same
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+        arguments = ["--g1-blocks", 1, "--block-bytes", "512KiB", "--g3-bytes", free + TIB, "--disk-dir", self.folder]
+        run = kvbm("replay", self.trace, *arguments, preexec_fn=limit_file_size)
+        self.assert_fails(run, "G3 needs", "are free there")
+
+    def test_a_file_without_a_name_is_refused(self):
+        for option in ("--json", "--metrics", "--disk-dir"):
+            self.refuse(option, "", parts=[f"{option}: the name is empty"])
+
+    def test_two_reports_need_two_files(self):
+        out = self.folder / "out"
+        (self.folder / "link").symlink_to(out)
+        for other in (out, self.folder / "." / "out", self.folder / "link"):
+            self.refuse("--json", out, "--metrics", other, parts=["--json and --metrics both write"])
+
+    def test_a_report_does_not_replace_the_trace(self):
+        (self.folder / "link").symlink_to(self.trace)
+        for option in ("--json", "--metrics"):
+            for out in (self.trace, self.folder / "link"):
+                self.refuse(option, out, parts=[f"{option} would replace the trace {self.trace}"])
+        self.assertEqual(self.trace.read_text(), LINE)
 
     def test_a_disk_tier_and_its_folder_need_each_other(self):
         self.refuse("--g3-blocks", "1", parts=["G3 lies on disk"])
@@ -491,6 +606,8 @@ class ReplayTest(CliTest):
         self.assertGreater(report["hits"]["total"], 0)
         self.assertGreater(report["verified_blocks"], 0)
         self.assertEqual(report["timeline"][-1]["accesses"], report["accesses"])
+        # A slot on disk is the block and its header, padded to 4 KiB.
+        self.assertEqual(report["configured_bytes"], 256 * 4096 + 512 * 4096 + 1024 * 8192)
         for events in report["events"].values():
             self.assertEqual(events["created"] + events["migrated"] - events["deleted"], events["resident"])
 
@@ -539,6 +656,27 @@ class ReplayTest(CliTest):
         out = self.assert_succeeds(self.replay(self.generate(), "--quiet", "--json", "/dev/stdout", *self.SMALL))
         self.assertEqual(json.loads(out)["mismatches"], 0)
 
+    def test_a_report_goes_into_a_pipe(self):
+        for option, begin in (("--json", '{\n'), ("--metrics", "# HELP")):
+            pipe = self.pipe()
+            reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True)
+            self.addCleanup(reader.wait)
+            self.addCleanup(reader.kill)
+            self.assert_succeeds(self.replay(self.generate(), "--quiet", option, pipe, *self.SMALL))
+            text, _ = reader.communicate(timeout=TIMEOUT_SECONDS)
+            self.assertEqual(text[: len(begin)], begin)
+            pipe.unlink()
+
+    def test_waiting_for_the_reader_of_a_report_can_be_interrupted(self):
+        trace = self.generate()
+        pipe = self.pipe()
+        self.assert_is_interruptible("replay", trace, "--quiet", "--json", pipe, *self.SMALL)
+        with open(pipe, "r+b", buffering=0) as full:
+            os.set_blocking(full.fileno(), False)
+            while full.write(bytes(4096)):
+                pass
+            self.assert_is_interruptible("replay", trace, "--quiet", "--json", pipe, *self.SMALL)
+
     def test_a_report_that_finds_no_space_leaves_nothing(self):
         run = self.replay(self.generate(), "--quiet", "--json", "/dev/full", *self.SMALL)
         self.assert_fails(run, "cannot write /dev/full: No space left on device")
@@ -557,6 +695,71 @@ class ReplayTest(CliTest):
         # The bar is gone before the message comes.
         self.assertGreater(text.rindex("\r\x1b[K"), text.rindex("replay ["))
         self.assertEqual(self.entries(), before)
+
+    def lossy_replay(self, trace, start):
+        """Runs a replay whose disk tier forgets all it holds, again and again."""
+        process_id, wait = start(
+            "replay", trace, *self.SMALL, "--g2-blocks", 256, "--g3-blocks", 4096, "--disk-dir", self.folder, "--json",
+            self.folder / "report.json",
+        )  # fmt: skip
+        while os.waitid(os.P_PID, process_id, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            forget_files(process_id, self.folder)
+        return wait()
+
+    def test_loads_that_fail_are_reported_and_end_with_2(self):
+        def start(*arguments):
+            process = subprocess.Popen(
+                [PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
+            )
+            return process.pid, lambda: (process.communicate()[0], process.returncode)
+
+        trace = self.generate(sessions=400)
+        with open(self.folder / "errors", "w+") as errors:
+            out, status = self.lossy_replay(trace, start)
+            errors.seek(0)
+            lines = errors.read().splitlines()
+        self.assertEqual(status, 2)
+        report = json.loads((self.folder / "report.json").read_text())
+        self.assertEqual(report["mismatches"], 0)
+        self.assertGreater(report["failed_loads"], 0)
+        self.assertRegex(out, r"(?m)^  onboarded .* [\d ]+ loads failed$")
+        self.assertRegex(lines[-1], rf"^kvbm: {report['failed_loads']} loads .* failed or ran out of time; the first: ")
+        warnings = [line for line in lines if line.startswith("kvbm: warning: [worker] operation ")]
+        self.assertGreaterEqual(len(warnings), report["failed_loads"])
+
+    def test_warnings_do_not_go_on_where_the_bar_stands(self):
+        def start(*arguments):
+            terminal = Terminal(*arguments)
+            reader = threading.Thread(target=terminal.read_until)
+            reader.start()
+
+            def wait():
+                reader.join()
+                return terminal.end()
+
+            return terminal.pid, wait
+
+        text, status = self.lossy_replay(self.generate(sessions=400), start)
+        self.assertEqual(status, 2, text)
+        parts = re.split(r"\r\x1b\[K|\r\n", text)
+        self.assertTrue(any(part.startswith("replay [") for part in parts))
+        self.assertTrue(any(part.startswith("kvbm: warning: ") for part in parts))
+        for part in parts:
+            self.assertNotIn("kvbm: ", part[1:])
+
+    def test_memory_stays_near_what_the_tiers_need(self):
+        if b"__asan_init" in PROGRAM.read_bytes() or b"__tsan_init" in PROGRAM.read_bytes():
+            self.skipTest("a sanitizer takes memory of its own")
+        block_bytes, blocks = 16384, (1024, 4096, 8192)
+        tiers = [f"--g{tier}-blocks={number}" for tier, number in enumerate(blocks, 1)]
+        trace = self.generate(sessions=400)
+        report = self.report(trace, *tiers, "--block-bytes", block_bytes, "--disk-dir", self.folder)
+        self.assertGreater(report["evictions"]["g2"], 0)  # all tiers are in use
+        memory_tiers = sum(blocks[:2]) * block_bytes  # what is on disk takes no memory
+        slot_bytes = block_bytes + 4096  # a header, and whole pages
+        self.assertEqual(report["configured_bytes"], memory_tiers + blocks[2] * slot_bytes)
+        self.assertGreater(report["peak_rss_bytes"], memory_tiers)
+        self.assertLess(report["peak_rss_bytes"], memory_tiers + 200 * sum(blocks) + (64 << 20))
 
     def test_progress_is_plain_where_there_is_no_terminal(self):
         run = self.replay(self.generate(), *self.SMALL)

@@ -3,7 +3,13 @@
 // wrong.
 #include "kvbm/replay/replay.hpp"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <list>
 #include <string>
 #include <unordered_map>
@@ -14,6 +20,7 @@
 #include <gtest/gtest.h>
 
 #include "kvbm/base/clock.hpp"
+#include "kvbm/base/log.hpp"
 #include "kvbm/replay/pretend_engine.hpp"
 #include "kvbm/replay/trace_generator.hpp"
 
@@ -85,6 +92,7 @@ auto counts(const ReplayReport& report) {
 void expect_sound(const ReplayReport& report) {
   EXPECT_EQ(report.mismatches, 0u) << report.first_mismatch;
   EXPECT_GT(report.verified_blocks, 0u);
+  EXPECT_EQ(report.failed_loads, 0u) << report.first_failed_load;
   EXPECT_EQ(report.hits.total() + report.misses, report.accesses);
   for (TierId tier : {TierId::kG1, TierId::kG2, TierId::kG3}) {
     const TierEvents& events = report.events.of(tier);
@@ -201,6 +209,66 @@ TEST(Replay, SurvivesAnEngineWithOneBlock) {
   const ReplayReport report = replay(chats(7), options);
   EXPECT_EQ(report.mismatches, 0u);
   EXPECT_EQ(report.events.g1.resident, 1u);
+}
+
+TEST(Replay, PlaysBlocksOfAnySize) {
+  Trace trace;
+  trace.requests = {{.hash_ids = {1, 2, 3}}, {.hash_ids = {4, 5, 6}}, {.hash_ids = {1, 2, 3}}};
+  ReplayOptions options;
+  options.g1_blocks = 3;
+  options.g2_blocks = 6;
+  for (const uint64_t bytes : {uint64_t{1}, uint64_t{7}, uint64_t{65'521}, uint64_t{99'999}, kMiB,
+                               2 * kMiB, uint64_t{3'000'001 * 3}, 20 * kMiB}) {
+    options.block_bytes = bytes;
+    const ReplayReport report = replay(trace, options);
+    expect_sound(report);
+    EXPECT_EQ(report.hits.g2, 3u) << bytes;
+    EXPECT_EQ(report.configured_bytes, 9 * bytes);
+  }
+  options.bytes = ReplayOptions::Bytes::kNone;
+  for (const uint64_t bytes : {kGiB, 48 * kGiB, 512 * kGiB}) {
+    options.block_bytes = bytes;
+    EXPECT_EQ(replay(trace, options).hits.g2, 3u) << bytes;
+  }
+}
+
+/// Makes zeros of all that the nameless files of this process in `folder` hold.
+void erase_files_in(const std::filesystem::path& folder) {
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code error;
+    const std::filesystem::path target = std::filesystem::read_symlink(entry.path(), error);
+    if (error || target.parent_path() != folder) continue;
+    const int fd = ::open(entry.path().c_str(), O_RDWR | O_CLOEXEC);
+    ASSERT_GE(fd, 0) << entry.path();
+    struct stat file {};
+    EXPECT_EQ(::fstat(fd, &file), 0);
+    EXPECT_EQ(::ftruncate(fd, 0), 0);
+    EXPECT_EQ(::ftruncate(fd, file.st_size), 0);
+    ::close(fd);
+  }
+}
+
+TEST(Replay, CountsLoadsThatFail) {
+  const std::filesystem::path folder = std::filesystem::canonical(testing::TempDir());
+  ReplayOptions options = three_tiers();
+  options.disk_dir = folder;
+  ManualClock clock;
+  uint64_t looks = 0;
+  // Called some thousand times during the replay, between two requests.
+  const auto shake = [&](std::string_view /*bar*/) {
+    clock.advance(std::chrono::seconds(1));
+    ++looks;
+    erase_files_in(folder);
+  };
+  Progress progress({.style = ProgressStyle::kBar}, shake, clock);
+  NullLogSink log;
+  const auto report = run_replay(chats(9), options, progress, &log);
+  ASSERT_TRUE(report) << report.error();
+  EXPECT_GT(looks, 100u);
+  EXPECT_EQ(report->mismatches, 0u) << report->first_mismatch;
+  EXPECT_GT(report->failed_loads, 0u);
+  EXPECT_NE(report->first_failed_load.find("did not arrive"), std::string::npos)
+      << report->first_failed_load;
 }
 
 /// Sends every store of more than one block with two of its blocks exchanged.

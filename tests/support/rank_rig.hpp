@@ -134,7 +134,7 @@ class RankRig {
                              .model = rig_model(options.num_groups),
                              .disk_directory = folder.path().string(),
                              .max_running_operations = options.max_running_operations},
-                            used, *files, executor, log)
+                            used, files.get(), executor, log)
                  .value();
     for (uint16_t group = 0; group < options.num_groups; ++group) {
       LayoutConfig config = kRigBlock;

@@ -2,6 +2,7 @@
 #include "kvbm/replay/output_file.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,20 +13,14 @@
 #include <utility>
 
 #include "kvbm/base/text.hpp"
+#include "kvbm/replay/interruptible.hpp"
 
 namespace kvbm {
 namespace {
 
 constexpr int kCreationAttempts = 100;
-constexpr mode_t kMode = 0666;  // less the umask, as for any file a program makes
-
-int open_retrying(const char* path, int flags) {
-  int fd = -1;
-  do {
-    fd = ::open(path, flags | O_CLOEXEC, kMode);
-  } while (fd < 0 && errno == EINTR);
-  return fd;
-}
+constexpr int kMaxLinks = 40;  // as many as the kernel follows
+constexpr mode_t kRights = 0777;
 
 // A report on /dev/stdout belongs into the stream, even where that is redirected to a regular file.
 bool is_device_path(const std::filesystem::path& path) {
@@ -34,16 +29,46 @@ bool is_device_path(const std::filesystem::path& path) {
 }
 
 tl::unexpected<Error> cannot_write(const std::filesystem::path& path, int error_number) {
+  if (error_number == EINTR) {
+    return make_error(ErrorCode::kCancelled,
+                      format_text("writing {} was interrupted", path.native()));
+  }
   return errno_error(format_text("cannot write {}", path.native()), error_number);
+}
+
+// Where links lead, as a canonical path, whether something is there or not.
+Result<std::filesystem::path> follow_links(const std::filesystem::path& asked) {
+  std::error_code error;
+  std::filesystem::path path = std::filesystem::absolute(asked, error);
+  for (int links = 0; !error && links <= kMaxLinks; ++links) {
+    const auto status = std::filesystem::symlink_status(path, error);
+    if (status.type() == std::filesystem::file_type::not_found) error.clear();
+    if (error) break;
+    if (!std::filesystem::is_symlink(status)) {
+      const auto folder = std::filesystem::canonical(path.parent_path(), error);
+      if (error) break;
+      return folder / path.filename();
+    }
+    const auto next = std::filesystem::read_symlink(path, error);
+    path = path.parent_path() / next;
+  }
+  return cannot_write(asked, error ? error.value() : ELOOP);
+}
+
+// What replaces a file has its owner, where that is allowed, and its rights.
+bool take_after(int fd, const struct stat& replaced) {
+  static_cast<void>(::fchown(fd, replaced.st_uid, replaced.st_gid));
+  return ::fchmod(fd, replaced.st_mode & kRights) == 0;
 }
 
 }  // namespace
 
-Result<OutputFile> OutputFile::create(const std::filesystem::path& path) {
+Result<OutputFile> OutputFile::create(const std::filesystem::path& path,
+                                      const std::atomic<bool>* interrupted) {
   if (path.empty()) return make_error(ErrorCode::kInvalidArgument, "the name of a file is empty");
   OutputFile output;
   output.asked_ = path;
-  output.target_ = path;
+  output.interrupted_ = interrupted;
 
   struct stat found {};
   const bool exists = ::stat(path.c_str(), &found) == 0;
@@ -52,26 +77,29 @@ Result<OutputFile> OutputFile::create(const std::filesystem::path& path) {
                       format_text("cannot write {}: it is a directory", path.native()));
   }
   if (exists && (!S_ISREG(found.st_mode) || is_device_path(path))) {
-    output.file_ = File(open_retrying(path.c_str(), O_WRONLY));
+    output.file_ = File(open_unless_interrupted(path.c_str(), O_WRONLY, interrupted));
     if (!output.file_) return cannot_write(path, errno);
+    // A full pipe is waited for where a signal can end the wait.
+    const int flags = ::fcntl(output.file_.fd(), F_GETFL);
+    if (flags < 0 || ::fcntl(output.file_.fd(), F_SETFL, flags | O_NONBLOCK) != 0) {
+      return cannot_write(path, errno);
+    }
     return output;
   }
-  if (exists) {
-    std::error_code error;
-    output.target_ = std::filesystem::canonical(path, error);
-    if (error) return cannot_write(path, error.value());
-    // A file that may not be written is not to be replaced either.
-    if (::access(output.target_.c_str(), W_OK) != 0) return cannot_write(path, errno);
-  }
+  KVBM_ASSIGN_OR_RETURN(output.target_, follow_links(path));
+  // A file that may not be written is not to be replaced either.
+  if (exists && ::access(output.target_.c_str(), W_OK) != 0) return cannot_write(path, errno);
 
   for (int attempt = 0; attempt < kCreationAttempts; ++attempt) {
+    // The target's own name may be as long as a name can be.
     std::filesystem::path temporary = output.target_;
-    temporary.replace_filename(
-        format_text(".{}.{}-{}.tmp", output.target_.filename().native(), ::getpid(), attempt));
-    const int fd = open_retrying(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL);
+    temporary.replace_filename(format_text(".kvbm-{}-{}.tmp", ::getpid(), attempt));
+    const int fd =
+        open_unless_interrupted(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL, interrupted);
     if (fd >= 0) {
       output.file_ = File(fd);
       output.temporary_ = std::move(temporary);
+      if (exists && !take_after(fd, found)) return cannot_write(path, errno);
       return output;
     }
     if (errno != EEXIST) break;
@@ -83,7 +111,8 @@ OutputFile::OutputFile(OutputFile&& other) noexcept
     : file_(std::move(other.file_)),
       asked_(std::move(other.asked_)),
       target_(std::move(other.target_)),
-      temporary_(std::exchange(other.temporary_, {})) {}
+      temporary_(std::exchange(other.temporary_, {})),
+      interrupted_(other.interrupted_) {}
 
 OutputFile& OutputFile::operator=(OutputFile&& other) noexcept {
   if (this != &other) {
@@ -92,6 +121,7 @@ OutputFile& OutputFile::operator=(OutputFile&& other) noexcept {
     asked_ = std::move(other.asked_);
     target_ = std::move(other.target_);
     temporary_ = std::exchange(other.temporary_, {});
+    interrupted_ = other.interrupted_;
   }
   return *this;
 }
@@ -108,13 +138,18 @@ Status OutputFile::append(std::string_view text) {
   KVBM_CONTRACT(static_cast<bool>(file_), "a file that has ended takes no more text");
   while (!text.empty()) {
     const ssize_t written = ::write(file_.fd(), text.data(), text.size());
-    if (written < 0) {
-      if (errno == EINTR) continue;
-      const int error_number = errno;
-      discard();
-      return cannot_write(asked_, error_number);
+    if (written >= 0) {
+      text.remove_prefix(static_cast<size_t>(written));
+      continue;
     }
-    text.remove_prefix(static_cast<size_t>(written));
+    int error_number = errno;
+    if (error_number == EINTR && !is_interrupted(interrupted_)) continue;
+    if (error_number == EAGAIN) {
+      error_number = wait_unless_interrupted(file_.fd(), POLLOUT, interrupted_);
+      if (error_number == 0) continue;
+    }
+    discard();
+    return cannot_write(asked_, error_number);
   }
   return {};
 }
@@ -133,12 +168,6 @@ Status OutputFile::commit() {
   discard();
   if (!renamed) return cannot_write(asked_, error_number);
   return {};
-}
-
-Status write_file(const std::filesystem::path& path, std::string_view text) {
-  KVBM_ASSIGN_OR_RETURN(auto output, OutputFile::create(path));
-  KVBM_TRY(output.append(text));
-  return output.commit();
 }
 
 }  // namespace kvbm

@@ -2,6 +2,7 @@
 // OutputFile: a file that appears whole or not at all.
 #pragma once
 
+#include <atomic>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -12,15 +13,19 @@
 namespace kvbm {
 
 /// Written under a temporary name in the same folder and renamed by commit(); without a commit, and
-/// after any error, nothing is left and what was there before is untouched. A link is followed.
+/// after any error, nothing is left and what was there before is untouched. A link is followed,
+/// even to where nothing is yet. What is replaced passes on its owner and its rights.
 /// Something that is not a regular file (a pipe, a terminal, anything under /dev) is written to
-/// directly.
-/// Ownership: move-only.
+/// directly; create() waits for the reader of a named pipe.
+/// Ownership: move-only; borrows the flag.
 /// Threads: one thread at a time.
 class OutputFile {
  public:
-  /// Errors: those of open(2), in words that name `path`; kInvalidArgument for a directory.
-  [[nodiscard]] static Result<OutputFile> create(const std::filesystem::path& path);
+  /// `interrupted` is set by a signal handler and ends every wait; null: never.
+  /// Errors: those of open(2), in words that name `path`; kInvalidArgument for a directory;
+  /// kCancelled.
+  [[nodiscard]] static Result<OutputFile> create(const std::filesystem::path& path,
+                                                 const std::atomic<bool>* interrupted = nullptr);
 
   OutputFile(OutputFile&& other) noexcept;
   OutputFile& operator=(OutputFile&& other) noexcept;
@@ -28,7 +33,12 @@ class OutputFile {
   OutputFile& operator=(const OutputFile&) = delete;
   ~OutputFile();
 
-  /// Errors: kIo, kExhausted (no space). Nothing else can be done with the file then.
+  /// The canonical path of the file that commit() puts in place; empty where text is written
+  /// directly.
+  [[nodiscard]] const std::filesystem::path& target() const noexcept { return target_; }
+
+  /// Errors: kIo, kExhausted (no space), kCancelled (a pipe stayed full until the flag was set).
+  /// Nothing else can be done with the file then.
   [[nodiscard]] Status append(std::string_view text);
 
   /// Contract: called once, with no error before it.
@@ -40,11 +50,9 @@ class OutputFile {
 
   File file_;
   std::filesystem::path asked_;      ///< as the caller wrote it, for messages
-  std::filesystem::path target_;     ///< where links lead
+  std::filesystem::path target_;     ///< where links lead; empty: written directly
   std::filesystem::path temporary_;  ///< empty: written directly, or nothing to clean up
+  const std::atomic<bool>* interrupted_ = nullptr;
 };
-
-/// Writes `text` as the whole of `path`, or leaves everything as it was.
-[[nodiscard]] Status write_file(const std::filesystem::path& path, std::string_view text);
 
 }  // namespace kvbm

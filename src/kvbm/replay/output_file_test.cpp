@@ -5,13 +5,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "kvbm/base/units.hpp"
 
 #include "tests/support/temporary_folder.hpp"
 
@@ -19,6 +23,12 @@ namespace kvbm {
 namespace {
 
 using ::testing::HasSubstr;
+
+Status write_file(const std::filesystem::path& path, std::string_view text) {
+  KVBM_ASSIGN_OR_RETURN(auto output, OutputFile::create(path));
+  KVBM_TRY(output.append(text));
+  return output.commit();
+}
 
 class OutputFileTest : public ::testing::Test {
  protected:
@@ -76,6 +86,68 @@ TEST_F(OutputFileTest, FollowsALink) {
   ASSERT_TRUE(write_file(path(), "after").has_value());
   EXPECT_TRUE(std::filesystem::is_symlink(path()));
   EXPECT_EQ(folder_.read(target), "after");
+}
+
+TEST_F(OutputFileTest, FollowsALinkToWhereNothingIsYet) {
+  std::filesystem::create_directory(folder_.path() / "folder");
+  std::filesystem::create_symlink("folder/second", path());
+  std::filesystem::create_symlink("../target", folder_.path() / "folder" / "second");
+  auto output = OutputFile::create(path());
+  ASSERT_TRUE(output.has_value()) << output.error();
+  EXPECT_EQ(output->target(), std::filesystem::canonical(folder_.path()) / "target");
+  ASSERT_TRUE(output->append("text").has_value());
+  ASSERT_TRUE(output->commit().has_value());
+  EXPECT_TRUE(std::filesystem::is_symlink(path()));
+  EXPECT_TRUE(std::filesystem::is_symlink(folder_.path() / "folder" / "second"));
+  EXPECT_EQ(folder_.read(folder_.path() / "target"), "text");
+}
+
+TEST_F(OutputFileTest, RefusesLinksThatLeadNowhere) {
+  std::filesystem::create_symlink("report", path());
+  const auto endless = write_file(path(), "text");
+  ASSERT_FALSE(endless.has_value());
+  EXPECT_EQ(endless.error().native_code(), ELOOP);
+  std::filesystem::remove(path());
+  std::filesystem::create_symlink("none/target", path());
+  const auto missing = write_file(path(), "text");
+  ASSERT_FALSE(missing.has_value());
+  EXPECT_EQ(missing.error().native_code(), ENOENT);
+  EXPECT_TRUE(std::filesystem::is_symlink(path()));
+}
+
+TEST_F(OutputFileTest, KeepsTheRightsOfWhatItReplaces) {
+  folder_.write("report", "before");
+  for (const auto rights : {std::filesystem::perms(0600), std::filesystem::perms(0664)}) {
+    std::filesystem::permissions(path(), rights);
+    ASSERT_TRUE(write_file(path(), "after").has_value());
+    EXPECT_EQ(std::filesystem::status(path()).permissions(), rights);
+  }
+}
+
+TEST_F(OutputFileTest, HasANameAsLongAsANameCanBe) {
+  const auto longest = folder_.path() / std::string(255, 'x');
+  ASSERT_TRUE(write_file(longest, "text").has_value());
+  EXPECT_EQ(folder_.read(longest), "text");
+  const auto longer = OutputFile::create(folder_.path() / std::string(256, 'x'));
+  ASSERT_FALSE(longer.has_value());
+  EXPECT_EQ(longer.error().native_code(), ENAMETOOLONG);
+}
+
+TEST_F(OutputFileTest, WaitsForAFullPipeUntilItIsInterrupted) {
+  ASSERT_EQ(::mkfifo(path().c_str(), 0600), 0);
+  const int reader = ::open(path().c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_GE(reader, 0);
+  std::atomic<bool> interrupted{false};
+  auto output = OutputFile::create(path(), &interrupted);
+  ASSERT_TRUE(output.has_value()) << output.error();
+  EXPECT_EQ(output->target(), "");
+  interrupted = true;  // what finds room is written all the same
+  ASSERT_TRUE(output->append("text").has_value());
+  const Status written = output->append(std::string(16 * kMiB, 'x'));
+  ASSERT_FALSE(written.has_value());
+  EXPECT_EQ(written.error().code(), ErrorCode::kCancelled);
+  EXPECT_THAT(written.error().message(), HasSubstr("was interrupted"));
+  ::close(reader);
 }
 
 TEST_F(OutputFileTest, WritesStraightToWhatIsNoRegularFile) {

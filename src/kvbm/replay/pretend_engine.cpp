@@ -85,9 +85,10 @@ Result<Served> PretendEngine::serve(const TraceRequest& request) {
     }
     destinations[group] = *std::move(blocks);
   }
-  const uint32_t matched = hit.num_blocks();
   Onboarded onboarded = manager_.onboard(std::move(hit), std::move(destinations));
-  failed_loads_ += matched - onboarded.num_blocks;
+  if (!onboarded.status && failed_loads_++ == 0) {
+    first_failed_load_ = onboarded.status.error().describe();
+  }
   if (!options_.overlap) KVBM_TRY(manager_.wait_idle());
 
   Served served;

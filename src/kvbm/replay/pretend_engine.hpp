@@ -49,8 +49,10 @@ class PretendEngine {
   /// Blocks that were compared, on every rank and in every group each.
   [[nodiscard]] uint64_t verified_blocks() const noexcept;
   [[nodiscard]] uint64_t mismatches() const noexcept;
-  /// Blocks whose copy into G1 failed after they had matched.
+  /// Loads of matched blocks that failed, as a whole or in part, or ran out of time.
   [[nodiscard]] uint64_t failed_loads() const noexcept { return failed_loads_; }
+  /// Why the first of them did; empty without one.
+  [[nodiscard]] const std::string& first_failed_load() const noexcept { return first_failed_load_; }
 
  private:
   struct Checker;
@@ -66,6 +68,7 @@ class PretendEngine {
   std::vector<Identity> identities_;
   Completion running_ = Completion::ready();  // the launch before this one
   uint64_t failed_loads_ = 0;
+  std::string first_failed_load_;
 };
 
 }  // namespace kvbm

@@ -9,6 +9,7 @@
 
 #include "kvbm/base/text.hpp"
 #include "kvbm/events/counting_sink.hpp"
+#include "kvbm/replay/block_shape.hpp"
 #include "kvbm/replay/pretend_engine.hpp"
 #include "kvbm/runtime/block_manager.hpp"
 
@@ -17,17 +18,15 @@ namespace {
 
 constexpr TierId kReplayTiers[] = {TierId::kG1, TierId::kG2, TierId::kG3};
 
-/// Splits the bytes of one rank's block into layers and halves as evenly as they allow. The bytes
-/// are the pretended engine's: it has no tokens, heads or elements, so a chunk is one row of bytes.
-GroupConfig shape_of(const ReplayGroup& group, uint64_t rank_block_bytes, size_t index) {
+GroupConfig group_of(const ReplayGroup& group, uint64_t rank_block_bytes, size_t index) {
   GroupConfig shape;
   shape.name = "group" + std::to_string(index);
   shape.retention = group.retention;
-  shape.num_layers = rank_block_bytes % 8 == 0 ? 4 : 1;
-  shape.outer_dim = rank_block_bytes % 8 == 0 ? 2 : 1;
-  shape.num_heads = 1;
-  shape.head_dim =
-      static_cast<uint32_t>(rank_block_bytes / (uint64_t{shape.num_layers} * *shape.outer_dim));
+  const BlockShape bytes = block_shape_of(rank_block_bytes).value();  // validate() has seen to it
+  shape.num_layers = bytes.num_layers;
+  shape.outer_dim = bytes.outer_dim;
+  shape.num_heads = bytes.num_heads;
+  shape.head_dim = bytes.head_dim;
   return shape;
 }
 
@@ -46,7 +45,7 @@ KvBlockManagerConfig config_of(const ReplayOptions& options) {
   config.model = "replay";
   for (const ReplayGroup& group : options.groups) {
     const uint64_t bytes = group.block_bytes != 0 ? group.block_bytes : options.block_bytes;
-    config.groups.push_back(shape_of(group, bytes / options.ranks, config.groups.size()));
+    config.groups.push_back(group_of(group, bytes / options.ranks, config.groups.size()));
   }
   return config;
 }
@@ -96,12 +95,13 @@ void add_moved(ReplayReport& report, const BlockManager& manager) {
 }  // namespace
 
 Result<ReplayReport> run_replay(const Trace& trace, const ReplayOptions& options,
-                                Progress& progress) {
+                                Progress& progress, LogSink* log) {
   KVBM_TRY(options.validate());
   const bool bytes = options.bytes == ReplayOptions::Bytes::kVerified;
   CountingSink events;
   BlockManagerParts parts;
   parts.events = &events;
+  parts.log = log;
   if (!bytes) parts.workers = BlockManagerParts::Workers::kLogical;
   KVBM_ASSIGN_OR_RETURN(const auto manager, BlockManager::create(config_of(options), parts));
   PretendEngine engine(*manager, {.bytes = bytes,
@@ -146,6 +146,8 @@ Result<ReplayReport> run_replay(const Trace& trace, const ReplayOptions& options
   report.timeline = timeline.take(sample());
   report.verified_blocks = engine.verified_blocks();
   report.mismatches = engine.mismatches();
+  report.failed_loads = engine.failed_loads();
+  report.first_failed_load = engine.first_failed_load();
   if (!failed) {
     if (report.mismatches == 0) return make_error(std::move(failed).error());
     report.first_mismatch = failed.error().message();
@@ -165,7 +167,7 @@ Result<ReplayReport> run_replay(const Trace& trace, const ReplayOptions& options
                               .migrated = of_tier.migrated,
                               .deleted = of_tier.deleted,
                               .resident = static_cast<uint64_t>(of_tier.resident())};
-    report.configured_bytes += bytes ? manager->configured_bytes(tier) : 0;
+    report.configured_bytes += options.tier_bytes(tier);
   }
   std::ostringstream metrics;
   write_prometheus_text(manager->metrics(), metrics);

@@ -7,13 +7,16 @@
 #include <utility>
 
 #include "kvbm/base/text.hpp"
+#include "kvbm/layout/slot_format.hpp"
+#include "kvbm/replay/block_shape.hpp"
+#include "kvbm/runtime/kv_block_manager_config.hpp"
 
 namespace kvbm {
 namespace {
 
-constexpr uint64_t kMaxBlocks = std::numeric_limits<BlockId::Representation>::max();
+constexpr uint64_t kMaxWindow = std::numeric_limits<BlockId::Representation>::max() - 1;
 constexpr uint32_t kMaxRanks = 1024;
-constexpr size_t kMaxGroups = 64;
+constexpr size_t kMostGroups = 64;
 constexpr uint64_t kMaxBytes = uint64_t{1} << 62;  // sums of the tiers stay below 2^64
 constexpr std::string_view kFull = "full";
 constexpr std::string_view kWindow = "window:";
@@ -45,7 +48,7 @@ Result<ReplayGroup> parse_group(std::string_view text) {
   uint32_t blocks = 0;
   const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), blocks);
   const bool whole = parsed.ec == std::errc() && parsed.ptr == digits.data() + digits.size();
-  if (!whole || blocks == 0 || blocks > kMaxBlocks - 1) return bad_group(text);
+  if (!whole || blocks == 0 || blocks > kMaxWindow) return bad_group(text);
   group.retention = Retention::last_window(blocks);
   return group;
 }
@@ -98,17 +101,17 @@ Status ReplayOptions::validate() const {
   if (g1_blocks == 0) return invalid("g1-blocks is 0: the engine needs at least one block");
   for (const TierId tier : {TierId::kG1, TierId::kG2, TierId::kG3}) {
     const uint64_t blocks = blocks_of(*this, tier);
-    if (blocks > kMaxBlocks) {
-      return invalid(
-          format_text("{} is given {} blocks: at most {} are possible", tier, blocks, kMaxBlocks));
+    if (blocks > kMaxTierBlocks) {
+      return invalid(format_text("{} is given {} blocks: at most {} are possible", tier, blocks,
+                                 kMaxTierBlocks));
     }
   }
   if (ranks == 0 || ranks > kMaxRanks) {
     return invalid(format_text("ranks is {}: between 1 and {} is possible", ranks, kMaxRanks));
   }
-  if (groups.empty() || groups.size() > kMaxGroups) {
+  if (groups.empty() || groups.size() > kMostGroups) {
     return invalid(format_text("there are {} layer groups: between 1 and {} are possible",
-                               groups.size(), kMaxGroups));
+                               groups.size(), kMostGroups));
   }
   uint64_t position = 0;
   for (const ReplayGroup& group : groups) {
@@ -127,6 +130,14 @@ Status ReplayOptions::validate() const {
       return invalid(format_text("{} blocks of {} in {} are more than any machine has", blocks,
                                  format_size(position), tier));
     }
+  }
+  for (const ReplayGroup& group : groups) {
+    const uint64_t rank_bytes = bytes_of_group(*this, group) / ranks;
+    if (block_shape_of(rank_bytes)) continue;
+    return invalid(
+        format_text("a block of {} bytes on one rank cannot be split into layers and heads: take a "
+                    "multiple of 4 KiB, up to 256 MiB",
+                    rank_bytes));
   }
   if (bytes == Bytes::kNone && !disk_dir.empty()) {
     return invalid("without bytes nothing is written to disk: leave the disk folder out");
@@ -149,7 +160,17 @@ uint64_t ReplayOptions::position_bytes() const {
 }
 
 uint64_t ReplayOptions::tier_bytes(TierId tier) const {
-  return bytes == Bytes::kNone ? 0 : blocks_of(*this, tier) * position_bytes();
+  const uint64_t blocks = blocks_of(*this, tier);
+  if (bytes == Bytes::kNone) return 0;
+  if (tier != TierId::kG3) return blocks * position_bytes();
+  // On disk each rank has a slot for its share of a block.
+  uint64_t position = 0;
+  for (const ReplayGroup& group : groups) {
+    const auto slot = slot_geometry(bytes_of_group(*this, group) / ranks);
+    KVBM_CONTRACT(slot.has_value(), "blocks of a valid replay fit into slots");
+    position += slot->slot_bytes * ranks;
+  }
+  return blocks * position;
 }
 
 std::string_view to_string(ReplayOptions::Bytes bytes) noexcept {

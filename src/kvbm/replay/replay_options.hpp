@@ -52,13 +52,14 @@ struct ReplayOptions {
   std::optional<uint64_t> limit;  ///< requests of the trace that were read; for the report alone
 
   /// Errors: kInvalidArgument: a size of zero or out of range, sizes that overflow, shards that do
-  /// not come out even, a disk tier without a folder or a folder without a disk tier. Looks at no
-  /// file.
+  /// not come out even or have no shape (see block_shape_of), a disk tier without a folder or a
+  /// folder without a disk tier. Looks at no file.
   [[nodiscard]] Status validate() const;
 
   /// One block position over all groups and ranks. Contract: validate() succeeds.
   [[nodiscard]] uint64_t position_bytes() const;
-  /// All of a tier, 0 without bytes. Contract: validate() succeeds; G1, G2 or G3.
+  /// All that a tier takes, on disk with the headers and the padding of its slots; 0 without bytes.
+  /// Contract: validate() succeeds; G1, G2 or G3.
   [[nodiscard]] uint64_t tier_bytes(TierId tier) const;
 
   friend bool operator==(const ReplayOptions&, const ReplayOptions&) = default;

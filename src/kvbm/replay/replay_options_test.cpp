@@ -47,7 +47,8 @@ TEST(ReplayOptions, AreRefusedWithAReason) {
   };
   using Options = ReplayOptions;
   refused([](Options& o) { o.g1_blocks = 0; }, "g1-blocks is 0");
-  refused([](Options& o) { o.g2_blocks = uint64_t{1} << 32; }, "G2 is given 4294967296 blocks");
+  refused([](Options& o) { o.g2_blocks = (uint64_t{1} << 30) + 1; },
+          "G2 is given 1073741825 blocks: at most 1073741824 are possible");
   refused([](Options& o) { o.block_bytes = 0; }, "block-bytes is 0");
   refused([](Options& o) { o.ranks = 0; }, "ranks is 0");
   refused([](Options& o) { o.ranks = 3; }, "65536 bytes cannot be shared evenly by 3 ranks");
@@ -61,6 +62,14 @@ TEST(ReplayOptions, AreRefusedWithAReason) {
         o.groups.resize(3);
       },
       "block-bytes is too large");
+  refused([](Options& o) { o.block_bytes = 1'000'003; },
+          "a block of 1000003 bytes on one rank cannot be split into layers and heads");
+  refused(
+      [](Options& o) {
+        o.block_bytes = 4 * 1'000'003;
+        o.ranks = 4;
+      },
+      "a block of 1000003 bytes on one rank");
   refused([](Options& o) { o.block_bytes = uint64_t{1} << 60; }, "more than any machine has");
   refused([](Options& o) { o.g3_blocks = 1; }, "name a folder");
   refused([](Options& o) { o.disk_dir = "/tmp"; }, "G3 has no blocks");
@@ -93,6 +102,18 @@ TEST(ReplayOptions, AddUpTheBytesOfAllGroups) {
   EXPECT_EQ(options.tier_bytes(TierId::kG3), 0U);
 }
 
+TEST(ReplayOptions, CountHeadersAndPaddingOnDisk) {
+  ReplayOptions options;
+  options.ranks = 4;
+  options.g3_blocks = 10;
+  options.disk_dir = "/disk";
+  options.block_bytes = 4 * 4032;  // with its header of 64 bytes a share fills 4 KiB exactly
+  options.groups = {{Retention::full_prefix(), 0}, {Retention::last_window(2), 4 * 4036}};
+  EXPECT_EQ(options.tier_bytes(TierId::kG3), 10 * 4 * (4096U + 8192U));
+  options.bytes = ReplayOptions::Bytes::kNone;
+  EXPECT_EQ(options.tier_bytes(TierId::kG3), 0U);
+}
+
 TEST(CheckFits, ComparesMemoryWithG1AndG2) {
   ReplayOptions options;
   options.g1_blocks = 10;
@@ -113,11 +134,13 @@ TEST(CheckFits, ComparesTheDiskWithG3) {
   options.g3_blocks = 8;
   options.block_bytes = kMiB;
   options.disk_dir = "/disk";
-  EXPECT_TRUE(check_fits(options, {.memory_bytes = kMiB, .disk_bytes = 8 * kMiB}).has_value());
+  const uint64_t needed = 8 * (kMiB + 4 * kKiB);
+  EXPECT_TRUE(check_fits(options, {.memory_bytes = kMiB, .disk_bytes = needed}).has_value());
+  EXPECT_FALSE(check_fits(options, {.memory_bytes = kMiB, .disk_bytes = needed - 1}).has_value());
   EXPECT_TRUE(check_fits(options, {.memory_bytes = kMiB, .disk_bytes = {}}).has_value());
   const auto status = check_fits(options, {.memory_bytes = kMiB, .disk_bytes = 4 * kMiB});
   ASSERT_FALSE(status.has_value());
-  EXPECT_THAT(status.error().message(), HasSubstr("8 MiB in /disk and 4 MiB are free"));
+  EXPECT_THAT(status.error().message(), HasSubstr("8.03 MiB in /disk and 4 MiB are free"));
 }
 
 }  // namespace

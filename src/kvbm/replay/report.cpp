@@ -85,6 +85,12 @@ std::string verified_text(const ReplayReport& report, TextStyle style) {
   return report.mismatches == 0 ? text : painted(text, "1;31", style);
 }
 
+std::string onboarded_text(const ReplayReport& report, TextStyle style) {
+  const std::string failed = fmt::format("{} loads failed", grouped(report.failed_loads));
+  return fmt::format("{} blocks, {}", grouped(report.onboarded_blocks),
+                     report.failed_loads == 0 ? failed : painted(failed, "1;31", style));
+}
+
 std::string sizes_text(const ReplayOptions& options) {
   return fmt::format("G1 {}, G2 {}, G3 {} blocks; groups {}", grouped(options.g1_blocks),
                      grouped(options.g2_blocks), grouped(options.g3_blocks),
@@ -246,7 +252,7 @@ std::string report_table(const ReplayReport& report, TextStyle style) {
   append_line(out, "stored",
               fmt::format("{} blocks, {} dropped (no room, or too many under way)",
                           grouped(report.stored_blocks), grouped(report.dropped_stores)));
-  append_line(out, "onboarded", fmt::format("{} blocks", grouped(report.onboarded_blocks)));
+  append_line(out, "onboarded", onboarded_text(report, style));
   append_line(out, "disk writes",
               fmt::format("{} blocks in the trace, {} at the stop",
                           grouped(report.disk_writes_blocks), grouped(report.drained_blocks)));
@@ -284,6 +290,7 @@ std::string report_json(const ReplayReport& report) {
   json["disk_writes_blocks"] = report.disk_writes_blocks;
   json["drained_blocks"] = report.drained_blocks;
   json["onboarded_blocks"] = report.onboarded_blocks;
+  json["failed_loads"] = report.failed_loads;
   json["stored_blocks"] = report.stored_blocks;
   json["dropped_stores"] = report.dropped_stores;
   json["moved"] = nlohmann::ordered_json::array();

@@ -58,6 +58,8 @@ struct ReplayReport {
   uint64_t disk_writes_blocks = 0;  ///< written to G3 during the trace
   uint64_t drained_blocks = 0;      ///< written to G3 at the stop
   uint64_t onboarded_blocks = 0;    ///< brought back to G1
+  uint64_t failed_loads = 0;        ///< loads that brought less than they should, or too late
+  std::string first_failed_load;    ///< why the first one did
   uint64_t stored_blocks = 0;       ///< copied down from G1
   uint64_t dropped_stores = 0;      ///< not stored: no room, or too many under way
   std::vector<MovedBlocks> moved;

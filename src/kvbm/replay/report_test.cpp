@@ -40,6 +40,8 @@ ReplayReport example() {
   report.onboarded_blocks = 13;
   report.stored_blocks = 14;
   report.dropped_stores = 15;
+  report.failed_loads = 1'016;
+  report.first_failed_load = "out of luck";
   report.moved = {{TierId::kG1, TierId::kG2, 14, 3'000'000'000, milliseconds(1'500)},
                   {TierId::kG3, TierId::kG1, 2, 0, milliseconds(0)}};
   report.events.g2 = {.created = 1, .migrated = 20, .deleted = 3, .resident = 18};
@@ -108,6 +110,7 @@ TEST(ReportJson, HoldsEveryNumber) {
   EXPECT_EQ(json["onboarded_blocks"], 13);
   EXPECT_EQ(json["stored_blocks"], 14);
   EXPECT_EQ(json["dropped_stores"], 15);
+  EXPECT_EQ(json["failed_loads"], 1'016);
   EXPECT_EQ(json["moved"][0], (nlohmann::json{{"route", "g1_to_g2"},
                                               {"blocks", 14},
                                               {"bytes", 3'000'000'000},
@@ -140,9 +143,10 @@ TEST(ReportJson, IsJsonWhateverTheNamesOfFilesAre) {
 
 TEST(ReportTable, ShowsTheNumbers) {
   const std::string table = report_table(example());
-  for (const char* text : {"sample.jsonl", "1 000", "35.00 %", "20.00 %", "12 345",
-                           "350 blocks compared, 0 wrong", "G1 > G2", "2.79 GiB", "1.50 s", "2.00",
-                           "2 000 accesses a second", "14 blocks, 15 dropped"}) {
+  for (const char* text :
+       {"sample.jsonl", "1 000", "35.00 %", "20.00 %", "12 345", "350 blocks compared, 0 wrong",
+        "G1 > G2", "2.79 GiB", "1.50 s", "2.00", "2 000 accesses a second", "14 blocks, 15 dropped",
+        "13 blocks, 1 016 loads failed"}) {
     EXPECT_THAT(table, HasSubstr(text));
   }
   EXPECT_THAT(table, EndsWith("\n"));
@@ -152,11 +156,20 @@ TEST(ReportTable, ShowsTheNumbers) {
 
 TEST(ReportTable, PaintsAMismatchRed) {
   ReplayReport report = example();
+  report.failed_loads = 0;
   EXPECT_THAT(report_table(report, kColoured), Not(HasSubstr("\x1b[1;31m")));
   report.mismatches = 2;
   EXPECT_THAT(report_table(report, kColoured),
               HasSubstr("\x1b[1;31m350 blocks compared, 2 wrong\x1b[0m"));
   EXPECT_THAT(report_table(report), Not(HasSubstr("\x1b")));
+}
+
+TEST(ReportTable, PaintsFailedLoadsRed) {
+  ReplayReport report = example();
+  EXPECT_THAT(report_table(report, kColoured), HasSubstr("\x1b[1;31m1 016 loads failed\x1b[0m"));
+  report.failed_loads = 0;
+  EXPECT_THAT(report_table(report, kColoured), Not(HasSubstr("\x1b[1;31m")));
+  EXPECT_THAT(report_table(report), HasSubstr("13 blocks, 0 loads failed"));
 }
 
 TEST(ReportTable, SaysSoWithoutBytes) {

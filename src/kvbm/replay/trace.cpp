@@ -2,6 +2,7 @@
 #include "kvbm/replay/trace.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -19,6 +20,7 @@
 
 #include "kvbm/base/text.hpp"
 #include "kvbm/memory/file.hpp"
+#include "kvbm/replay/interruptible.hpp"
 #include "kvbm/replay/output_file.hpp"
 
 namespace kvbm {
@@ -185,8 +187,11 @@ class LineHandler {
   Field field_ = Field::kOther;
 };
 
-bool is_set(const std::atomic<bool>* flag) noexcept {
-  return flag != nullptr && flag->load(std::memory_order_relaxed);
+tl::unexpected<Error> cannot_read(std::string_view name, int error_number) {
+  if (error_number == EINTR) {
+    return make_error(ErrorCode::kCancelled, format_text("reading {} was interrupted", name));
+  }
+  return errno_error(format_text("cannot read {}", name), error_number);
 }
 
 bool is_blank(std::string_view line) noexcept {
@@ -306,14 +311,14 @@ class TraceReader::Impl {
       std::memmove(buffer_.data(), pending_.data(), kept);
     }
     if (buffer_.size() < kept + kReadBytes) buffer_.resize(std::max(kept + kReadBytes, 2 * kept));
-    ssize_t count = 0;
-    do {
-      if (is_set(limits_.interrupted)) {
-        return make_error(ErrorCode::kCancelled, format_text("reading {} was interrupted", name_));
+    ssize_t count = -1;
+    while (count < 0) {
+      if (const int failed = wait_unless_interrupted(file_.fd(), POLLIN, limits_.interrupted)) {
+        return cannot_read(name_, failed);
       }
       count = ::read(file_.fd(), buffer_.data() + kept, buffer_.size() - kept);
-    } while (count < 0 && errno == EINTR);
-    if (count < 0) return errno_error(format_text("cannot read {}", name_), errno);
+      if (count < 0 && errno != EINTR && errno != EAGAIN) return cannot_read(name_, errno);
+    }
     at_end_ = count == 0;
     pending_ = std::string_view(buffer_.data(), kept + static_cast<size_t>(count));
     return {};
@@ -340,16 +345,14 @@ TraceReader& TraceReader::operator=(TraceReader&&) noexcept = default;
 TraceReader::~TraceReader() = default;
 
 Result<TraceReader> TraceReader::open(const std::filesystem::path& path, TraceLimits limits) {
-  int fd = -1;
-  do {
-    fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  } while (fd < 0 && errno == EINTR);
-  if (fd < 0) return errno_error(format_text("cannot read {}", path.native()), errno);
-  File file(fd);
   struct stat found {};
-  if (::fstat(fd, &found) != 0) {
-    return errno_error(format_text("cannot read {}", path.native()), errno);
-  }
+  // The first writer of a pipe is waited for by next(), where a signal can end the wait.
+  const bool regular = ::stat(path.c_str(), &found) == 0 && S_ISREG(found.st_mode);
+  const int fd = open_unless_interrupted(path.c_str(), O_RDONLY | (regular ? 0 : O_NONBLOCK),
+                                         limits.interrupted);
+  if (fd < 0) return cannot_read(path.native(), errno);
+  File file(fd);
+  if (::fstat(fd, &found) != 0) return cannot_read(path.native(), errno);
   if (S_ISDIR(found.st_mode)) {
     return make_error(ErrorCode::kInvalidArgument,
                       format_text("cannot read {}: it is a directory", path.native()));
@@ -410,7 +413,7 @@ Status write_trace(const Trace& trace, const std::filesystem::path& path,
   if (trace.requests.empty()) {
     return make_error(ErrorCode::kInvalidArgument, "a trace without requests is not written");
   }
-  KVBM_ASSIGN_OR_RETURN(auto output, OutputFile::create(path));
+  KVBM_ASSIGN_OR_RETURN(auto output, OutputFile::create(path, interrupted));
   std::string text;
   std::vector<uint64_t> scratch;
   std::chrono::milliseconds last{0};
@@ -429,7 +432,7 @@ Status write_trace(const Trace& trace, const std::filesystem::path& path,
     last = request.timestamp;
     append_trace_line(text, request);
     if (text.size() >= kWriteBytes) {
-      if (is_set(interrupted)) {
+      if (is_interrupted(interrupted)) {
         return make_error(ErrorCode::kCancelled,
                           format_text("writing {} was interrupted", path.native()));
       }

@@ -47,6 +47,7 @@ struct TraceLimits {
 /// Threads: one thread at a time.
 class TraceReader {
  public:
+  /// A pipe may have no writer yet: next() waits for one.
   /// Errors: those of open(2), in words that name `path`; kInvalidArgument for a directory.
   [[nodiscard]] static Result<TraceReader> open(const std::filesystem::path& path,
                                                 TraceLimits limits = {});
@@ -59,8 +60,8 @@ class TraceReader {
   ~TraceReader();
 
   /// Fills `request` with the next one; false at the end, or after limits.max_requests.
-  /// Errors: kInvalidArgument for a broken line, with its number and the reason; kIo. The same
-  /// error again if called after one.
+  /// Errors: kInvalidArgument for a broken line, with its number and the reason; kIo; kCancelled.
+  /// The same error again if called after one.
   [[nodiscard]] Result<bool> next(TraceRequest& request);
 
  private:

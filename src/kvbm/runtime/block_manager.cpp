@@ -3,9 +3,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "kvbm/base/log_spdlog.hpp"
+#include "kvbm/base/text.hpp"
 #include "kvbm/base/thread_executor.hpp"
 #include "kvbm/blocks/block_registry.hpp"
 #include "kvbm/cluster/cluster.hpp"
@@ -13,6 +17,7 @@
 #include "kvbm/cluster/logical_channel.hpp"
 #include "kvbm/device/host_device.hpp"
 #include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/layout/slot_format.hpp"
 #include "kvbm/memory/posix_file_engine.hpp"
 #include "kvbm/runtime/resolved_config.hpp"
 #include "kvbm/worker/worker.hpp"
@@ -32,7 +37,7 @@ struct Rank {
   std::vector<DeviceMemory> gpu_memory;     // by group
   std::vector<PhysicalLayout> gpu_layouts;  // by group
   std::unique_ptr<HostDevice> device;
-  std::unique_ptr<PosixFileEngine> files;
+  std::unique_ptr<PosixFileEngine> files;  // null without a disk tier
   StreamRef compute;
   std::unique_ptr<Worker> worker;
 };
@@ -43,7 +48,8 @@ struct BlockManager::Impl {
   explicit Impl(const KvBlockManagerConfig& the_config, BlockManagerParts the_parts)
       : config(the_config),
         parts(std::move(the_parts)),
-        log(parts.log != nullptr ? *parts.log : own_log),
+        own_log(parts.log != nullptr ? nullptr : SpdlogSink::to_stderr(config.log_level)),
+        log(parts.log != nullptr ? *parts.log : *own_log),
         events(parts.events != nullptr ? *parts.events : own_events),
         metrics(parts.metrics != nullptr ? *parts.metrics : own_metrics) {}
 
@@ -59,7 +65,7 @@ struct BlockManager::Impl {
 
   KvBlockManagerConfig config;
   BlockManagerParts parts;
-  NullLogSink own_log;
+  std::unique_ptr<LogSink> own_log;  // unless one is given
   NullSink own_events;
   MetricsRegistry own_metrics;
   LogSink& log;
@@ -170,9 +176,11 @@ Status BlockManager::Impl::make_device(uint16_t rank) {
                                                        .num_threads = config.copy_threads,
                                                        .name = "kvbm-copy" + suffix,
                                                        .ordinal = rank}));
-  KVBM_ASSIGN_OR_RETURN(to.files, PosixFileEngine::create({.executor = *executor,
-                                                           .num_threads = config.disk_threads,
-                                                           .name = "kvbm-disk" + suffix}));
+  if (config.has_disk_tier()) {
+    KVBM_ASSIGN_OR_RETURN(to.files, PosixFileEngine::create({.executor = *executor,
+                                                             .num_threads = config.disk_threads,
+                                                             .name = "kvbm-disk" + suffix}));
+  }
   KVBM_ASSIGN_OR_RETURN(to.compute, to.device->create_stream("compute"));
   return {};
 }
@@ -184,7 +192,7 @@ Status BlockManager::Impl::make_worker(uint16_t rank) {
                                                    .model = model,
                                                    .disk_directory = config.offload_path,
                                                    .metrics = &metrics},
-                                                  *to.device, *to.files, *executor, log));
+                                                  *to.device, to.files.get(), *executor, log));
   for (const PlaceSpec& place : places) {
     if (place.place.tier != TierId::kG1) {
       KVBM_TRY(to.worker->provide(place));
@@ -291,9 +299,22 @@ std::span<const std::byte> KvView::readable(size_t index, LayerId layer, uint32_
 
 Result<std::unique_ptr<BlockManager>> BlockManager::create(const KvBlockManagerConfig& config,
                                                            BlockManagerParts parts) {
-  auto impl = std::make_unique<Impl>(config, std::move(parts));
-  KVBM_TRY(impl->set_up());
-  return std::unique_ptr<BlockManager>(new BlockManager(std::move(impl)));
+  // What is kept for each block is allocated here, and the number of blocks is the caller's.
+  const auto exhausted = [](const char* what) {
+    return make_error(ErrorCode::kExhausted,
+                      format_text("there is no memory to keep account of all blocks ({}): ask for "
+                                  "fewer, in num_blocks or the tiers below",
+                                  what));
+  };
+  try {
+    auto impl = std::make_unique<Impl>(config, std::move(parts));
+    KVBM_TRY(impl->set_up());
+    return std::unique_ptr<BlockManager>(new BlockManager(std::move(impl)));
+  } catch (const std::bad_alloc& error) {
+    return exhausted(error.what());
+  } catch (const std::length_error& error) {
+    return exhausted(error.what());
+  }
 }
 
 BlockManager::BlockManager(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -606,7 +627,12 @@ const Clock& BlockManager::clock() const noexcept { return impl_->executor->cloc
 uint64_t BlockManager::configured_bytes(TierId tier) const noexcept {
   uint64_t bytes = 0;
   for (const PlaceSpec& place : impl_->places) {
-    if (place.place.tier == tier) bytes += place.num_blocks * place.rank_block_bytes;
+    if (place.place.tier != tier) continue;
+    // Valid since the places were made.
+    const uint64_t slot_bytes = tier == TierId::kG3
+                                    ? slot_geometry(place.rank_block_bytes)->slot_bytes
+                                    : place.rank_block_bytes;
+    bytes += place.num_blocks * slot_bytes;
   }
   return bytes * impl_->config.num_ranks;
 }

@@ -116,6 +116,8 @@ struct BlockManagerParts {
   Executor* executor = nullptr;
   EventSink* events = nullptr;
   MetricsRegistry* metrics = nullptr;
+  /// Records are dropped by the sink's own level, not by log_level. Null: standard error, from
+  /// log_level on.
   LogSink* log = nullptr;
   /// Logical workers move no bytes and answer at once.
   enum class Workers : uint8_t { kReal, kLogical } workers = Workers::kReal;

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <chrono>
 #include <future>
+#include <new>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -13,6 +15,8 @@
 
 #include "kvbm/base/contract.hpp"
 #include "kvbm/events/counting_sink.hpp"
+
+#include "tests/support/recording_log_sink.hpp"
 
 namespace kvbm {
 namespace {
@@ -27,7 +31,7 @@ KvBlockManagerConfig small_config() {
   config.host_blocks = 4;
   config.disk_blocks = 16;
   config.enable_offload = true;
-  config.offload_path = testing::TempDir();
+  config.offload_path = ::testing::TempDir();
   return config;
 }
 
@@ -292,10 +296,81 @@ TEST(BlockManager, TakesAShareOfDeviceMemoryIfNoNumberIsGiven) {
 
 TEST(BlockManager, AMissingOffloadDirectoryIsOneClearError) {
   KvBlockManagerConfig config = small_config();
-  config.offload_path = testing::TempDir() + "does/not/exist";
+  config.offload_path = ::testing::TempDir() + "does/not/exist";
   const auto manager = BlockManager::create(config);
   ASSERT_FALSE(manager);
   EXPECT_NE(manager.error().message().find("does/not/exist"), std::string::npos);
+}
+
+TEST(BlockManager, WithoutMemoryForItsBlocksItIsNotMade) {
+  for (const bool is_length : {false, true}) {
+    BlockManagerParts parts;
+    parts.wrap_channel = [&](std::unique_ptr<Channel> /*channel*/) -> std::unique_ptr<Channel> {
+      if (is_length) throw std::length_error("vector::reserve");
+      throw std::bad_alloc();
+    };
+    const auto manager = BlockManager::create(small_config(), parts);
+    ASSERT_FALSE(manager);
+    EXPECT_EQ(manager.error().code(), ErrorCode::kExhausted);
+    EXPECT_NE(manager.error().message().find("blocks"), std::string::npos) << manager.error();
+  }
+}
+
+/// Answers, once, an operation that nobody asked for, which the leader warns of.
+class Talkative final : public Channel {
+ public:
+  explicit Talkative(std::unique_ptr<Channel> channel) : channel_(std::move(channel)) {}
+
+  void send(std::span<const CopyOp> ops, std::span<const OpId> cancels) override {
+    channel_->send(ops, cancels);
+  }
+  [[nodiscard]] ChannelInbox receive() override {
+    ChannelInbox inbox = channel_->receive();
+    if (std::exchange(has_spoken_, true)) return inbox;
+    inbox.results.push_back(
+        {.op = OpId(999), .rank = RankId(0), .outcome = {}, .bytes = 0, .failed = {}});
+    return inbox;
+  }
+  [[nodiscard]] bool wait(TimePoint deadline) override { return channel_->wait(deadline); }
+
+ private:
+  std::unique_ptr<Channel> channel_;
+  bool has_spoken_ = false;
+};
+
+BlockManagerParts talkative_parts() {
+  BlockManagerParts parts;
+  parts.wrap_channel = [](std::unique_ptr<Channel> channel) -> std::unique_ptr<Channel> {
+    return std::make_unique<Talkative>(std::move(channel));
+  };
+  return parts;
+}
+
+TEST(BlockManager, LogsToStderrFromTheConfiguredLevelOn) {
+  const auto logged_at = [](LogLevel level) {
+    KvBlockManagerConfig config = small_config();
+    config.log_level = level;
+    ::testing::internal::CaptureStderr();
+    make(config, talkative_parts())->poll();
+    return ::testing::internal::GetCapturedStderr();
+  };
+  EXPECT_NE(logged_at(LogLevel::kWarning).find(" W [tiers] rank 0 answered operation 999"),
+            std::string::npos);
+  EXPECT_NE(logged_at(KvBlockManagerConfig{}.log_level), "");
+  EXPECT_EQ(logged_at(LogLevel::kError), "");
+  EXPECT_EQ(logged_at(LogLevel::kOff), "");
+}
+
+TEST(BlockManager, LogsToTheSinkThatIsGivenAtTheLevelOfThatSink) {
+  KvBlockManagerConfig config = small_config();
+  config.log_level = LogLevel::kOff;
+  testing::RecordingLogSink log(LogLevel::kWarning);
+  BlockManagerParts parts = talkative_parts();
+  parts.log = &log;
+  ::testing::internal::CaptureStderr();
+  make(config, parts)->poll();
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+  EXPECT_EQ(log.messages(LogLevel::kWarning).size(), 1u);
 }
 
 TEST(BlockManager, GuardsMayOutliveTheManager) {

@@ -14,7 +14,8 @@ constexpr std::string_view kHead =
     R"(<!-- Written by the build target config_doc from src/kvbm/runtime/config_schema.cpp. -->
 # Configuration
 
-One configuration for every program and binding. Each value comes from the last of these sources that sets it:
+One configuration for every program and binding; `kvbm replay` alone is described by its command line and looks at none of
+this. Each value comes from the last of these sources that sets it:
 
 1. the default in the table below;
 2. a TOML file: the one given to the program, or else the one that `KVBM_CONFIG` names;

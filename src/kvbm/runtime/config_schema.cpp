@@ -21,7 +21,6 @@ using Values = KvBlockManagerConfig;
 using Milliseconds = std::chrono::milliseconds;
 using Groups = std::vector<GroupConfig>;
 
-constexpr uint64_t kMaxBlocks = std::numeric_limits<uint32_t>::max();
 constexpr uint64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 constexpr uint64_t kMaxTimeout = 24ULL * 60 * 60 * 1000;
 constexpr std::array<std::string_view, 4> kWidths = {"1", "2", "4", "8"};
@@ -50,7 +49,7 @@ std::vector<ConfigKey> make_schema() {
        .member = &Values::num_blocks,
        .unit = "blocks",
        .doc = "Blocks of GPU memory (G1). 0: as many as `gpu_memory_fraction` allows.",
-       .max = kMaxBlocks},
+       .max = kMaxTierBlocks},
       {.name = "num_layers",
        .member = &Values::num_layers,
        .unit = "layers",
@@ -101,7 +100,7 @@ std::vector<ConfigKey> make_schema() {
        .member = &Values::host_blocks,
        .unit = "blocks",
        .doc = "Blocks of host memory (G2). 0: none, unless `host_bytes` is set.",
-       .max = kMaxBlocks},
+       .max = kMaxTierBlocks},
       {.name = "host_bytes",
        .member = &Values::host_bytes,
        .unit = "bytes",
@@ -111,7 +110,7 @@ std::vector<ConfigKey> make_schema() {
        .member = &Values::disk_blocks,
        .unit = "blocks",
        .doc = "Blocks on disk (G3). 0: none, unless `disk_bytes` is set.",
-       .max = kMaxBlocks},
+       .max = kMaxTierBlocks},
       {.name = "disk_bytes",
        .member = &Values::disk_bytes,
        .unit = "bytes",
@@ -148,7 +147,9 @@ std::vector<ConfigKey> make_schema() {
        .max = 256},
       {.name = "log_level",
        .member = &Values::log_level,
-       .doc = "The least important records that are logged.",
+       .doc =
+           "The least important records that are logged, to standard error. A program that hands "
+           "in a log sink decides with its level instead.",
        .choices = level_names()},
   };
 }

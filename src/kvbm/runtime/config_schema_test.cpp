@@ -72,11 +72,11 @@ TEST(ConfigSchema, DefaultsAreThoseOfTheStructure) {
 
 TEST(ConfigSchema, EveryIntegerHasBothEndsOfItsRangeAndNothingOutside) {
   const std::map<std::string_view, std::pair<std::string, std::string>> ranges = {
-      {"block_size", {"1", "65536"}},       {"num_blocks", {"0", "4294967295"}},
+      {"block_size", {"1", "65536"}},       {"num_blocks", {"0", "1073741824"}},
       {"num_layers", {"0", "65535"}},       {"outer_dim", {"1", "2"}},
       {"num_heads", {"0", "8192"}},         {"head_dim", {"0", "65536"}},
-      {"num_ranks", {"1", "1024"}},         {"host_blocks", {"0", "4294967295"}},
-      {"disk_blocks", {"0", "4294967295"}}, {"transfer_timeout", {"0", "86400000"}},
+      {"num_ranks", {"1", "1024"}},         {"host_blocks", {"0", "1073741824"}},
+      {"disk_blocks", {"0", "1073741824"}}, {"transfer_timeout", {"0", "86400000"}},
       {"copy_threads", {"1", "256"}},       {"disk_threads", {"1", "256"}},
   };
   size_t seen = 0;

@@ -13,6 +13,9 @@
 
 namespace kvbm {
 
+/// The most blocks of a tier, in each group.
+inline constexpr uint32_t kMaxTierBlocks = 1U << 30;
+
 /// Members have the names of the configuration keys; config_schema() documents each, with its
 /// range. Units: blocks of all groups alike; bytes over all ranks.
 struct KvBlockManagerConfig {

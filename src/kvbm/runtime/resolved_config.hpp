@@ -28,7 +28,8 @@ struct ResolvedConfig {
 /// A size in bytes is the share of all groups and ranks together: it is divided by the bytes that
 /// one block position takes over all of them. `device_free_bytes` is what gpu_memory_fraction is a
 /// part of, for each rank; used only if num_blocks is 0. Errors: kInvalidArgument (see
-/// KvBlockManagerConfig::validate; a size that holds no block).
+/// KvBlockManagerConfig::validate; a size that holds no block, or more than kMaxTierBlocks; a tier
+/// of 2^63 bytes or more).
 [[nodiscard]] Result<ResolvedConfig> resolve(const KvBlockManagerConfig& config,
                                              uint64_t device_free_bytes);
 

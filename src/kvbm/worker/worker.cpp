@@ -30,7 +30,7 @@ constexpr size_t kMaxTimers = 256;
 
 class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
  public:
-  Core(WorkerOptions options, Device& device, FileEngine& files, Executor& executor, LogSink& log)
+  Core(WorkerOptions options, Device& device, FileEngine* files, Executor& executor, LogSink& log)
       : options_(std::move(options)),
         device_(device),
         files_(files),
@@ -118,7 +118,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
 
   const WorkerOptions options_;
   Device& device_;
-  FileEngine& files_;
+  FileEngine* const files_;
   Executor& executor_;
   LogSink& log_;
 
@@ -158,7 +158,7 @@ Status Worker::Core::set_up() {
                                         .device = device_,
                                         .executor = executor_,
                                         .log = log_,
-                                        .files = &files_,
+                                        .files = files_,
                                         .metrics = options_.metrics,
                                     }));
   KVBM_ASSIGN_OR_RETURN(timers_,
@@ -213,7 +213,7 @@ Status Worker::Core::provide(const PlaceSpec& spec) {
     KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout,
                           PhysicalLayout::fully_contiguous(config, place->memory.region()));
     KVBM_TRY(add_layout(spec.place, std::move(layout)));
-  } else if (spec.place.tier == TierId::kG3) {
+  } else if (spec.place.tier == TierId::kG3 && files_ != nullptr) {
     KVBM_ASSIGN_OR_RETURN(const uint64_t bytes, required_bytes(config, LayoutKind::kFileSlots));
     KVBM_ASSIGN_OR_RETURN(place->file,
                           FileMemory::create({.directory = options_.disk_directory,
@@ -226,7 +226,8 @@ Status Worker::Core::provide(const PlaceSpec& spec) {
     KVBM_TRY(add_layout(spec.place, std::move(layout)));
   } else {
     return make_error(ErrorCode::kUnsupported,
-                      "a worker provides host memory (G2) and files (G3), not " +
+                      "this worker provides host memory (G2)" +
+                          std::string(files_ != nullptr ? " and files (G3)" : "") + ", not " +
                           std::string(to_string(spec.place.tier)));
   }
   MutexLock lock(mutex_);
@@ -731,7 +732,7 @@ void Worker::Core::close() {
 }
 
 Result<std::unique_ptr<Worker>> Worker::create(WorkerOptions options, Device& device,
-                                               FileEngine& files, Executor& executor,
+                                               FileEngine* files, Executor& executor,
                                                LogSink& log) {
   auto core = std::make_shared<Core>(std::move(options), device, files, executor, log);
   KVBM_TRY(core->set_up());

@@ -50,9 +50,10 @@ using ResultCallback = std::function<void(OpResult&&)>;
 /// Threads: any thread; the step calls come from one thread at a time, in order.
 class Worker {
  public:
+  /// Without `files` there can be no place in G3.
   /// Errors: kInvalidArgument (the model, no operation may run), kExhausted (no thread).
   [[nodiscard]] static Result<std::unique_ptr<Worker>> create(WorkerOptions options, Device& device,
-                                                              FileEngine& files, Executor& executor,
+                                                              FileEngine* files, Executor& executor,
                                                               LogSink& log);
   /// Stops.
   ~Worker();
@@ -63,7 +64,8 @@ class Worker {
   /// group's).
   [[nodiscard]] Result<PlaceSpec> attach(Place place, PhysicalLayout tensors);
   /// Makes a place in host memory (G2) or in a file (G3). Errors: kInvalidArgument (other bytes
-  /// than the group's), kUnsupported (replicated blocks, G4), those of SystemMemory and FileMemory.
+  /// than the group's), kUnsupported (replicated blocks, G4, G3 without a file engine), those of
+  /// SystemMemory and FileMemory.
   Status provide(const PlaceSpec& spec);
 
   /// Replaces the receiver of results; null drops them.

@@ -186,7 +186,7 @@ TYPED_TEST(WorkerOn, KeepsLayerGroupsApart) {
 TEST(Worker, AttachTakesTheGroupsShapeAlone) {
   RecordingLogSink log(LogLevel::kError);
   SteppedExecutor executor(1, log);
-  RankRig rig(executor, log);
+  testing::RankRig rig(executor, log);
   EXPECT_EQ(rig.specs.front(), (PlaceSpec{.place = kEngine,
                                           .owner = Owner::kEngine,
                                           .spread = Spread::kSharded,
@@ -258,9 +258,10 @@ TEST(Worker, ProvideRefusesWhatItCannotMake) {
 TEST(Worker, CreateRefusesAModelOrOptionsThatCannotWork) {
   RecordingLogSink log(LogLevel::kError);
   SteppedExecutor executor(1, log);
-  RankRig rig(executor, log);
+  testing::RankRig rig(executor, log);
   const auto code = [&](WorkerOptions options) {
-    const auto worker = Worker::create(std::move(options), *rig.device, *rig.files, executor, log);
+    const auto worker =
+        Worker::create(std::move(options), *rig.device, rig.files.get(), executor, log);
     return worker ? ErrorCode::kInternal : worker.error().code();
   };
   EXPECT_EQ(code({.rank = RankId(0), .worker = WorkerId(0), .model = {}, .disk_directory = {}}),
@@ -271,6 +272,23 @@ TEST(Worker, CreateRefusesAModelOrOptionsThatCannotWork) {
                   .disk_directory = {},
                   .max_running_operations = 0}),
             ErrorCode::kInvalidArgument);
+}
+
+TEST(Worker, WithoutAFileEngineHasNoDisk) {
+  RecordingLogSink log;
+  ThreadExecutor executor(log);
+  testing::RankRig rig(executor, log);
+  const auto worker =
+      Worker::create({.rank = RankId(0), .worker = WorkerId(0), .model = testing::rig_model(1)},
+                     *rig.device, nullptr, executor, log);
+  ASSERT_TRUE(worker);
+  const Status provided = (*worker)->provide({.place = {TierId::kG3, GroupId(0)},
+                                              .owner = Owner::kKvbm,
+                                              .spread = Spread::kSharded,
+                                              .num_blocks = 4,
+                                              .rank_block_bytes = kRigBlockBytes});
+  ASSERT_FALSE(provided);
+  EXPECT_EQ(provided.error().code(), ErrorCode::kUnsupported);
 }
 
 // --- failures
@@ -767,7 +785,7 @@ TYPED_TEST(WorkerOn, AnOperationThatHasEndedInTimeIsNotTouchedByItsTimeout) {
 TEST(Worker, TimeoutsCountFromTheMomentOfReceipt) {
   RecordingLogSink log(LogLevel::kError);
   SteppedExecutor executor(3, log);
-  RankRig rig(executor, log);
+  testing::RankRig rig(executor, log);
   const Gate never = Gate::step_end(StepId(1));
   const auto submit = [&](uint64_t op, Duration timeout) {
     const CopyOp sent =
@@ -916,7 +934,7 @@ TYPED_TEST(WorkerOn, StopDoesNotWaitForAStepThatNeverEnds) {
 TEST(Worker, StopSaysThatCopiesDidNotStopInTime) {
   RecordingLogSink log(LogLevel::kError);
   SteppedExecutor executor(3, log);
-  RankRig rig(executor, log);
+  testing::RankRig rig(executor, log);
   executor.hold("file");
   const CopyOp op = copy(1, kEngine, ids({0}), kDisk, ids({0}));
   rig.worker->submit({&op, 1});
@@ -949,7 +967,7 @@ TYPED_TEST(WorkerOn, ADestroyedWorkerHasAnsweredEverything) {
 TEST(Worker, StopWaitsUntilTheReceiverHasHeardOfAll) {
   RecordingLogSink log(LogLevel::kError);
   ThreadExecutor executor(log);
-  RankRig rig(executor, log);
+  testing::RankRig rig(executor, log);
   Latch entered;
   Latch go_on;
   std::atomic<bool> heard{false};
