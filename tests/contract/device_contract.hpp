@@ -465,11 +465,15 @@ TYPED_TEST_P(DeviceContract, ABatchKeepsItsBlockListsUntilItIsDone) {
   EventSource gate = this->device().create_event();
   ASSERT_TRUE(this->device().wait(stream, gate.event()));
   StridedCopyBatch batch = this->plain_copy(src.data(), dst.data(), 256);
+  batch.bytes_moved = std::make_shared<std::atomic<uint64_t>>(0);
   const std::weak_ptr<const std::vector<BlockId>> from = batch.from;
+  const std::weak_ptr<std::atomic<uint64_t>> moved = batch.bytes_moved;
   ASSERT_TRUE(this->device().copy(stream, std::move(batch)));
   EXPECT_FALSE(from.expired());
+  EXPECT_FALSE(moved.expired());
   gate.signal();
   ASSERT_TRUE(this->device().synchronize(stream, this->soon()));
+  EXPECT_TRUE(moved.expired()) << "the end of the copies cannot be told without an event";
   EXPECT_EQ(this->content(dst), image);
 }
 

@@ -8,8 +8,16 @@
 namespace {
 thread_local size_t allocations = 0;
 thread_local size_t largest = 0;
+thread_local bool failing = false;
+thread_local size_t left = 0;     // while failing: allocations that still succeed
+thread_local size_t refused = 0;  // while failing
 
 void* allocate(size_t size, size_t alignment) {
+  if (failing && left == 0) {
+    ++refused;
+    throw std::bad_alloc();
+  }
+  if (failing) --left;
   ++allocations;
   largest = std::max(largest, size);
   const size_t rounded = (std::max<size_t>(size, 1) + alignment - 1) / alignment * alignment;
@@ -38,5 +46,15 @@ AllocationMeter::AllocationMeter() noexcept {
 
 size_t AllocationMeter::count() const noexcept { return allocations; }
 size_t AllocationMeter::largest_bytes() const noexcept { return largest; }
+
+AllocationFailure::AllocationFailure(size_t after) noexcept {
+  left = after;
+  refused = 0;
+  failing = true;
+}
+
+AllocationFailure::~AllocationFailure() { failing = false; }
+
+size_t AllocationFailure::num_refused() const noexcept { return refused; }
 
 }  // namespace kvbm::testing

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// AllocationMeter: what this thread has asked of operator new. A program that uses it also compiles
-// tests/support/allocation_meter.cpp, which replaces operator new and delete.
+// AllocationMeter: what this thread has asked of operator new; AllocationFailure: lets it fail. A
+// program that uses them also compiles tests/support/allocation_meter.cpp, which replaces operator
+// new and delete.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +15,18 @@ class AllocationMeter {
 
   [[nodiscard]] size_t count() const noexcept;
   [[nodiscard]] size_t largest_bytes() const noexcept;
+};
+
+/// While it lives, operator new on this thread gives `after` allocations and then none: it throws
+/// std::bad_alloc. One at a time a thread.
+class AllocationFailure {
+ public:
+  explicit AllocationFailure(size_t after = 0) noexcept;
+  ~AllocationFailure();
+  AllocationFailure(const AllocationFailure&) = delete;
+  AllocationFailure& operator=(const AllocationFailure&) = delete;
+
+  [[nodiscard]] size_t num_refused() const noexcept;
 };
 
 }  // namespace kvbm::testing

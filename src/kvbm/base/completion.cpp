@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/base/completion.hpp"
 
+#include <algorithm>
+#include <array>
 #include <atomic>
+#include <new>
 #include <optional>
 #include <vector>
 
@@ -14,6 +17,9 @@ namespace internal {
 /// What a source and its completions share.
 class CompletionState {
  public:
+  /// Callbacks that cost no allocation: one of whoever waits, one of a completion of several.
+  static constexpr size_t kInlineCallbacks = 2;
+
   explicit CompletionState(Executor& executor) : executor_(executor) {}
 
   [[nodiscard]] bool done() const noexcept { return done_.load(std::memory_order_acquire); }
@@ -31,16 +37,21 @@ class CompletionState {
 
   /// False if it was resolved before.
   bool resolve(Status status) noexcept {
-    std::vector<Completion::Callback> callbacks;
+    std::array<Completion::Callback, kInlineCallbacks> callbacks;
+    std::vector<Completion::Callback> more_callbacks;
     {
       const MutexLock lock(mutex_);
       if (done()) return false;
       status_ = std::move(status);
       done_.store(true, std::memory_order_release);
-      callbacks.swap(callbacks_);
+      callbacks = std::move(callbacks_);
+      more_callbacks.swap(more_callbacks_);
     }
     latch_.set();
-    for (Completion::Callback& callback : callbacks) callback(status_);
+    for (Completion::Callback& callback : callbacks) {
+      if (callback) callback(status_);
+    }
+    for (Completion::Callback& callback : more_callbacks) callback(status_);
     return true;
   }
 
@@ -48,7 +59,13 @@ class CompletionState {
     {
       const MutexLock lock(mutex_);
       if (!done()) {
-        callbacks_.push_back(std::move(callback));
+        const auto room =
+            std::ranges::find_if(callbacks_, [](const auto& taken) { return !taken; });
+        if (room != callbacks_.end()) {
+          *room = std::move(callback);
+        } else {
+          more_callbacks_.push_back(std::move(callback));
+        }
         return;
       }
     }
@@ -61,7 +78,9 @@ class CompletionState {
   std::atomic<bool> done_{false};
   Status status_;  // written once, before done_
   Mutex mutex_{LockRank::kLatch, "base.completion", 1};
-  std::vector<Completion::Callback> callbacks_ KVBM_GUARDED_BY(mutex_);
+  // In the order of registration.
+  std::array<Completion::Callback, kInlineCallbacks> callbacks_ KVBM_GUARDED_BY(mutex_);
+  std::vector<Completion::Callback> more_callbacks_ KVBM_GUARDED_BY(mutex_);
 };
 
 }  // namespace internal
@@ -189,9 +208,13 @@ bool CompletionSource::try_resolve(Status status) noexcept {
 }
 
 void CompletionSource::drop() noexcept {
-  if (const auto state = std::move(state_); state != nullptr && !state->done()) {
+  const auto state = std::move(state_);
+  if (state == nullptr || state->done()) return;
+  try {
     state->resolve(
         make_error(ErrorCode::kInternal, "the operation was dropped before it had an outcome"));
+  } catch (const std::bad_alloc&) {
+    state->resolve(make_error(ErrorCode::kInternal, "dropped"));  // short: it is not allocated
   }
 }
 

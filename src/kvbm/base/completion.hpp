@@ -46,7 +46,8 @@ class Completion {
 
   /// Calls `callback(const Status&)` once: at once if done, else on the thread that resolves, with
   /// no lock held, after done() has turned true, in the order of registration. It is noexcept,
-  /// which the compiler checks, and short: it must not wait.
+  /// which the compiler checks, and short: it must not wait. The first two need no memory, if their
+  /// captures fit a UniqueFunction.
   template <class F>
   void on_done(F&& callback) const {
     static_assert(std::is_nothrow_invocable_v<std::decay_t<F>&, const Status&>,

@@ -2,18 +2,39 @@
 #include "kvbm/cluster/cluster.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace kvbm {
 
-Cluster::Cluster(std::unique_ptr<TierManager> leader, Channel& channel, const Clock& clock)
-    : leader_(std::move(leader)), channel_(channel), clock_(clock) {}
+namespace {
+
+bool is_on_engine(const CopyOp& op) {
+  return op.src.tier == TierId::kG1 || op.dst.tier == TierId::kG1;
+}
+
+}  // namespace
+
+Cluster::Cluster(std::unique_ptr<TierManager> leader, Channel& channel, const Clock& clock,
+                 EngineOperations engine_operations)
+    : leader_(std::move(leader)),
+      channel_(channel),
+      clock_(clock),
+      engine_operations_(engine_operations) {}
 
 void Cluster::exchange() {
   leader_->tick();
   for (;;) {
-    const std::vector<CopyOp> ops = leader_->take_ops();
+    std::vector<CopyOp> ops = leader_->take_ops();
     const std::vector<OpId> cancels = leader_->take_cancels();
+    if (engine_operations_ == EngineOperations::kBySteps) {
+      const auto first = std::stable_partition(ops.begin(), ops.end(),
+                                               [](const CopyOp& op) { return !is_on_engine(op); });
+      for_steps_.insert(for_steps_.end(), std::make_move_iterator(first),
+                        std::make_move_iterator(ops.end()));
+      ops.erase(first, ops.end());
+      cancels_for_steps_.insert(cancels_for_steps_.end(), cancels.begin(), cancels.end());
+    }
     if (!ops.empty() || !cancels.empty()) channel_.send(ops, cancels);
     const ChannelInbox inbox = channel_.receive();
     if (inbox.empty()) break;
@@ -22,6 +43,17 @@ void Cluster::exchange() {
   }
   for (LoadOutcome& outcome : leader_->take_loads()) ended_.push_back(std::move(outcome));
 }
+
+void Cluster::take_engine_operations(StepPlan& plan) {
+  exchange();
+  for (CopyOp& op : std::exchange(for_steps_, {})) {
+    (op.dst.tier == TierId::kG1 ? plan.loads : plan.stores).push_back(std::move(op));
+  }
+  const std::vector<OpId> cancels = std::exchange(cancels_for_steps_, {});
+  plan.cancels.insert(plan.cancels.end(), cancels.begin(), cancels.end());
+}
+
+std::vector<LoadOutcome> Cluster::take_loads() { return std::exchange(ended_, {}); }
 
 bool Cluster::wait(TimePoint deadline) {
   const TimePoint next = leader_->next_deadline();

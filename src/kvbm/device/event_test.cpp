@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/device/event.hpp"
 
+#include <array>
 #include <memory>
 #include <optional>
 
@@ -43,6 +44,25 @@ TEST(Event, ThatIsDoneFromTheStartAllocatesNothing) {
   EXPECT_TRUE(recorded.wait());
   EXPECT_EQ(meter.count(), 0u);
   EXPECT_TRUE(called);
+}
+
+TEST(Event, TwoCallbacksAllocateNothingAndKeepTheirOrder) {
+  SteppedExecutor executor(1);
+  EventSource source(executor);
+  const Event event = source.event();
+  std::array<int, 4> order{};
+  size_t called = 0;
+  const auto call = [&](int number) {
+    event.on_done([&, number](const Status&) noexcept { order[called++] = number; });
+  };
+  const testing::AllocationMeter meter;
+  call(1);
+  call(2);
+  EXPECT_EQ(meter.count(), 0u);
+  call(3);
+  call(4);
+  source.signal();
+  EXPECT_EQ(order, (std::array<int, 4>{1, 2, 3, 4}));
 }
 
 TEST(Event, MayBeFailedFromTheStart) {

@@ -6,7 +6,6 @@
 #include <cstring>
 #include <deque>
 #include <exception>
-#include <fstream>
 #include <map>
 #include <utility>
 #include <variant>
@@ -16,32 +15,11 @@
 #include "kvbm/base/text.hpp"
 #include "kvbm/base/units.hpp"
 #include "kvbm/device/host_pages.hpp"
+#include "kvbm/device/machine_memory.hpp"
 
 namespace kvbm {
 
 namespace {
-
-struct MachineMemory {
-  uint64_t total_bytes = 0;
-  uint64_t available_bytes = 0;
-};
-
-/// What the kernel says; zeros where it says nothing.
-MachineMemory machine_memory() {
-  MachineMemory memory;
-  std::ifstream lines("/proc/meminfo");
-  std::string key;
-  uint64_t kibibytes = 0;
-  std::string unit;
-  while (lines >> key >> kibibytes && std::getline(lines, unit)) {
-    if (key == "MemTotal:") memory.total_bytes = kibibytes * kKiB;
-    if (key == "MemAvailable:") {
-      memory.available_bytes = kibibytes * kKiB;
-      break;
-    }
-  }
-  return memory;
-}
 
 struct QueuedCopy {
   StridedCopyBatch batch;
@@ -109,11 +87,15 @@ Status run_task(StreamTask& task) {
 
 class HostDevice::Allocator final : public DeviceAllocator {
  public:
-  explicit Allocator(std::optional<uint64_t> limit_bytes) : limit_bytes_(limit_bytes) {}
+  Allocator(std::optional<uint64_t> limit_bytes, std::filesystem::path machine_root)
+      : limit_bytes_(limit_bytes), machine_root_(std::move(machine_root)) {}
 
+  /// Zeros where the kernel says nothing.
   [[nodiscard]] MachineMemory memory() const {
-    if (!limit_bytes_.has_value()) return machine_memory();
-    return {*limit_bytes_, *limit_bytes_ - taken_bytes_.load(std::memory_order_relaxed)};
+    if (!limit_bytes_.has_value())
+      return read_machine_memory(machine_root_).value_or(MachineMemory{});
+    return {.total = *limit_bytes_,
+            .available = *limit_bytes_ - taken_bytes_.load(std::memory_order_relaxed)};
   }
 
   [[nodiscard]] Result<HostPages> allocate(uint64_t size_bytes, uint64_t alignment) {
@@ -136,9 +118,9 @@ class HostDevice::Allocator final : public DeviceAllocator {
                                     format_size(size_bytes), format_size(free_bytes)));
     };
     if (!limit_bytes_.has_value()) {
-      const MachineMemory memory = machine_memory();
-      if (memory.total_bytes != 0 && size_bytes > memory.available_bytes) {
-        return exhausted(memory.available_bytes);
+      const MachineMemory machine = memory();
+      if (machine.total != 0 && size_bytes > machine.available) {
+        return exhausted(machine.available);
       }
       taken_bytes_.fetch_add(size_bytes, std::memory_order_relaxed);
       return {};
@@ -152,6 +134,7 @@ class HostDevice::Allocator final : public DeviceAllocator {
   }
 
   const std::optional<uint64_t> limit_bytes_;
+  const std::filesystem::path machine_root_;
   std::atomic<uint64_t> taken_bytes_{0};
 };
 
@@ -400,7 +383,7 @@ Result<std::unique_ptr<HostDevice>> HostDevice::create(HostDeviceOptions options
                         options.executor.create_queue({.name = options.name,
                                                        .num_threads = options.num_threads,
                                                        .capacity = options.max_streams}));
-  auto allocator = std::make_shared<Allocator>(options.memory_bytes);
+  auto allocator = std::make_shared<Allocator>(options.memory_bytes, options.machine_root);
   auto core = std::make_shared<Core>(std::move(options), std::move(queue));
   return std::unique_ptr<HostDevice>(new HostDevice(std::move(core), std::move(allocator)));
 }
@@ -415,8 +398,8 @@ DeviceInfo HostDevice::info() const {
   return {.name = core_->options().name,
           .kind = DeviceKind::kHost,
           .ordinal = core_->options().ordinal,
-          .total_bytes = memory.total_bytes,
-          .free_bytes = memory.available_bytes,
+          .total_bytes = memory.total,
+          .free_bytes = memory.available,
           .capabilities = {.host_accessible = true,
                            .copies_pageable_host = true,
                            .page_bytes = HostPages::page_bytes()}};

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -25,13 +26,14 @@ struct HostDeviceOptions {
   size_t operations_per_turn = 16;  ///< that a stream runs before another one gets the thread
   std::optional<uint64_t> memory_bytes =
       std::nullopt;  ///< pretend to have this much; else what the machine has
+  std::filesystem::path machine_root = "/";  ///< whose proc/ and sys/ tell what the machine has
 };
 
 /// Streams are queues that the threads of one TaskQueue drain. A stream that waits for an event
 /// leaves its thread and comes back when the event is done, so a waiting stream holds no thread.
 /// Memory: anonymous pages, taken when first touched. Without `memory_bytes`, an allocation larger
-/// than what the kernel calls available is refused. Copies: plain memcpy, runs that touch on both
-/// sides joined; one batch runs on one thread.
+/// than what the kernel calls available, or the control group still allows, is refused. Copies:
+/// plain memcpy, runs that touch on both sides joined; one batch runs on one thread.
 class HostDevice final : public Device {
  public:
   /// Errors: kInvalidArgument (an option that is zero), kExhausted (no thread).

@@ -17,6 +17,7 @@
 #include "kvbm/base/units.hpp"
 
 #include "tests/support/error_code.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 namespace kvbm {
 namespace {
@@ -44,6 +45,22 @@ TEST(HostDevice, HasTheMemoryItWasTold) {
   EXPECT_EQ(device->info().free_bytes, kMiB);
   EXPECT_TRUE(device->allocate(kMiB, 4096));
   EXPECT_EQ(device->info().free_bytes, kMiB) << "moved or destroyed memory was not given back once";
+}
+
+TEST(HostDevice, HasNoMoreThanItsControlGroupAllows) {
+  testing::TemporaryFolder root;
+  root.write("proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n");
+  root.write("sys/fs/cgroup/memory.max", std::to_string(kGiB));
+  root.write("sys/fs/cgroup/memory.current", std::to_string(kGiB / 4));
+  SteppedExecutor executor(1);
+  const auto device =
+      HostDevice::create({.executor = executor, .machine_root = root.path()}).value();
+  EXPECT_EQ(device->info().total_bytes, kGiB);
+  EXPECT_EQ(device->info().free_bytes, kGiB * 3 / 4);
+  EXPECT_TRUE(device->allocate(kGiB / 2, 1));
+  const auto memory = device->allocate(kGiB, 1);
+  ASSERT_FALSE(memory);
+  EXPECT_EQ(code_of(memory), ErrorCode::kExhausted);
 }
 
 TEST(HostDevice, HasNoMoreThanTheMachineHasFree) {

@@ -45,7 +45,9 @@ struct StridedCopyBatch {
   std::vector<StridedPiece> pieces = {};
 
   /// If set, grows by the bytes that arrived, not later than the next event of the stream is done.
-  /// A batch that was skipped or failed leaves it short.
+  /// A batch that was skipped or failed leaves it short. The device keeps it until the copies have
+  /// ended or been dropped, and lets go of it, without a lock, before the next event is done: that
+  /// tells their end even where no event could be recorded.
   std::shared_ptr<std::atomic<uint64_t>> bytes_moved = nullptr;
 };
 

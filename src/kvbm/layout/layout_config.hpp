@@ -18,7 +18,8 @@ struct LayerRange {
   uint32_t count = 0;
 
   [[nodiscard]] constexpr uint32_t begin() const noexcept { return first.value(); }
-  [[nodiscard]] constexpr uint32_t end() const noexcept { return first.value() + count; }
+  /// One more bit than `count`, so that no range wraps.
+  [[nodiscard]] constexpr uint64_t end() const noexcept { return uint64_t{first.value()} + count; }
   friend constexpr bool operator==(LayerRange, LayerRange) noexcept = default;
 };
 

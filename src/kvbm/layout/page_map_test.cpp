@@ -92,6 +92,10 @@ TEST_F(PageMapTest, EmptyAxesAreRefused) {
   spec = packed();
   spec.layers = {LayerId{65535}, 2};
   expect_refused(spec, "65536");
+  // 1 and 2^32 - 1: the end wraps in 32 bits.
+  spec.layers = {LayerId{1}, std::numeric_limits<uint32_t>::max()};
+  spec.layer_stride = 0;
+  expect_refused(spec, "layer 4294967295 is beyond");
   for (const uint32_t outer_dim : {0U, 3U}) {
     spec = packed();
     spec.outer_dim = outer_dim;

@@ -66,7 +66,7 @@ class FileEngine {
 
   [[nodiscard]] virtual FileEngineCapabilities capabilities() const = 0;
 
-  /// Takes the whole batch or nothing; never waits.
+  /// Takes the whole batch or nothing, also if it throws (std::bad_alloc alone); never waits.
   /// Errors: kExhausted (max_pending would be exceeded: wait for something to end and try again),
   /// kInvalidArgument (the batch alone is larger than max_pending), kUnavailable (being destroyed).
   [[nodiscard]] virtual Result<FileBatch> submit(std::vector<FileRequest> requests) = 0;

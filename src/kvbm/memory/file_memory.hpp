@@ -30,8 +30,9 @@ class FileMemory {
 
   /// A file system that cannot reserve space gives a sparse file, and the log says so.
   /// Errors: kInvalidArgument (no byte, no directory name), kExhausted (no space, with the bytes
-  /// asked and free), kNotFound or kIo (the directory is missing, is none, or cannot be written
-  /// to), each with errno, the path and what to do. Nothing is left behind.
+  /// asked and free; no file descriptor), kNotFound (the directory is missing), kIo (it is none, or
+  /// cannot be written to), and others as Error::from_errno has them; each from the system with
+  /// errno, the path and what to do. Nothing is left behind.
   [[nodiscard]] static Result<FileMemory> create(const FileOptions& options);
 
   [[nodiscard]] FileRef file() const noexcept { return file_.ref(); }

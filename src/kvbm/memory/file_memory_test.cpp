@@ -119,7 +119,7 @@ TEST_F(FileMemoryTest, SaysSoWhenTheDirectoryIsMissingOrIsNone) {
   missing.directory += "/missing";
   auto memory = FileMemory::create(missing);
   ASSERT_FALSE(memory);
-  EXPECT_EQ(code_of(memory), ErrorCode::kIo);
+  EXPECT_EQ(code_of(memory), ErrorCode::kNotFound);
   EXPECT_EQ(memory.error().native_code(), ENOENT);
   EXPECT_THAT(memory.error().message(), HasSubstr(missing.directory));
 
@@ -156,6 +156,46 @@ TEST_F(FileMemoryTest, SaysSoWhenTheDirectoryIsReadOnly) {
   ASSERT_FALSE(file);
   EXPECT_EQ(code_of(file), ErrorCode::kIo);
   EXPECT_EQ(file.error().native_code(), EACCES);
+}
+
+TEST_F(FileMemoryTest, TellsWhatIsMissingFromWhatIsFull) {
+  for (const auto& [error_number, code] :
+       {std::pair{ENOENT, ErrorCode::kNotFound}, std::pair{ENOSPC, ErrorCode::kExhausted},
+        std::pair{EDQUOT, ErrorCode::kExhausted}, std::pair{EMFILE, ErrorCode::kExhausted},
+        std::pair{EIO, ErrorCode::kIo}}) {
+    static int refusal = 0;
+    refusal = error_number;
+    internal::FileCalls fails = calls();
+    fails.open_unnamed = [](const char*) {
+      errno = refusal;
+      return -1;
+    };
+    const auto file = create_with(fails);
+    ASSERT_FALSE(file);
+    EXPECT_EQ(code_of(file), code) << error_number;
+    EXPECT_EQ(file.error().native_code(), error_number);
+  }
+}
+
+TEST_F(FileMemoryTest, ASparseFileThatIsTooLargeIsNoRoom) {
+  for (const auto& [error_number, code] :
+       {std::pair{EFBIG, ErrorCode::kExhausted}, std::pair{ENOSPC, ErrorCode::kExhausted},
+        std::pair{EIO, ErrorCode::kIo}}) {
+    static int refusal = 0;
+    refusal = error_number;
+    internal::FileCalls fails = calls();
+    fails.allocate = [](int, off_t) {
+      errno = EOPNOTSUPP;
+      return -1;
+    };
+    fails.truncate = [](int, off_t) {
+      errno = refusal;
+      return -1;
+    };
+    const auto file = create_with(fails);
+    ASSERT_FALSE(file);
+    EXPECT_EQ(code_of(file), code) << error_number;
+  }
 }
 
 TEST_F(FileMemoryTest, RefusesOptionsThatMakeNoSense) {

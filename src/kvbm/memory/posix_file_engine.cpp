@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <exception>
+#include <new>
 #include <utility>
 
 #include "kvbm/base/text.hpp"
@@ -39,11 +40,23 @@ class PosixFileEngine::Core {
     const size_t count = requests.size();
     if (count == 0) return FileBatch();
     KVBM_TRY(reserve(count));
-    const auto work = std::make_shared<Work>(options_.executor, std::move(requests));
+    std::shared_ptr<const Work> work;
+    try {
+      work = std::make_shared<const Work>(options_.executor, std::move(requests));
+    } catch (...) {
+      pending_.fetch_sub(count, std::memory_order_relaxed);
+      throw;
+    }
+    // From here on the batch is taken: whatever happens is told by its requests.
     FileBatch batch = work->source.batch();
     for (size_t i = 0; i < count; ++i) {
-      const Status posted = queue_->try_post([this, work, i] { run(*work, i); });
-      if (!posted) finish(*work, i, {posted, 0});
+      Status posted;
+      try {
+        posted = queue_->try_post([this, work, i] { run(*work, i); });
+      } catch (const std::bad_alloc&) {
+        posted = make_error(ErrorCode::kExhausted, "out of memory");  // short: it is not allocated
+      }
+      if (!posted) finish(*work, i, {std::move(posted), 0});
     }
     return batch;
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the machine offers to a replay: memory and disk, as the kernel tells.
+// What the machine offers to a replay, as the kernel tells: memory (MachineMemory) and disk.
 #pragma once
 
 #include <cstdint>
@@ -7,20 +7,9 @@
 #include <string>
 
 #include "kvbm/base/result.hpp"
+#include "kvbm/device/machine_memory.hpp"
 
 namespace kvbm {
-
-/// Units: bytes.
-struct MachineMemory {
-  uint64_t total = 0;            ///< of the machine, or of the control group if that allows less
-  uint64_t available = 0;        ///< without pushing anything out to swap
-  uint64_t huge_page_size = 0;   ///< 0: the kernel has none
-  uint64_t huge_pages_free = 0;  ///< reserved pages, counted
-};
-
-/// Reads /proc/meminfo and the limits of the control group, below `root`.
-/// Errors: kUnsupported where the kernel does not tell.
-[[nodiscard]] Result<MachineMemory> read_machine_memory(const std::filesystem::path& root = "/");
 
 /// Units: bytes.
 struct DiskSpace {

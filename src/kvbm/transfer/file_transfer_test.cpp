@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "kvbm/base/random.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
 
+#include "tests/support/allocation_meter.hpp"
 #include "tests/support/faulty_file_engine.hpp"
 #include "tests/support/guarded_place.hpp"
 #include "tests/support/seed.hpp"
@@ -309,6 +311,62 @@ TEST(FileTransfer, TheSameSeedGivesTheSameRun) {
   const std::vector<int> first = run(5);
   EXPECT_EQ(run(5), first);
   EXPECT_TRUE(run(6) != first || run(7) != first);
+}
+
+TEST(FileTransfer, WithoutMemoryTheRestOfTheBlocksFails) {
+  // From the n-th allocation on, those of one or of all turns of the transfer fail.
+  size_t num_whole = 0;
+  for (const bool for_good : {false, true}) {
+    bool ran_out = true;
+    for (size_t after = 0; ran_out; ++after) {
+      SCOPED_TRACE(after);
+      ASSERT_LT(after, 5000U);
+      FileTransferSetup setup({.seed = 1 + after, .file_requests_per_transfer = 5});
+      ASSERT_TRUE(setup.write().wait());
+      setup.rig.stepped->hold("file");
+      const TransferCompleteNotification read = setup.read();
+      ran_out = false;
+      {
+        const testing::AllocationFailure no_memory(after);
+        setup.rig.stepped->run_until_idle();
+        if (for_good) {
+          setup.rig.stepped->release("file");
+          setup.rig.stepped->run_until_idle();
+        }
+        ran_out = no_memory.num_refused() > 0;
+      }
+      setup.rig.stepped->release("file");
+      static_cast<void>(read.wait());
+      ASSERT_TRUE(read.done());
+      setup.expect_consistent(read.result(), setup.dst);
+      EXPECT_EQ(setup.rig.manager->in_flight(), 0U);
+      if (!read.result().status) {
+        EXPECT_EQ(read.result().status.error().code(), ErrorCode::kExhausted)
+            << read.result().status.error().describe();
+      } else {
+        ++num_whole;
+      }
+    }
+  }
+  EXPECT_GT(num_whole, 0U);
+}
+
+TEST(FileTransfer, AnEngineWithoutMemoryFailsTheBlocks) {
+  class NoMemory final : public FileEngine {
+   public:
+    [[nodiscard]] FileEngineCapabilities capabilities() const override {
+      return {.name = "none", .max_parallel = 1, .max_pending = 8};
+    }
+    [[nodiscard]] Result<FileBatch> submit(std::vector<FileRequest> /*requests*/) override {
+      throw std::bad_alloc();
+    }
+  };
+  FileTransferSetup setup({.seed = 7});
+  setup.rig.use_files<NoMemory>();
+  setup.register_all();
+  const TransferCompleteNotification write = setup.write();
+  EXPECT_EQ(write.wait().error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(write.result().failed.size(), kNumBlocks);
 }
 
 TEST(FileTransfer, OnlySoManyRequestsAreInFlight) {

@@ -2,12 +2,14 @@
 #include "kvbm/transfer/transfer_manager.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <set>
 #include <utility>
 
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/text.hpp"
+#include "kvbm/transfer/internal/failure.hpp"
 #include "kvbm/transfer/internal/file_transfer.hpp"
 #include "kvbm/transfer/internal/memory_transfer.hpp"
 #include "kvbm/transfer/internal/transfer_context.hpp"
@@ -23,25 +25,34 @@ tl::unexpected<Error> invalid(std::string message) {
   return make_error(ErrorCode::kInvalidArgument, std::move(message));
 }
 
-/// A set of block ids of one layout.
+/// A set of block ids of one layout: a table of twice as many places as ids, so that its cost is
+/// that of the ids, however large the layout is.
 class BlockSet {
  public:
-  explicit BlockSet(uint32_t num_blocks) : words_((num_blocks + 63) / 64) {}
+  explicit BlockSet(size_t num_ids)
+      : places_(std::bit_ceil(std::max<size_t>(2 * num_ids, 2)), kFree),
+        shift_(static_cast<uint32_t>(64 - std::countr_zero(places_.size()))) {}
 
-  /// False if it was there.
+  /// False if it was there. Requires: no more of them than it was made for.
   bool insert(BlockId id) {
-    uint64_t& word = words_[id.value() / 64];
-    const uint64_t bit = uint64_t{1} << (id.value() % 64);
-    if ((word & bit) != 0) return false;
-    word |= bit;
-    return true;
+    uint32_t& place = places_[place_of(id)];
+    return std::exchange(place, id.value()) != id.value();
   }
-  [[nodiscard]] bool contains(BlockId id) const {
-    return (words_[id.value() / 64] >> (id.value() % 64) & 1) != 0;
-  }
+  [[nodiscard]] bool contains(BlockId id) const { return places_[place_of(id)] == id.value(); }
 
  private:
-  std::vector<uint64_t> words_;
+  static constexpr uint32_t kFree = 0xffff'ffff;  // no layout has a block of this id
+
+  /// Where the id is or would be.
+  [[nodiscard]] size_t place_of(BlockId id) const {
+    // 2^64 / the golden ratio: the high bits of the product are far apart for ids that are near.
+    size_t at = (id.value() * 0x9e37'79b9'7f4a'7c15) >> shift_;
+    while (places_[at] != kFree && places_[at] != id.value()) at = (at + 1) & (places_.size() - 1);
+    return at;
+  }
+
+  std::vector<uint32_t> places_;
+  uint32_t shift_;
 };
 
 Status check_range(std::span<const BlockId> ids, uint32_t num_blocks, const char* side) {
@@ -54,8 +65,8 @@ Status check_range(std::span<const BlockId> ids, uint32_t num_blocks, const char
 }
 
 /// Requires: ids in range.
-Status check_distinct(const TransferRequest& request, uint32_t num_dst_blocks) {
-  BlockSet destinations(num_dst_blocks);
+Status check_distinct(const TransferRequest& request) {
+  BlockSet destinations(request.dst_ids.size());
   for (const BlockId id : request.dst_ids) {
     if (!destinations.insert(id))
       return invalid(format_text("block {} is a destination twice", id));
@@ -162,7 +173,7 @@ class TransferManager::Core {
     }
     KVBM_TRY(check_range(request.src_ids, src.config().num_blocks, "source"));
     KVBM_TRY(check_range(request.dst_ids, dst.config().num_blocks, "destination"));
-    KVBM_TRY(check_distinct(request, dst.config().num_blocks));
+    KVBM_TRY(check_distinct(request));
     KVBM_TRY(check_same_block_shape(src.config(), dst.config()));
     if (request.options.layer_range) {
       KVBM_TRY(check_layer_range(src.config(), *request.options.layer_range));
@@ -228,7 +239,7 @@ class TransferManager::Core {
   template <class T, class Start>
   Result<TransferCompleteNotification> launch(const std::shared_ptr<T>& transfer, Start&& start) {
     KVBM_TRY(context_->admit(transfer));
-    if (Status status = start(*transfer); !status) {
+    if (Status status = internal::guarded([&] { return start(*transfer); }); !status) {
       context_->ending();
       context_->forget(*transfer);
       return make_error(std::move(status).error());
@@ -314,7 +325,8 @@ Result<std::unique_ptr<TransferManager>> TransferManager::create(const TransferC
   KVBM_ASSIGN_OR_RETURN(
       auto queue,
       config.executor.create_queue(
-          {.name = "transfer",
+          // The id first: a thread name is cut at its end.
+          {.name = format_text("w{}-transfer", config.worker),
            .num_threads = config.num_threads,
            .capacity = internal::TransferContext::queue_capacity(config.max_transfers)}));
   auto context =

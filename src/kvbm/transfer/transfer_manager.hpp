@@ -24,7 +24,7 @@
 namespace kvbm {
 
 struct TransferConfig {
-  WorkerId worker{0};
+  WorkerId worker{0};  ///< in handles, and in the name of the task queue: "w0-transfer"
   Device& device;
   Executor& executor;
   LogSink& log;

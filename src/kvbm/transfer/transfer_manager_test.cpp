@@ -5,6 +5,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -14,7 +15,9 @@
 
 #include "kvbm/base/contract.hpp"
 #include "kvbm/base/random.hpp"
+#include "kvbm/memory/system_memory.hpp"
 
+#include "tests/support/allocation_meter.hpp"
 #include "tests/support/faulty_device.hpp"
 #include "tests/support/guarded_place.hpp"
 #include "tests/support/seed.hpp"
@@ -310,6 +313,90 @@ TEST(TransferManager, RefusesBadRequestsBeforeItTouchesAnything) {
   // All layers of a file may be named.
   EXPECT_TRUE(rig.execute(pair.src_handle, two, file_handle, two,
                           {.layer_range = kConfig.all_layers(), .tags = tags}));
+}
+
+TEST(TransferManager, ChecksTheIdsOfACallWithoutTheSizeOfTheLayout) {
+  TransferRig rig({.seed = 1});
+  constexpr LayoutConfig kMany{.num_blocks = 1 << 22,
+                               .num_layers = 1,
+                               .outer_dim = 1,
+                               .page_size = 1,
+                               .inner_dim = 1,
+                               .dtype_width_bytes = 1};
+  const SystemMemory memory = SystemMemory::create({.size_bytes = 2 * kMany.num_blocks}).value();
+  const auto place = [&](uint64_t at) {
+    return rig.manager
+        ->register_layout(
+            PhysicalLayout::fully_contiguous(kMany, memory.region().slice(at, kMany.num_blocks))
+                .value())
+        .value();
+  };
+  const LayoutHandle src = place(0);
+  const LayoutHandle dst = place(kMany.num_blocks);
+  const std::vector<BlockId> one = block_ids({kMany.num_blocks - 1});
+  const testing::AllocationMeter meter;
+  const auto copied = rig.execute(src, one, dst, one);
+  const size_t largest = meter.largest_bytes();
+  ASSERT_TRUE(copied);
+  EXPECT_LT(largest, 16'384U);
+  EXPECT_TRUE(copied->wait());
+}
+
+TEST(TransferManager, FindsAnIdThatIsThereTwiceAmongManyOthers) {
+  TransferRig rig({.seed = 1});
+  LayoutConfig config = kConfig;
+  config.num_blocks = 4096;
+  Pair pair(rig, config);
+  Random random(testing::test_seed(17));
+  for (int round = 0; round < 50; ++round) {
+    std::vector<uint32_t> numbers(config.num_blocks);
+    for (uint32_t i = 0; i < config.num_blocks; ++i) numbers[i] = i;
+    random.shuffle(std::span(numbers));
+    const auto count = 2 + random.uniform(300);
+    std::vector<uint32_t> others(numbers.begin() + 2048, numbers.begin() + 2048 + count);
+    numbers.resize(count);
+    const auto copied = rig.execute(pair.src_handle, block_ids(others), pair.src_handle,
+                                    block_ids(numbers), {.layer_range = LayerRange{LayerId{0}, 1}});
+    ASSERT_TRUE(copied) << copied.error().describe();
+    ASSERT_TRUE(copied->wait());
+
+    const uint32_t again = numbers[random.uniform(count - 1)];
+    const uint32_t last = std::exchange(numbers.back(), again);
+    expect_error(
+        rig.execute(pair.src_handle, block_ids(others), pair.dst_handle, block_ids(numbers)),
+        ErrorCode::kInvalidArgument, "block " + std::to_string(again) + " is a destination twice");
+    numbers.back() = last;
+    others.front() = again;
+    expect_error(
+        rig.execute(pair.src_handle, block_ids(others), pair.src_handle, block_ids(numbers)),
+        ErrorCode::kInvalidArgument,
+        "block " + std::to_string(again) + " is a source and a destination");
+  }
+}
+
+TEST(TransferManager, ItsQueueIsNamedAfterItsWorker) {
+  TransferRig rig({.seed = 1});
+  const Pair pair(rig);
+  const auto other =
+      TransferManager::create(
+          {.worker = WorkerId{8}, .device = *rig.device, .executor = *rig.executor, .log = rig.log})
+          .value();
+  const LayoutHandle src = other->register_layout(pair.src.layout()).value();
+  const LayoutHandle dst = other->register_layout(pair.dst.layout()).value();
+  const std::vector<BlockId> ids = block_ids({0});
+  rig.stepped->hold("w7-transfer");
+  EventSource go = rig.device->create_event();
+  const TransferOptions options{.wait_for = {go.event()}, .deadline = rig.after(seconds(1))};
+  const auto held = rig.execute(pair.src_handle, ids, pair.dst_handle, block_ids({1}), options);
+  const auto runs = other->execute_transfer(
+      {.src = src, .src_ids = ids, .dst = dst, .dst_ids = ids, .options = options});
+  ASSERT_TRUE(held && runs);
+  go.signal();
+  rig.stepped->run_until_idle();
+  EXPECT_TRUE(runs->done());
+  EXPECT_FALSE(held->done());
+  rig.stepped->release("w7-transfer");
+  EXPECT_TRUE(held->wait());
 }
 
 TEST(TransferManager, LayoutsThatShareBytesAreNotCopiedToEachOther) {
@@ -733,6 +820,135 @@ TEST(TransferManager, ARefusedRecordDoesNotEndATransferWhoseCopiesStillRun) {
     EXPECT_TRUE(pair.dst.holds(BlockId{2}, 6));
     EXPECT_EQ(copied->result().bytes, kConfig.block_bytes());
     EXPECT_TRUE(copied->event().done());
+  }
+}
+
+TEST(TransferManager, CopiesOfADestroyedStreamAreNotDoneBeforeTheyHaveEnded) {
+  for (const bool device_goes : {false, true}) {
+    TransferRig rig({.seed = 3});
+    auto& device = rig.use_device<ScriptedDevice>();
+    Pair pair(rig);
+    const StreamRef stream = rig.device->create_stream("engine").value();
+    EventSource source = rig.device->create_event();
+    ASSERT_TRUE(rig.device->wait(stream, source.event()));
+    device.before_record = [&]() -> Status {
+      // Its owner is faster than the record; what is queued still runs.
+      static_cast<void>(rig.device->destroy_stream(stream));
+      return {};
+    };
+    const auto copied = rig.execute(pair.src_handle, block_ids({6}), pair.dst_handle,
+                                    block_ids({2}), {.stream = stream});
+    ASSERT_TRUE(copied);
+    EXPECT_FALSE(copied->done());
+    rig.stepped->run_until_idle();
+    ASSERT_FALSE(copied->done());
+    EXPECT_TRUE(pair.dst.untouched(BlockId{2}));
+    if (device_goes) {
+      rig.manager.reset();
+      rig.device.reset();
+    } else {
+      source.signal();
+      rig.stepped->run_until_idle();
+      EXPECT_TRUE(pair.dst.holds(BlockId{2}, 6));
+    }
+    ASSERT_TRUE(copied->done());
+    EXPECT_EQ(copied->result().status.error().code(), ErrorCode::kNotFound);
+    EXPECT_EQ(copied->result().failed, std::vector<uint32_t>{0});
+  }
+}
+
+// --- memory that runs out
+// ----------------------------------------------------------------------------------------
+
+TEST(TransferManager, ATransferThatFailsNeedsNoMemoryForIt) {
+  TransferRig rig({.seed = 3});
+  Pair pair(rig);
+  EventSource source = rig.device->create_event();
+  const auto copied =
+      rig.execute(pair.src_handle, block_ids({0, 1, 2}), pair.dst_handle, block_ids({0, 1, 2}),
+                  {.wait_for = {source.event()}, .deadline = rig.after(seconds(1))});
+  ASSERT_TRUE(copied);
+  Status failure = make_error(ErrorCode::kIo, "a message that is too long for a small string");
+  size_t refused = 0;
+  {
+    const testing::AllocationFailure no_memory;
+    source.signal(std::move(failure));
+    refused = no_memory.num_refused();
+  }
+  EXPECT_GT(refused, 0U);
+  ASSERT_TRUE(copied->done());
+  EXPECT_EQ(copied->wait().error().code(), ErrorCode::kIo);
+  EXPECT_EQ(copied->result().failed, (std::vector<uint32_t>{0, 1, 2}));
+}
+
+TEST(TransferManager, ATransferThatIsCancelledOrTooLateNeedsNoMemoryForIt) {
+  TransferRig rig({.seed = 3});
+  Pair pair(rig);
+  EventSource never = rig.device->create_event();
+  const auto late = rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle, block_ids({0}),
+                                {.wait_for = {never.event()}, .deadline = rig.after(seconds(1))});
+  ASSERT_TRUE(late);
+  rig.stepped->advance(seconds(2));
+  {
+    const testing::AllocationFailure no_memory(1);  // of tick()
+    rig.stepped->run_until_idle();
+  }
+  ASSERT_TRUE(late->done());
+  EXPECT_EQ(late->result().status.error().code(), ErrorCode::kTimeout);
+}
+
+TEST(TransferManager, ACopyThatFindsNoMemoryFails) {
+  TransferRig rig({.seed = 3});
+  auto& device = rig.use_device<ScriptedDevice>();
+  Pair pair(rig);
+  device.before_copy = []() -> Status { throw std::bad_alloc(); };
+  expect_error(rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle, block_ids({0})),
+               ErrorCode::kExhausted, "memory");
+  EventSource source = rig.device->create_event();
+  expect_error(rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle, block_ids({0}),
+                           {.wait_for = {source.event()}}),
+               ErrorCode::kExhausted, "memory");
+  const auto later = rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle, block_ids({0}),
+                                 {.wait_for = {source.event()}, .deadline = rig.after(seconds(1))});
+  ASSERT_TRUE(later);
+  source.signal();
+  EXPECT_EQ(later->wait().error().code(), ErrorCode::kExhausted);
+  EXPECT_EQ(later->result().failed, std::vector<uint32_t>{0});
+  EXPECT_EQ(rig.manager->in_flight(), 0U);
+  device.before_copy = [] { return Status(); };
+  EXPECT_TRUE(
+      rig.execute(pair.src_handle, block_ids({0}), pair.dst_handle, block_ids({0}))->wait());
+}
+
+TEST(TransferManager, WithoutMemoryForItsEndACopyFailsOnceItHasStopped) {
+  for (const bool waits_on_host : {false, true}) {
+    for (const bool refuses_first : {false, true}) {
+      TransferRig rig({.seed = 3});
+      auto& device = rig.use_device<ScriptedDevice>();
+      Pair pair(rig);
+      const auto no_memory = []() -> Status { throw std::bad_alloc(); };
+      if (refuses_first) {
+        device.before_record = []() -> Status { return make_error(ErrorCode::kExhausted, "full"); };
+      } else {
+        device.before_record = no_memory;
+      }
+      device.before_launch = no_memory;
+      EventSource source = rig.device->create_event();
+      TransferOptions options;
+      if (waits_on_host) {
+        options = {.wait_for = {source.event()}, .deadline = rig.after(seconds(1))};
+      }
+      const auto copied =
+          rig.execute(pair.src_handle, block_ids({6}), pair.dst_handle, block_ids({2}), options);
+      ASSERT_TRUE(copied);
+      EXPECT_FALSE(copied->done());
+      EXPECT_TRUE(pair.dst.untouched(BlockId{2}));
+      source.signal();
+      EXPECT_EQ(copied->wait().error().code(), ErrorCode::kExhausted);
+      EXPECT_TRUE(pair.dst.holds(BlockId{2}, 6));
+      EXPECT_EQ(copied->result().failed, std::vector<uint32_t>{0});
+      EXPECT_EQ(rig.manager->in_flight(), 0U);
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 #include "kvbm/transfer/transfer_notification.hpp"
 
 #include "kvbm/base/contract.hpp"
+#include "kvbm/transfer/internal/failure.hpp"
 
 namespace kvbm {
 namespace {
@@ -22,9 +23,6 @@ Status TransferCompleteNotification::wait(TimePoint deadline) const {
 TransferSource::TransferSource(Executor& executor)
     : source_(executor), state_(make_state(source_.completion(), Event(source_.completion()))) {}
 
-TransferSource::TransferSource(Executor& executor, Event event)
-    : source_(executor), state_(make_state(source_.completion(), std::move(event))) {}
-
 std::shared_ptr<TransferCompleteNotification::State> TransferSource::make_state(
     Completion completion, Event event) {
   return std::make_shared<TransferCompleteNotification::State>(TransferCompleteNotification::State{
@@ -37,7 +35,7 @@ std::shared_ptr<TransferCompleteNotification::State> TransferSource::make_state(
 void TransferSource::resolve(TransferResult result) {
   KVBM_CONTRACT(!state_->completion.done(), "a transfer was resolved twice");
   state_->result = std::move(result);
-  source_.resolve(state_->result.status);  // publishes the result
+  source_.resolve(internal::copy_of(state_->result.status));  // publishes the result
 }
 
 }  // namespace kvbm

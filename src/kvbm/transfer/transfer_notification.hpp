@@ -89,9 +89,7 @@ class TransferCompleteNotification {
 /// Threads: one thread at a time.
 class TransferSource {
  public:
-  /// `event` is the device's; without one the event is the notification itself.
   explicit TransferSource(Executor& executor);
-  TransferSource(Executor& executor, Event event);
   TransferSource(TransferSource&&) noexcept = default;
   TransferSource& operator=(TransferSource&&) = delete;
   TransferSource(const TransferSource&) = delete;
@@ -102,6 +100,11 @@ class TransferSource {
     return TransferCompleteNotification(state_);
   }
 
+  /// A device's event; without one the event is the notification itself. Requires: nobody has a
+  /// notification yet.
+  void use_event(Event event) noexcept { state_->event = std::move(event); }
+
+  /// Needs no memory: where there is none, the completion's status has a shorter message.
   /// Contract: not resolved before.
   void resolve(TransferResult result);
 

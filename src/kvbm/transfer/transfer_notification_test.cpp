@@ -64,7 +64,8 @@ TEST_F(TransferNotificationTest, ADroppedSourceFailsTheTransfer) {
 
 TEST_F(TransferNotificationTest, TheEventOfADeviceIsPassedOn) {
   EventSource device(executor_);
-  TransferSource source(executor_, device.event());
+  TransferSource source(executor_);
+  source.use_event(device.event());
   device.signal();
   EXPECT_TRUE(source.notification().event().done());
   EXPECT_FALSE(source.notification().done());

@@ -41,6 +41,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   Result<PlaceSpec> attach(Place place, PhysicalLayout tensors);
   Status provide(const PlaceSpec& spec);
   void on_result(ResultCallback callback);
+  void observe_results(ResultObserver observer);
   Status begin_step(const StepPlan& plan, StreamRef compute);
   Status layer_needed(StreamRef stream);
   void layer_written(LayerId layer, StreamRef stream);
@@ -109,6 +110,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
 
   // Without it.
   void run(Todo todo);
+  void observe(const std::vector<OpResult>& results);
   void hand_over(std::vector<OpResult> results);
   std::optional<OpResult> start(const std::shared_ptr<Operation>& operation);
   OpResult result_of(const CopyOp& op, const TransferResult& done) const;
@@ -126,6 +128,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   std::map<Place, LayoutHandle> layouts_ KVBM_GUARDED_BY(mutex_);
   std::vector<std::unique_ptr<ProvidedPlace>> places_ KVBM_GUARDED_BY(mutex_);
   std::shared_ptr<const ResultCallback> callback_ KVBM_GUARDED_BY(mutex_);
+  std::shared_ptr<const ResultObserver> observer_ KVBM_GUARDED_BY(mutex_);
   std::unordered_map<OpId, std::shared_ptr<Operation>> operations_ KVBM_GUARDED_BY(mutex_);
   std::set<std::pair<Priority, OpId>> ready_ KVBM_GUARDED_BY(mutex_);
   std::set<std::pair<TimePoint, OpId>> start_deadlines_ KVBM_GUARDED_BY(mutex_);
@@ -255,6 +258,12 @@ void Worker::Core::on_result(ResultCallback callback) {
   auto shared = callback ? std::make_shared<const ResultCallback>(std::move(callback)) : nullptr;
   MutexLock lock(mutex_);
   callback_.swap(shared);
+}
+
+void Worker::Core::observe_results(ResultObserver observer) {
+  auto shared = observer ? std::make_shared<const ResultObserver>(std::move(observer)) : nullptr;
+  MutexLock lock(mutex_);
+  observer_.swap(shared);
 }
 
 Worker::Core::Step* Worker::Core::find_step(uint64_t id) {
@@ -575,6 +584,8 @@ Event Worker::Core::ended_event(OpId id) {
 
 void Worker::Core::run(Todo todo) {
   for (;;) {
+    // First, so that who waits for the end of a load finds what was observed of it.
+    observe(todo.results);
     for (EventSource& ended : todo.ended) ended.signal();
     for (OpId repeated : todo.repeated) {
       KVBM_LOG_ERROR(log_, "worker", "operation {} was submitted again while it is open",
@@ -598,6 +609,17 @@ void Worker::Core::run(Todo todo) {
     for (OpResult& result : ended) end(std::move(result), todo);
     start_ready(todo);
   }
+}
+
+void Worker::Core::observe(const std::vector<OpResult>& results) {
+  if (results.empty()) return;
+  std::shared_ptr<const ResultObserver> observer;
+  {
+    MutexLock lock(mutex_);
+    observer = observer_;
+  }
+  if (!observer) return;
+  for (const OpResult& result : results) (*observer)(result);
 }
 
 void Worker::Core::hand_over(std::vector<OpResult> results) {
@@ -749,6 +771,9 @@ Result<PlaceSpec> Worker::attach(Place place, PhysicalLayout tensors) {
 }
 Status Worker::provide(const PlaceSpec& spec) { return core_->provide(spec); }
 void Worker::on_result(ResultCallback callback) { core_->on_result(std::move(callback)); }
+void Worker::observe_results(ResultObserver observer) {
+  core_->observe_results(std::move(observer));
+}
 Status Worker::begin_step(const StepPlan& plan, StreamRef compute) {
   return core_->begin_step(plan, compute);
 }

@@ -34,6 +34,8 @@ struct WorkerOptions {
 
 /// Called once for every operation, on any thread, with no lock held.
 using ResultCallback = std::function<void(OpResult&&)>;
+/// The same, looking on.
+using ResultObserver = std::function<void(const OpResult&)>;
 
 /// Executes what a leader asks for on the memory of one rank. Never sees a token or a policy.
 ///
@@ -70,6 +72,9 @@ class Worker {
 
   /// Replaces the receiver of results; null drops them.
   void on_result(ResultCallback callback);
+  /// Replaces who sees each result before anybody else hears of the end of its operation; may be
+  /// null.
+  void observe_results(ResultObserver observer);
 
   /// Begins a step: queues the plan's operations and makes `compute` wait for its fences.
   /// Errors: those of Device::wait. The step has begun, but a fence is missing: nothing may be

@@ -278,9 +278,11 @@ TEST(Worker, WithoutAFileEngineHasNoDisk) {
   RecordingLogSink log;
   ThreadExecutor executor(log);
   testing::RankRig rig(executor, log);
-  const auto worker =
-      Worker::create({.rank = RankId(0), .worker = WorkerId(0), .model = testing::rig_model(1)},
-                     *rig.device, nullptr, executor, log);
+  const auto worker = Worker::create({.rank = RankId(0),
+                                      .worker = WorkerId(0),
+                                      .model = testing::rig_model(1),
+                                      .disk_directory = ""},
+                                     *rig.device, nullptr, executor, log);
   ASSERT_TRUE(worker);
   const Status provided = (*worker)->provide({.place = {TierId::kG3, GroupId(0)},
                                               .owner = Owner::kKvbm,

@@ -25,8 +25,14 @@ std::string cannot(const FileOptions& options, std::string_view what) {
                      options.name_hint, options.directory);
 }
 
-tl::unexpected<Error> io_error(std::string message, int error_number) {
-  return make_error(Error(ErrorCode::kIo, std::move(message), NativeDomain::kErrno, error_number));
+/// kIo whatever the errno: nothing but a look at the directory helps.
+tl::unexpected<Error> name_stays(std::string_view path, int error_number) {
+  return make_error(
+      Error(ErrorCode::kIo,
+            format_text("cannot remove the name of the new file \"{}\"; remove it by hand "
+                        "and choose a directory that lets files be removed",
+                        path),
+            NativeDomain::kErrno, error_number));
 }
 
 /// Bytes that the file system of `fd` has for us; nothing if it does not tell.
@@ -34,6 +40,10 @@ std::optional<uint64_t> free_bytes(int fd, const FileCalls& calls) {
   struct statvfs facts {};
   if (calls.free_space(fd, &facts) != 0 || facts.f_blocks == 0) return std::nullopt;
   return uint64_t{facts.f_bavail} * facts.f_frsize;
+}
+
+bool is_no_space(int error_number) {
+  return error_number == ENOSPC || error_number == EDQUOT || error_number == EFBIG;
 }
 
 tl::unexpected<Error> no_space(const FileOptions& options, std::optional<uint64_t> free,
@@ -56,17 +66,13 @@ Result<File> open_without_name(const FileOptions& options, const FileCalls& call
     File file(calls.make_named(path.data()));
     if (file) {
       if (calls.unlink(path.c_str()) == 0) return file;
-      return io_error(
-          format_text("cannot remove the name of the new file \"{}\"; remove it by hand "
-                      "and choose a directory that lets files be removed",
-                      path),
-          errno);
+      return name_stays(path, errno);
     }
     error_number = errno;
   }
-  return io_error(format_text("{}; choose a directory that exists and can be written to",
-                              cannot(options, "create a file of")),
-                  error_number);
+  return errno_error(format_text("{}; choose a directory that exists and can be written to",
+                                 cannot(options, "create a file of")),
+                     error_number);
 }
 
 /// Whether space was reserved; false if the file is sparse.
@@ -80,16 +86,16 @@ Result<bool> reserve(const File& file, const FileOptions& options, const FileCal
     failed = calls.allocate(file.fd(), size) == 0 ? 0 : errno;
   } while (failed == EINTR);
   if (failed == 0) return true;
-  if (failed == ENOSPC || failed == EDQUOT || failed == EFBIG) {
-    return no_space(options, free, failed);
-  }
+  if (is_no_space(failed)) return no_space(options, free, failed);
   if (failed != EOPNOTSUPP && failed != ENOSYS) {
-    return io_error(format_text("{}; choose another directory", cannot(options, "reserve")),
-                    failed);
+    return errno_error(format_text("{}; choose another directory", cannot(options, "reserve")),
+                       failed);
   }
   if (calls.truncate(file.fd(), size) != 0) {
-    return io_error(format_text("{}; choose another directory", cannot(options, "set the size to")),
-                    errno);
+    failed = errno;
+    if (is_no_space(failed)) return no_space(options, free, failed);
+    return errno_error(
+        format_text("{}; choose another directory", cannot(options, "set the size to")), failed);
   }
   return false;
 }

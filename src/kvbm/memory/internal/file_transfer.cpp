@@ -17,8 +17,11 @@ namespace kvbm::internal {
 namespace {
 
 constexpr size_t kMostVectors = IOV_MAX;
-/// How long a file may say "try again" without moving a byte. Regular files never do.
+/// How long one wait until a file is ready may take. Regular files never ask for it.
 constexpr int kReadyTimeoutMs = 30'000;
+/// How often a file may say "try again" in turn without moving a byte. poll() calls a regular file
+/// ready at once, so waiting alone bounds nothing.
+constexpr int kMostFutileTries = 1000;
 
 /// Walks over the buffers of a request.
 class Cursor {
@@ -59,7 +62,7 @@ class Cursor {
 
 std::string_view verb(FileOp op) { return op == FileOp::kRead ? "read" : "write"; }
 
-/// "cannot read 4096 bytes at offset 8192 of file 7, 512 came".
+/// "cannot read 4096 bytes at offset 8192 of file 7, 512 moved".
 std::string cannot(const FileRequest& request, uint64_t moved) {
   return format_text("cannot {} {} bytes at offset {} of file {}, {} moved", verb(request.op),
                      request.size_bytes(), request.offset, request.file.fd, moved);
@@ -130,11 +133,13 @@ FileResult transfer(const FileRequest& request, const TransferCalls& calls) {
   FileResult result;
   Cursor cursor(request.buffers);
   std::array<iovec, kMostVectors> vectors;
+  int futile_tries = 0;
   while (!cursor.at_end()) {
     const int count = cursor.fill(vectors);
     const ssize_t moved = call(request.file.fd, vectors.data(), count,
                                static_cast<off_t>(request.offset + result.bytes));
     if (moved > 0) {
+      futile_tries = 0;
       result.bytes += static_cast<uint64_t>(moved);
       cursor.advance(static_cast<size_t>(moved));
       if (cursor.at_end() || !request.file.alignment.direct() ||
@@ -152,7 +157,7 @@ FileResult transfer(const FileRequest& request, const TransferCalls& calls) {
     }
     int error_number = errno;
     if (error_number == EINTR) continue;
-    if (error_number == EAGAIN) {
+    if (error_number == EAGAIN && ++futile_tries < kMostFutileTries) {
       if (calls.wait_ready(request.file.fd, request.op) == 0) continue;
       error_number = errno;
     }

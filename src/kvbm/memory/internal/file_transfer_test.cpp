@@ -156,6 +156,29 @@ TEST_F(FileTransfer, WaitsUntilAFileIsReady) {
   EXPECT_EQ(result.bytes, 10u);
 }
 
+TEST_F(FileTransfer, GivesUpOnAFileThatIsReadyAndNeverMoves) {
+  fill(100);
+  // As poll() does with a regular file: ready, whatever the read says.
+  file_.script = {{.most = 10}};
+  file_.script.insert(file_.script.end(), 100'000, {.error_number = EAGAIN});
+  const FileResult result = transfer(request(FileOp::kRead, 0, {100}), kCalls);
+  ASSERT_FALSE(result.status);
+  EXPECT_EQ(code_of(result.status), ErrorCode::kIo);
+  EXPECT_EQ(result.status.error().native_code(), EAGAIN);
+  EXPECT_EQ(result.bytes, 10u);
+  EXPECT_LT(file_.calls, 10'000);
+}
+
+TEST_F(FileTransfer, AByteThatMovesStartsTheCountOfFutileTriesAnew) {
+  fill(100);
+  file_.script.clear();
+  for (int i = 0; i < 5; ++i) {
+    file_.script.insert(file_.script.end(), 900, {.error_number = EAGAIN});
+    file_.script.push_back({.most = 20});
+  }
+  expect_read(transfer(request(FileOp::kRead, 0, {100}), kCalls), 0);
+}
+
 TEST_F(FileTransfer, ReportsErrorsWithTheBytesThatMovedBefore) {
   fill(100);
   for (const auto& [error_number, code] :

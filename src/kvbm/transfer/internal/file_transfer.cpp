@@ -8,6 +8,7 @@
 
 #include "kvbm/base/hash.hpp"
 #include "kvbm/base/text.hpp"
+#include "kvbm/transfer/internal/failure.hpp"
 
 namespace kvbm::internal {
 namespace {
@@ -87,6 +88,7 @@ FileTransfer::FileTransfer(TransferFrame frame, FileTransferSpec spec, size_t wi
       free_headers_(window) {
   std::iota(free_headers_.rbegin(), free_headers_.rend(), 0U);
   // Answers arrive where nothing may fail: there is room for all that can be outstanding.
+  prepared_.reserve(window);
   answers_.reserve(window);
   const MutexLock lock(mutex_);
   inbox_.reserve(window);
@@ -108,6 +110,20 @@ void FileTransfer::run() noexcept {
       answers_.swap(inbox_);
     }
   }
+  bool engine_full = false;
+  try {
+    turn(stopped, engine_full);
+  } catch (...) {
+    give_up(current_failure());
+  }
+  if (num_submitted_ == 0 && prepared_.empty() && next_ == num_blocks()) {
+    conclude();
+  } else {
+    go_on(engine_full, stopped);
+  }
+}
+
+void FileTransfer::turn(bool stopped, bool& engine_full) {
   for (size_t i = 0; i < kBlocksPerTurn && num_taken_ < answers_.size(); ++i) {
     take_answer(answers_[num_taken_++]);
   }
@@ -119,13 +135,7 @@ void FileTransfer::run() noexcept {
   for (size_t i = 0; i < kBlocksPerTurn && next_ < num_blocks() && !free_headers_.empty(); ++i) {
     prepare_next();
   }
-  const bool engine_full = !submit_prepared();
-
-  if (num_submitted_ == 0 && prepared_.empty() && next_ == num_blocks()) {
-    conclude();
-  } else {
-    go_on(engine_full, stopped);
-  }
+  engine_full = !submit_prepared();
 }
 
 /// Arranges for the next run(): at once, after a pause, or with the next answer.
@@ -144,10 +154,11 @@ void FileTransfer::go_on(bool engine_full, bool knows_of_stop) {
   const auto self = std::static_pointer_cast<FileTransfer>(shared_from_this());
   if (now) return context().schedule(self);
   if (!later) return;
-  const Status posted =
-      context().post_after(kEngineFullPause, [weak = std::weak_ptr<FileTransfer>(self)] {
-        if (const std::shared_ptr<FileTransfer> waiting = weak.lock()) waiting->retry();
-      });
+  const Status posted = guarded([&] {
+    return context().post_after(kEngineFullPause, [weak = std::weak_ptr<FileTransfer>(self)] {
+      if (const std::shared_ptr<FileTransfer> waiting = weak.lock()) waiting->retry();
+    });
+  });
   if (!posted) retry();
 }
 
@@ -169,8 +180,7 @@ void FileTransfer::stop() noexcept {
 }
 
 void FileTransfer::prepare_next() {
-  const Prepared block{next_++, free_headers_.back()};
-  free_headers_.pop_back();
+  const Prepared block{next_, free_headers_.back()};
   if (spec_.op == FileOp::kWrite) {
     encode_slot_header({.header_bytes = geometry_.header_bytes,
                         .payload_bytes = geometry_.payload_bytes,
@@ -178,6 +188,8 @@ void FileTransfer::prepare_next() {
                         .payload_checksum = payload_checksum(spec_.blocks[block.position])},
                        header_of(block));
   }
+  ++next_;
+  free_headers_.pop_back();
   prepared_.push_back(block);
 }
 
@@ -202,16 +214,25 @@ bool FileTransfer::submit_prepared() {
   return prepared_.empty();
 }
 
-void FileTransfer::submitted(const FileBatch& batch) {
+void FileTransfer::submitted(const FileBatch& batch) noexcept {
   const auto self = std::static_pointer_cast<FileTransfer>(shared_from_this());
+  num_submitted_ += batch.size();
   for (size_t index = 0; index < batch.size(); ++index) {
-    const Prepared block = prepared_.front();
-    prepared_.pop_front();
-    ++num_submitted_;
-    batch.completion(index).on_done([self, batch, index, block](const Status&) noexcept {
-      self->deliver({block, batch.result(index)});
+    const auto answer = [self, batch, index, block = prepared_[index]](const Status&) noexcept {
+      const FileResult& result = batch.result(index);
+      self->deliver({block, {.status = copy_of(result.status), .bytes = result.bytes}});
+    };
+    const Completion& done = batch.completion(index);
+    const Status heard = guarded([&]() -> Status {
+      done.on_done(answer);
+      return {};
     });
+    if (heard) continue;
+    // No memory to be called back, so it is waited for: its memory is in use until then.
+    static_cast<void>(guarded([&] { return done.wait(); }));
+    if (done.done()) answer({});
   }
+  prepared_.erase(prepared_.begin(), prepared_.begin() + static_cast<ptrdiff_t>(batch.size()));
 }
 
 /// On a thread of the engine.
@@ -224,22 +245,26 @@ void FileTransfer::deliver(Answer answer) noexcept {
   context().schedule(shared_from_this());
 }
 
-void FileTransfer::take_answer(const Answer& answer) {
+void FileTransfer::take_answer(const Answer& answer) noexcept {
   --num_submitted_;
-  Status status = answer.result.status;
-  const uint64_t planned = geometry_.header_bytes + geometry_.payload_bytes;
-  if (status && answer.result.bytes != planned) {
-    status = make_error(ErrorCode::kInternal,
-                        format_text("the file engine moved {} of {} bytes and reported no failure",
-                                    answer.result.bytes, planned));
-  }
-  if (status && spec_.op == FileOp::kRead) status = check_read(answer.block);
+  const Status status = guarded([&] { return check_answer(answer); });
   if (status) {
     bytes_ += geometry_.payload_bytes;
   } else {
     fail(answer.block.position, status.error());
   }
   free_headers_.push_back(answer.block.header);
+}
+
+Status FileTransfer::check_answer(const Answer& answer) const {
+  if (!answer.result.status) return copy_of(answer.result.status);
+  const uint64_t planned = geometry_.header_bytes + geometry_.payload_bytes;
+  if (answer.result.bytes != planned) {
+    return make_error(ErrorCode::kInternal,
+                      format_text("the file engine moved {} of {} bytes and reported no failure",
+                                  answer.result.bytes, planned));
+  }
+  return spec_.op == FileOp::kRead ? check_read(answer.block) : Status();
 }
 
 /// Whatever the header says instead of what it should, the block is not there: kCorrupt.
@@ -253,7 +278,7 @@ Status FileTransfer::check_read(const Prepared& block) const {
   return {};
 }
 
-void FileTransfer::give_up(const Error& error) {
+void FileTransfer::give_up(const Error& error) noexcept {
   for (const Prepared& block : prepared_) {
     free_headers_.push_back(block.header);
     fail(block.position, error);
@@ -262,29 +287,37 @@ void FileTransfer::give_up(const Error& error) {
   while (next_ < num_blocks()) fail(next_++, error);
 }
 
-void FileTransfer::fail(uint32_t position, const Error& error) {
+void FileTransfer::fail(uint32_t position, const Error& error) noexcept {
   if (error.code() == ErrorCode::kCorrupt) context().metrics().corrupt_blocks().add();
-  if (failed_.size() < kLoggedFailures) {
-    KVBM_LOG_WARNING(context().log(), "transfer", "{}: block {}, slot {}: {}", frame().route,
-                     spec_.blocks[position], spec_.slots[position], error.describe());
+  if (failed().size() < kLoggedFailures) {
+    static_cast<void>(guarded([&]() -> Status {
+      KVBM_LOG_WARNING(context().log(), "transfer", "{}: block {}, slot {}: {}", frame().route,
+                       spec_.blocks[position], spec_.slots[position], error.describe());
+      return {};
+    }));
   }
-  failed_.push_back(position);
+  failed().push_back(position);
   if (!first_failure_ || position < first_failed_) {
     first_failed_ = position;
-    first_failure_ = error;
+    first_failure_ = copy_of(error);
   }
 }
 
-void FileTransfer::conclude() {
+void FileTransfer::conclude() noexcept {
   TransferResult result;
   result.bytes = bytes_;
-  result.failed = std::move(failed_);
+  result.failed = std::move(failed());
   std::ranges::sort(result.failed);
   if (first_failure_) {
-    result.status = make_error(
-        std::move(*first_failure_)
-            .with_context(format_text("{} of {} blocks failed, first slot {}", result.failed.size(),
-                                      num_blocks(), spec_.slots[first_failed_])));
+    try {
+      result.status =
+          make_error(Error(*first_failure_)
+                         .with_context(format_text("{} of {} blocks failed, first slot {}",
+                                                   result.failed.size(), num_blocks(),
+                                                   spec_.slots[first_failed_])));
+    } catch (...) {
+      result.status = make_error(std::move(*first_failure_));
+    }
   }
   finish(std::move(result));
 }

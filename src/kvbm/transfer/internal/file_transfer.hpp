@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -47,7 +46,8 @@ struct FileTransferSpec {
 
 /// Each turn takes the answers that have come, then prepares and submits some more blocks.
 /// Checksums are computed in turns, so on the threads of the manager's queue, never on those of the
-/// file engine. Threads: see Transfer.
+/// file engine, unless there is no memory for a task. Without memory, blocks that are not under way
+/// fail. Threads: see Transfer.
 class FileTransfer final : public Transfer {
  public:
   /// Errors: kExhausted (no memory for headers).
@@ -73,21 +73,23 @@ class FileTransfer final : public Transfer {
 
   void stop() noexcept override;
 
+  void turn(bool stopped, bool& engine_full);
   void go_on(bool engine_full, bool knows_of_stop);
   void retry();
   void prepare_next();
   bool submit_prepared();
-  void submitted(const FileBatch& batch);
+  void submitted(const FileBatch& batch) noexcept;
   void deliver(Answer answer) noexcept;
-  void take_answer(const Answer& answer);
-  void give_up(const Error& error);
-  void fail(uint32_t position, const Error& error);
-  void conclude();
+  void take_answer(const Answer& answer) noexcept;
+  void give_up(const Error& error) noexcept;
+  void fail(uint32_t position, const Error& error) noexcept;
+  void conclude() noexcept;
 
   [[nodiscard]] uint32_t num_blocks() const noexcept {
     return static_cast<uint32_t>(spec_.blocks.size());
   }
   [[nodiscard]] FileRequest request_for(const Prepared& block) const;
+  [[nodiscard]] Status check_answer(const Answer& answer) const;
   [[nodiscard]] Status check_read(const Prepared& block) const;
   [[nodiscard]] uint64_t payload_checksum(BlockId block) const;
   [[nodiscard]] std::span<std::byte> header_of(const Prepared& block) const;
@@ -99,15 +101,15 @@ class FileTransfer final : public Transfer {
   const SlotGeometry geometry_;
   const HostPages headers_;  ///< one for each request in flight
 
-  // Of whoever runs.
-  uint32_t next_ = 0;         ///< the first position that is not prepared
-  size_t num_submitted_ = 0;  ///< without an answer
-  std::deque<Prepared> prepared_;
+  // Of whoever runs. Each position is, at any moment, in one of these: not below next_, prepared_,
+  // submitted, answers_ or the inbox, ended. The vectors have room for all they will ever hold.
+  uint32_t next_ = 0;               ///< the first position that is not prepared
+  size_t num_submitted_ = 0;        ///< without an answer
+  std::vector<Prepared> prepared_;  ///< oldest first
   std::vector<uint32_t> free_headers_;
   std::vector<Answer> answers_;
   size_t num_taken_ = 0;  ///< of answers_
   uint64_t bytes_ = 0;
-  std::vector<uint32_t> failed_;
   std::optional<Error> first_failure_;
   uint32_t first_failed_ = 0;
 

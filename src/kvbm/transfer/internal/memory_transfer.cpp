@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kvbm/base/text.hpp"
+#include "kvbm/transfer/internal/failure.hpp"
 #include "kvbm/transfer/internal/run_or_drop.hpp"
 
 namespace kvbm::internal {
@@ -15,36 +16,54 @@ constexpr Duration kSealRetry = std::chrono::milliseconds(1);
 
 }  // namespace
 
+/// What the transfer shares with the batch that its device has. The device keeps the batch until
+/// the copies have ended, so the batch tells their end even where nothing can be queued behind
+/// them.
+struct MemoryTransfer::BatchEnd {
+  enum Phase : int { kHeld, kAwaited, kReleased };
+
+  std::atomic<uint64_t> bytes_moved{0};
+  std::atomic<int> phase{kHeld};
+  std::shared_ptr<MemoryTransfer> waiting;  // written before kAwaited, taken after it
+
+  /// The device has let go of the batch.
+  void release() noexcept {
+    if (phase.exchange(kReleased, std::memory_order_acq_rel) != kAwaited) return;
+    const std::shared_ptr<MemoryTransfer> transfer = std::move(waiting);
+    transfer->copied(transfer->refusal_);
+  }
+};
+
 MemoryTransfer::MemoryTransfer(TransferFrame frame, StridedCopyBatch batch)
     : Transfer(std::move(frame)),
       batch_(std::move(batch)),
       planned_bytes_(this->frame().block_bytes * this->frame().num_blocks),
-      bytes_moved_(std::make_shared<std::atomic<uint64_t>>(0)) {
-  batch_.bytes_moved = bytes_moved_;
+      end_(std::make_shared<BatchEnd>()) {
+  batch_.bytes_moved = {&end_->bytes_moved,
+                        [end = end_](std::atomic<uint64_t>*) noexcept { end->release(); }};
 }
 
 Status MemoryTransfer::start_on(StreamRef stream, std::span<const Event> events) {
   callers_stream_ = true;
+  open();
   KVBM_TRY(put_on(stream, events));
-  close_group(stream, true);
+  close_group(stream, EventOf::kDevice);
   return {};
 }
 
 Status MemoryTransfer::start_on_waiting(StreamRef stream, std::span<const Event> events) {
-  KVBM_TRY(put_on(stream, events));
+  open();
   waits_for_ = std::vector<Event>(events.begin(), events.end());
+  KVBM_TRY(put_on(stream, events));
   stream_ = stream;
   lease_ = Lease::kWaiting;
-  close_group(stream, true);
+  close_group(stream, EventOf::kDevice);
   return {};
 }
 
 Status MemoryTransfer::start_now() {
-  KVBM_ASSIGN_OR_RETURN(const StreamRef stream, context().streams().take(frame().route));
-  Status put = put_on(stream, {});
-  if (put) close_group(stream, true);
-  context().streams().give_back(frame().route, stream);
-  return put;
+  open();
+  return put_on_pool(EventOf::kDevice);
 }
 
 Status MemoryTransfer::start_on_host(std::span<const Event> events) {
@@ -53,11 +72,7 @@ Status MemoryTransfer::start_on_host(std::span<const Event> events) {
 }
 
 void MemoryTransfer::run() noexcept {
-  const Result<StreamRef> stream = context().streams().take(frame().route);
-  if (!stream) return fail_all(stream.error());
-  const Status put = put_on(*stream, {});
-  if (put) close_group(*stream, false);
-  context().streams().give_back(frame().route, *stream);
+  const Status put = guarded([this] { return put_on_pool(EventOf::kTransfer); });
   if (!put) fail_all(put.error());
 }
 
@@ -66,80 +81,130 @@ bool MemoryTransfer::ends_by_itself() const noexcept {
          std::ranges::all_of(waits_for_, [](const Event& event) { return event.done(); });
 }
 
-/// Waits and copies; what a refused call leaves on the stream is closed off, so that it does not
-/// fail whoever comes next.
-Status MemoryTransfer::put_on(StreamRef stream, std::span<const Event> events) {
-  Status put;
-  for (const Event& event : events) {
-    put = context().device().wait(stream, event);
-    if (!put) break;
-  }
-  if (put) put = context().device().copy(stream, std::move(batch_));
-  if (!put && !events.empty()) static_cast<void>(context().device().record(stream));
+Status MemoryTransfer::put_on_pool(EventOf event_of) {
+  KVBM_ASSIGN_OR_RETURN(const StreamRef stream, context().streams().take(frame().route));
+  Status put = put_on(stream, {});
+  if (put) close_group(stream, event_of);
+  context().streams().give_back(frame().route, stream);
   return put;
 }
 
-/// Records the end of the copies.
-void MemoryTransfer::close_group(StreamRef stream, bool make_notification) {
+/// Waits and copies; what a refused call leaves on the stream is closed off, so that it does not
+/// fail whoever comes next.
+Status MemoryTransfer::put_on(StreamRef stream, std::span<const Event> events) noexcept {
+  Status put = guarded([&]() -> Status {
+    for (const Event& event : events) KVBM_TRY(context().device().wait(stream, event));
+    return context().device().copy(stream, std::move(batch_));
+  });
+  if (!put && !events.empty()) {
+    static_cast<void>(guarded([&]() -> Status {
+      static_cast<void>(context().device().record(stream));
+      return {};
+    }));
+  }
+  return put;
+}
+
+/// Finds the end of the copies.
+void MemoryTransfer::close_group(StreamRef stream, EventOf event_of) noexcept {
   started();
-  Event event = context().device().record(stream);
-  const bool perhaps_refused =
-      event.done() && !event.status() && event.status().error().code() == ErrorCode::kExhausted;
-  if (perhaps_refused) {
-    // The copies may still run, and a failed event does not say. A task behind them does.
-    if (make_notification) open();
-    seal(stream);
+  try {
+    Event event = context().device().record(stream);
+    if (!event.done() || event.status()) {
+      event.on_done([self = std::static_pointer_cast<MemoryTransfer>(shared_from_this())](
+                        const Status& status) noexcept { self->copied(status); });
+      if (event_of == EventOf::kDevice) use_event(std::move(event));
+      return;
+    }
+    refusal_ = event.status();
+  } catch (...) {
+    refusal_ = make_error(current_failure());
+    await_batch();
     return;
   }
-  if (make_notification) open(event);
-  event.on_done([self = std::static_pointer_cast<MemoryTransfer>(shared_from_this())](
-                    const Status& status) noexcept { self->copied(status); });
+  // Refused, perhaps: the copies may still run, and a failed event does not say. A task behind them
+  // does.
+  seal(stream);
 }
 
 /// Ends the transfer from a task on the stream; tries again for as long as the stream is full.
 void MemoryTransfer::seal(StreamRef stream) noexcept {
   // A task that the device refuses is dropped as well, but before launch() returns.
   enum Phase : int { kOffered, kTaken, kDropped };
-  const auto phase = std::make_shared<std::atomic<int>>(kOffered);
-  const auto dropped =
-      make_error(ErrorCode::kCancelled, "the device was destroyed before it came to the copies");
-  const auto self = std::static_pointer_cast<MemoryTransfer>(shared_from_this());
-
-  RunOrDrop reached([self, phase, dropped](TaskEnd how) {
-    if (how == TaskEnd::kRun) {
-      self->copied({});
-    } else if (phase->exchange(kDropped) == kTaken) {
-      self->copied(dropped);
+  try {
+    const auto phase = std::make_shared<std::atomic<int>>(kOffered);
+    const auto self = std::static_pointer_cast<MemoryTransfer>(shared_from_this());
+    RunOrDrop reached([self, phase](TaskEnd how) {
+      if (how == TaskEnd::kRun) {
+        self->sealed();
+      } else if (phase->exchange(kDropped) == kTaken) {
+        self->dropped();
+      }
+    });
+    const Status launched =
+        context().device().launch(stream, [reached = std::move(reached)]() mutable {
+          reached();
+          return Status();
+        });
+    if (launched) {
+      if (phase->exchange(kTaken) == kDropped) dropped();
+      return;
     }
-  });
-  const Status launched =
-      context().device().launch(stream, [reached = std::move(reached)]() mutable {
-        reached();
-        return Status();
-      });
-  if (launched) {
-    if (phase->exchange(kTaken) == kDropped) copied(dropped);
-    return;
+    if (launched.error().code() != ErrorCode::kExhausted) return await_batch();
+    RunOrDrop again([self, stream](TaskEnd how) {
+      if (how == TaskEnd::kRun) {
+        self->seal(stream);
+      } else {
+        self->await_batch();
+      }
+    });
+    static_cast<void>(context().post_after(kSealRetry, std::move(again)));
+  } catch (...) {
+    await_batch();
   }
-  if (launched.error().code() != ErrorCode::kExhausted) return copied(launched);
-  RunOrDrop again([self, stream, launched](TaskEnd how) {
-    if (how == TaskEnd::kRun) {
-      self->seal(stream);
-    } else {
-      self->copied(launched);
-    }
-  });
-  static_cast<void>(context().post_after(kSealRetry, std::move(again)));
+}
+
+/// All that was queued before has ended, and nobody says how: only a full stream, which refused the
+/// record alone, leaves the bytes as proof.
+void MemoryTransfer::sealed() noexcept {
+  const bool all_moved = end_->bytes_moved.load(std::memory_order_acquire) == planned_bytes_;
+  const bool was_full = !refusal_ && refusal_.error().code() == ErrorCode::kExhausted;
+  copied(all_moved && was_full ? Status() : copy_of(refusal_));
+}
+
+void MemoryTransfer::dropped() noexcept {
+  copied(make_error(
+      failure(ErrorCode::kCancelled, "the device was destroyed before it came to the copies")));
+}
+
+/// The last resort: the copies fail once the device has let go of them. Needs no memory.
+void MemoryTransfer::await_batch() noexcept {
+  if (std::exchange(awaits_batch_, true)) return;
+  const std::shared_ptr<BatchEnd> end = end_;  // the transfer may end in here
+  end->waiting = std::static_pointer_cast<MemoryTransfer>(shared_from_this());
+  if (end->phase.exchange(BatchEnd::kAwaited, std::memory_order_acq_rel) == BatchEnd::kReleased) {
+    end->release();
+  }
 }
 
 void MemoryTransfer::copied(const Status& status) noexcept {
-  if (lease_ == Lease::kWaiting) context().streams().give_back_waiting(stream_);
-  const uint64_t moved = bytes_moved_->load(std::memory_order_acquire);
+  if (lease_ == Lease::kWaiting) {
+    // A stream that refused to record keeps the outcome for whoever records next.
+    if (refusal_) {
+      context().streams().give_back_waiting(stream_);
+    } else {
+      context().streams().discard_waiting(stream_);
+    }
+  }
+  const uint64_t moved = end_->bytes_moved.load(std::memory_order_acquire);
   if (!status) return fail_all(status.error());
   if (moved != planned_bytes_) {
-    return fail_all(Error(ErrorCode::kInternal,
-                          format_text("the device moved {} of {} bytes and reported no failure",
-                                      moved, planned_bytes_)));
+    Status short_of_bytes = guarded([&]() -> Status {
+      return make_error(ErrorCode::kInternal,
+                        format_text("the device moved {} of {} bytes and reported no failure",
+                                    moved, planned_bytes_));
+    });
+    return fail_all(short_of_bytes.error());
   }
   TransferResult result;
   result.bytes = moved;

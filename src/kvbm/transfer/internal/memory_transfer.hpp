@@ -20,8 +20,8 @@ class MemoryTransfer final : public Transfer {
   /// `batch` without bytes_moved.
   MemoryTransfer(TransferFrame frame, StridedCopyBatch batch);
 
-  // One of these, once. Each makes the notification; after an error nothing is on its way, but for
-  // start_on_host, and the caller forgets the transfer.
+  // One of these, once. Each makes the notification; after an error, or an exception, nothing is on
+  // its way, but for start_on_host, and the caller forgets the transfer.
 
   /// Puts everything on the caller's stream. Errors: those of the device.
   Status start_on(StreamRef stream, std::span<const Event> events);
@@ -37,15 +37,24 @@ class MemoryTransfer final : public Transfer {
 
  private:
   enum class Lease : uint8_t { kNone, kWaiting };
+  enum class EventOf : uint8_t { kTransfer, kDevice };  ///< of the notification
+  struct BatchEnd;
 
-  Status put_on(StreamRef stream, std::span<const Event> events);
-  void close_group(StreamRef stream, bool make_notification);
+  Status put_on(StreamRef stream, std::span<const Event> events) noexcept;
+  Status put_on_pool(EventOf event_of);
+  void close_group(StreamRef stream, EventOf event_of) noexcept;
   void seal(StreamRef stream) noexcept;
+  void sealed() noexcept;
+  void dropped() noexcept;
+  void await_batch() noexcept;
   void copied(const Status& status) noexcept;
 
   StridedCopyBatch batch_;  // moved to the device
   const uint64_t planned_bytes_;
-  const std::shared_ptr<std::atomic<uint64_t>> bytes_moved_;
+  const std::shared_ptr<BatchEnd> end_;
+  Status
+      refusal_;  ///< of the record behind the copies; written before anything waits for their end
+  bool awaits_batch_ = false;
   std::vector<Event> waits_for_;
   Lease lease_ = Lease::kNone;
   bool callers_stream_ = false;

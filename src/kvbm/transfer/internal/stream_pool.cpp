@@ -20,6 +20,10 @@ size_t direction_of(TransferRoute route) {
 Result<std::unique_ptr<StreamPool>> StreamPool::create(Device& device, size_t streams_per_direction,
                                                        size_t max_waiting_streams) {
   std::unique_ptr<StreamPool> pool(new StreamPool(device, max_waiting_streams));
+  {
+    const MutexLock lock(pool->mutex_);
+    pool->waiting_idle_.reserve(max_waiting_streams);  // give_back_waiting() must not fail
+  }
   for (size_t direction = 0; direction < kNumDirections; ++direction) {
     for (size_t i = 0; i < streams_per_direction; ++i) {
       KVBM_ASSIGN_OR_RETURN(const StreamRef stream, pool->make(kNames[direction]));
@@ -55,7 +59,10 @@ Result<StreamRef> StreamPool::take(TransferRoute route) {
 
 void StreamPool::give_back(TransferRoute route, StreamRef stream) noexcept {
   const MutexLock lock(mutex_);
-  idle_[direction_of(route)].push_back(stream);
+  try {
+    idle_[direction_of(route)].push_back(stream);
+  } catch (...) {  // NOLINT(bugprone-empty-catch): rests until close(); take() makes another one
+  }
 }
 
 std::optional<StreamRef> StreamPool::take_waiting() {

@@ -6,10 +6,18 @@
 #include <vector>
 
 #include "kvbm/base/text.hpp"
+#include "kvbm/transfer/internal/failure.hpp"
 
 namespace kvbm::internal {
 
 Status Transfer::start_after(std::span<const Event> events) {
+  Status status = guarded([&] { return wait_for(events); });
+  // If it has ended in the meantime, its notification says so.
+  if (!status && !end_waiting()) return {};
+  return status;
+}
+
+Status Transfer::wait_for(std::span<const Event> events) {
   {
     const MutexLock lock(mutex_);
     pending_ = events.size() + 1;  // one for this call, so that nothing starts before its end
@@ -27,10 +35,7 @@ Status Transfer::start_after(std::span<const Event> events) {
     });
   }
   if (!all_done && frame_.deadline != kNever) {
-    if (Status alarm = frame_.context->wake_at(frame_.deadline, shared_from_this()); !alarm) {
-      // If it has ended in the meantime, its notification says so.
-      if (end_waiting()) return alarm;
-    }
+    KVBM_TRY(frame_.context->wake_at(frame_.deadline, shared_from_this()));
   }
   event_done({});
   return {};
@@ -64,14 +69,14 @@ void Transfer::started() {
 
 void Transfer::expire() noexcept {
   if (!end_waiting()) return;
-  fail_all(Error(ErrorCode::kTimeout,
-                 "the deadline passed before the events of the transfer were done"));
+  fail_all(failure(ErrorCode::kTimeout,
+                   "the deadline passed before the events of the transfer were done"));
 }
 
 void Transfer::cancel() noexcept {
   if (end_waiting()) {
-    fail_all(Error(ErrorCode::kCancelled,
-                   "the transfer manager was destroyed before the transfer started"));
+    fail_all(failure(ErrorCode::kCancelled,
+                     "the transfer manager was destroyed before the transfer started"));
   } else {
     stop();
   }
@@ -79,7 +84,8 @@ void Transfer::cancel() noexcept {
 
 void Transfer::fail_all(const Error& error) noexcept {
   TransferResult result{
-      .status = make_error(error), .bytes = 0, .failed = std::vector<uint32_t>(frame_.num_blocks)};
+      .status = make_error(copy_of(error)), .bytes = 0, .failed = std::move(failed_)};
+  result.failed.resize(frame_.num_blocks);  // has room
   std::iota(result.failed.begin(), result.failed.end(), 0U);
   finish(std::move(result));
 }
@@ -90,14 +96,19 @@ void Transfer::finish(TransferResult result) noexcept {
   counters.blocks.add(frame_.num_blocks - result.failed.size());
   counters.bytes.add(result.bytes);
   counters.failed.add(result.failed.size());
-  if (!result.status) {
-    KVBM_LOG_WARNING(frame_.context->log(), "transfer", "{}: {} of {} blocks failed: {}",
-                     frame_.route, result.failed.size(), frame_.num_blocks,
-                     result.status.error().describe());
-  }
+  if (!result.status) log_failure(result);
   frame_.context->ending();
   source_->resolve(std::move(result));
   frame_.context->forget(*this);
+}
+
+void Transfer::log_failure(const TransferResult& result) const noexcept {
+  try {
+    KVBM_LOG_WARNING(frame_.context->log(), "transfer", "{}: {} of {} blocks failed: {}",
+                     frame_.route, result.failed.size(), frame_.num_blocks,
+                     result.status.error().describe());
+  } catch (...) {  // NOLINT(bugprone-empty-catch): out of memory for a log line
+  }
 }
 
 }  // namespace kvbm::internal

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "kvbm/base/clock.hpp"
 #include "kvbm/base/mutex.hpp"
@@ -32,13 +33,15 @@ struct TransferFrame {
 /// started. Threads: any thread; run() one at a time.
 class Transfer : public std::enable_shared_from_this<Transfer> {
  public:
-  explicit Transfer(TransferFrame frame) : frame_(std::move(frame)) {}
+  explicit Transfer(TransferFrame frame) : frame_(std::move(frame)) {
+    failed_.reserve(frame_.num_blocks);
+  }
   virtual ~Transfer() = default;
   Transfer(const Transfer&) = delete;
   Transfer& operator=(const Transfer&) = delete;
 
-  /// Schedules run() for when all `events` are done. Errors: kExhausted, and it has ended without a
-  /// word.
+  /// Schedules run() for when all `events` are done. Errors: kExhausted and others of a lack of
+  /// memory, and it has ended without a word.
   Status start_after(std::span<const Event> events);
 
   /// Contract: open() was called.
@@ -58,9 +61,10 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void fail_all(const Error& error) noexcept;
 
  protected:
-  /// Makes the notification, with an event of its own or a device's.
+  /// Makes the notification, with an event of its own, before anything is on its way.
   void open() { source_.emplace(frame_.context->executor()); }
-  void open(Event event) { source_.emplace(frame_.context->executor(), std::move(event)); }
+  /// The notification has a device's event instead. Requires: nobody has been given it yet.
+  void use_event(Event event) noexcept { source_->use_event(std::move(event)); }
 
   /// Says that it has started without start_after.
   void started();
@@ -72,15 +76,22 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   [[nodiscard]] TransferContext& context() const noexcept { return *frame_.context; }
   [[nodiscard]] const TransferFrame& frame() const noexcept { return frame_; }
 
+  /// Positions that failed. Has room for all blocks from the start, so that failing needs no
+  /// memory. Of whoever runs.
+  [[nodiscard]] std::vector<uint32_t>& failed() noexcept { return failed_; }
+
  private:
   enum class State : uint8_t { kWaiting, kStarted, kEnded };
 
+  Status wait_for(std::span<const Event> events);
   void event_done(const Status& status) noexcept;
+  void log_failure(const TransferResult& result) const noexcept;
   /// Whether this caller is the one that ends a transfer that has not started.
   [[nodiscard]] bool end_waiting() noexcept;
 
   const TransferFrame frame_;
   std::optional<TransferSource> source_;
+  std::vector<uint32_t> failed_;  ///< see failed()
 
   Mutex mutex_{LockRank::kTransfer, "transfer.state"};
   State state_ KVBM_GUARDED_BY(mutex_) = State::kWaiting;

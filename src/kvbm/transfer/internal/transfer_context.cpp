@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kvbm/base/text.hpp"
+#include "kvbm/transfer/internal/failure.hpp"
 #include "kvbm/transfer/internal/transfer.hpp"
 
 namespace kvbm::internal {
@@ -51,9 +52,11 @@ size_t TransferContext::in_flight() const {
 }
 
 void TransferContext::schedule(std::shared_ptr<Transfer> transfer) noexcept {
-  // There is room: a transfer has one task at most. Only a stopped queue refuses.
-  Task task([transfer] { transfer->run(); });
-  if (!queue_->try_post(std::move(task))) transfer->run();
+  // There is room: a transfer has one task at most. Only a stopped queue refuses, or one without
+  // memory.
+  const Status posted =
+      guarded([&] { return queue_->try_post(Task([transfer] { transfer->run(); })); });
+  if (!posted) transfer->run();
 }
 
 Status TransferContext::post_after(Duration delay, Task task) {
