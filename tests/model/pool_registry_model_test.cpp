@@ -782,7 +782,7 @@ class Machine {
     ModelPool& pool = ahead.pools[index];
     std::vector<ModelEvicted> expected;
     while (expected.size() < limit && ahead.victim(pool)) expected.push_back(ahead.evict(pool));
-    expect_evicted(pool, pools_[index].idle_blocks(limit), expected);
+    expect_evicted(pool, pools_[index].describe(pools_[index].idle_blocks(limit)), expected);
   }
 
   void check_everything() {

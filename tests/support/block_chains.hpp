@@ -81,6 +81,15 @@ inline void add_chain(BlockPool& pool, std::span<const BlockKey> keys,
   return keys;
 }
 
+/// What an allocation would evict, next one first.
+[[nodiscard]] inline std::vector<EvictedBlock> idle_content(const BlockPool& pool) {
+  return pool.describe(pool.idle_blocks());
+}
+
+[[nodiscard]] inline std::vector<BlockKey> idle_keys(const BlockPool& pool) {
+  return keys_of(idle_content(pool));
+}
+
 [[nodiscard]] inline std::vector<BlockKey> keys_of(std::span<const ImmutableBlock> blocks) {
   std::vector<BlockKey> keys;
   for (const ImmutableBlock& block : blocks) keys.push_back(block.key());

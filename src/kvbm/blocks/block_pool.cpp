@@ -205,26 +205,34 @@ std::vector<EvictedBlock> BlockPool::reset_idle() {
   return evicted;
 }
 
-std::vector<EvictedBlock> BlockPool::idle_blocks(size_t limit) const {
+std::vector<IdleBlock> BlockPool::idle_blocks(size_t limit) const {
   const PoolState& pool = state();
   RegistryState& registry = *pool.registry;
   MutexLock lock(registry.mutex);
-  std::vector<EvictedBlock> blocks;
+  std::vector<IdleBlock> blocks;
   const std::vector<uint32_t> order = registry.eviction_order(pool, limit);
   blocks.reserve(order.size());
-  for (const uint32_t block : order) blocks.push_back(registry.describe(pool, block));
+  for (const uint32_t block : order) {
+    blocks.push_back({BlockId(block), pool.slots[block].generation});
+  }
   return blocks;
 }
 
-std::vector<BlockKey> BlockPool::idle_keys(size_t limit) const {
+std::vector<EvictedBlock> BlockPool::describe(std::span<const IdleBlock> blocks) const {
   const PoolState& pool = state();
   RegistryState& registry = *pool.registry;
+  for (const IdleBlock& listed : blocks) {
+    KVBM_CONTRACT(listed.block.value() < pool.spec.num_blocks, "a block of another pool");
+  }
+  std::vector<EvictedBlock> described;
+  described.reserve(blocks.size());
   MutexLock lock(registry.mutex);
-  std::vector<BlockKey> keys;
-  const std::vector<uint32_t> order = registry.eviction_order(pool, limit);
-  keys.reserve(order.size());
-  for (const uint32_t block : order) keys.push_back(registry.key_of(pool, block));
-  return keys;
+  for (const IdleBlock& listed : blocks) {
+    const internal::Slot& slot = pool.slots[listed.block.value()];
+    if (slot.state != SlotState::kPrimary || slot.generation != listed.generation) continue;
+    described.push_back(registry.describe(pool, listed.block.value()));
+  }
+  return described;
 }
 
 TierId BlockPool::tier() const { return state().spec.tier; }

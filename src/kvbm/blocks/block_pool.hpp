@@ -41,6 +41,13 @@ struct EvictedBlock {
   BlockId block;
 };
 
+/// One registration of a block, without its content: small, so that a whole pool can be listed.
+/// Pins nothing.
+struct IdleBlock {
+  BlockId block;
+  uint32_t generation = 0;  ///< how many registrations of this slot had ended
+};
+
 /// `evicted` is in the order in which blocks were given up.
 struct Allocation {
   std::vector<MutableBlock> blocks;
@@ -121,11 +128,11 @@ class BlockPool {
   std::vector<EvictedBlock> reset_idle();
   /// The next `limit` blocks in the order in which an allocation would evict them.
   /// Cost: O(n log n) for a policy that sorts.
-  [[nodiscard]] std::vector<EvictedBlock> idle_blocks(
+  [[nodiscard]] std::vector<IdleBlock> idle_blocks(
       size_t limit = std::numeric_limits<size_t>::max()) const;
-  /// Their keys alone.
-  [[nodiscard]] std::vector<BlockKey> idle_keys(
-      size_t limit = std::numeric_limits<size_t>::max()) const;
+  /// What those of `blocks` hold whose registration has not ended since they were listed, held or
+  /// not, in their order. Neither pins nor touches. Contract: the blocks are of this pool.
+  [[nodiscard]] std::vector<EvictedBlock> describe(std::span<const IdleBlock> blocks) const;
 
   [[nodiscard]] TierId tier() const;
   [[nodiscard]] GroupId group() const;

@@ -23,6 +23,8 @@ using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
 using testing::expect_occupancy;
 using testing::hold_chain;
+using testing::idle_content;
+using testing::idle_keys;
 using testing::keys_of;
 using testing::make_pool;
 using testing::make_registry;
@@ -120,7 +122,7 @@ TEST_F(BlockPoolTest, AnIdleParentOfAHeldBlockGoesOnlyIfNothingElseCan) {
   add_chain(pool_, test_keys({11, 12, 13}));
   chain.erase(chain.begin(), chain.begin() + 2);  // 1 and 2 are idle, 3 is held
   expect_occupancy(pool_, 0, 5, 1, 0);
-  EXPECT_THAT(pool_.idle_keys(), ElementsAreArray(test_keys({13, 12, 11, 1, 2})));
+  EXPECT_THAT(idle_keys(pool_), ElementsAreArray(test_keys({13, 12, 11, 1, 2})));
   const Allocation allocation = pool_.allocate(5).value();
   EXPECT_THAT(keys_of(allocation.evicted), ElementsAreArray(test_keys({13, 12, 11, 1, 2})));
   EXPECT_EQ(registry_.occupancy().num_ghosts, 1U);
@@ -153,7 +155,7 @@ TEST_F(BlockPoolTest, ABatchMayBranch) {
   complete.push_back(std::move(blocks[1]).complete(test_key(2), test_key(1)));
   complete.push_back(std::move(blocks[2]).complete(test_key(3), test_key(1)));
   pool_.release(pool_.register_blocks(std::move(complete)));
-  const std::vector<EvictedBlock> idle = pool_.idle_blocks();
+  const std::vector<EvictedBlock> idle = idle_content(pool_);
   EXPECT_THAT(keys_of(idle), ElementsAreArray(test_keys({3, 2, 1})));
   EXPECT_EQ(idle[0].parent, test_key(1));
 }
@@ -164,7 +166,7 @@ TEST_F(BlockPoolTest, ABlockThatLostItsChildWhileHeldIsALeaf) {
   pool_.reset_idle();
   chain.clear();
   add_chain(pool_, test_keys({9}));
-  EXPECT_THAT(pool_.idle_keys(), ElementsAreArray(test_keys({1, 9})));
+  EXPECT_THAT(idle_keys(pool_), ElementsAreArray(test_keys({1, 9})));
 }
 
 TEST_F(BlockPoolTest, ADuplicateHasItsOwnBlockAndPinsThePrimary) {
@@ -240,7 +242,7 @@ TEST_F(BlockPoolTest, ReleaseGivesTheDeepestBlockTheOldestTick) {
   }
   pool_.release(std::move(held));
   EXPECT_TRUE(held.empty());
-  EXPECT_THAT(pool_.idle_keys(), ElementsAreArray(test_keys({3, 2, 1})));
+  EXPECT_THAT(idle_keys(pool_), ElementsAreArray(test_keys({3, 2, 1})));
 }
 
 TEST(BlockPool, ReleaseInAWindowGivesTheFirstBlockTheOldestTick) {
@@ -248,7 +250,7 @@ TEST(BlockPool, ReleaseInAWindowGivesTheFirstBlockTheOldestTick) {
   BlockPool pool = make_pool(registry, 6);
   add_chain(pool, test_chain(1, 4));
   // The position that the window left behind goes first, although it has a child.
-  EXPECT_THAT(pool.idle_keys(), ElementsAreArray(test_chain(1, 4)));
+  EXPECT_THAT(idle_keys(pool), ElementsAreArray(test_chain(1, 4)));
   EXPECT_THAT(keys_of(pool.allocate(4).value().evicted), ElementsAreArray(test_keys({1, 2})));
 }
 
@@ -314,7 +316,7 @@ TEST_F(BlockPoolTest, FindPinsOneBlock) {
 TEST_F(BlockPoolTest, ResetIdleGivesUpEverythingThatNobodyHolds) {
   add_chain(pool_, test_chain(1, 3));
   const std::vector<ImmutableBlock> held = hold_chain(pool_, test_keys({9}));
-  const std::vector<BlockKey> foretold = pool_.idle_keys();
+  const std::vector<BlockKey> foretold = idle_keys(pool_);
   const std::vector<EvictedBlock> evicted = pool_.reset_idle();
   EXPECT_THAT(keys_of(evicted), ElementsAreArray(test_keys({3, 2, 1})));
   EXPECT_THAT(keys_of(evicted), ElementsAreArray(foretold));
@@ -325,12 +327,28 @@ TEST_F(BlockPoolTest, ResetIdleGivesUpEverythingThatNobodyHolds) {
 
 TEST_F(BlockPoolTest, IdleBlocksChangesNothing) {
   add_chain(pool_, test_chain(1, 3));
-  const std::vector<EvictedBlock> idle = pool_.idle_blocks(2);
+  const std::vector<EvictedBlock> idle = pool_.describe(pool_.idle_blocks(2));
   EXPECT_THAT(keys_of(idle), ElementsAreArray(test_keys({3, 2})));
   EXPECT_EQ(idle[0].parent, test_key(2));
   EXPECT_EQ(idle[0].block, BlockId(2));
   expect_occupancy(pool_, 3, 3, 0, 0);
-  EXPECT_THAT(pool_.idle_keys(), ElementsAreArray(test_keys({3, 2, 1})));
+  EXPECT_THAT(idle_keys(pool_), ElementsAreArray(test_keys({3, 2, 1})));
+}
+
+TEST_F(BlockPoolTest, AListedBlockIsDescribedUntilItsRegistrationEnds) {
+  static_assert(sizeof(IdleBlock) == 8);
+  add_chain(pool_, test_chain(1, 4));
+  const std::vector<IdleBlock> listed = pool_.idle_blocks();
+  const std::optional<ImmutableBlock> held = pool_.find(test_key(3));
+  EXPECT_THAT(keys_of(pool_.describe(listed)), ElementsAreArray(test_keys({4, 3, 2, 1})));
+  EXPECT_EQ(pool_.describe(std::span(listed).first(1))[0].parent, test_key(3));
+
+  pool_.reset_idle();  // but for 3, which is held
+  EXPECT_THAT(keys_of(pool_.describe(listed)), ElementsAreArray(test_keys({3})));
+  add_chain(pool_, test_keys({11, 12, 13, 14, 15}));  // in all slots that were free
+  EXPECT_THAT(keys_of(pool_.describe(listed)), ElementsAreArray(test_keys({3})));
+  const std::vector<IdleBlock> strange = {{BlockId(6), 0}};
+  EXPECT_THROW((void)pool_.describe(strange), ContractViolation);
 }
 
 TEST_F(BlockPoolTest, ADiscardedBlockIsFreeAndNotFoundAgain) {

@@ -20,6 +20,8 @@ using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
 using testing::expect_occupancy;
 using testing::hold_chain;
+using testing::idle_content;
+using testing::idle_keys;
 using testing::keys_of;
 using testing::make_pool;
 using testing::make_registry;
@@ -128,9 +130,9 @@ TEST_F(TwoTiers, AMatchRenewsTheSlowerCopies) {
   add_chain(disk_, test_chain(1, 2));
   add_chain(disk_, test_chain(11, 2));
   add_chain(host_, test_chain(1, 2));
-  EXPECT_THAT(disk_.idle_keys(), ElementsAreArray(test_keys({2, 1, 12, 11})));
+  EXPECT_THAT(idle_keys(disk_), ElementsAreArray(test_keys({2, 1, 12, 11})));
   registry_.release(match(test_chain(1, 2)));
-  EXPECT_THAT(disk_.idle_keys(), ElementsAreArray(test_keys({12, 11, 2, 1})));
+  EXPECT_THAT(idle_keys(disk_), ElementsAreArray(test_keys({12, 11, 2, 1})));
 }
 
 TEST(BlockRegistry, AMatchRenewsTheDeepestCopyFirst) {
@@ -140,7 +142,7 @@ TEST(BlockRegistry, AMatchRenewsTheDeepestCopyFirst) {
   for (const uint64_t number : {1U, 2U, 3U}) add_chain(disk, test_keys({number}));
   add_chain(host, test_chain(1, 3));
   registry.release(host.match_prefix(test_chain(1, 3)));
-  EXPECT_THAT(disk.idle_keys(), ElementsAreArray(test_keys({3, 2, 1})));
+  EXPECT_THAT(idle_keys(disk), ElementsAreArray(test_keys({3, 2, 1})));
 }
 
 TEST_F(TwoTiers, BlocksThatTheCallerHasAreTouchedAndNotPinned) {
@@ -232,8 +234,8 @@ TEST_F(TwoTiers, LeavesAreCountedInEachTierOfItsOwn) {
   add_chain(host_, test_chain(1, 2));
   add_chain(disk_, test_keys({1}));
   add_chain(disk_, test_keys({9}));
-  EXPECT_THAT(host_.idle_keys(), ElementsAreArray(test_keys({2, 1})));
-  EXPECT_THAT(disk_.idle_keys(), ElementsAreArray(test_keys({1, 9})));
+  EXPECT_THAT(idle_keys(host_), ElementsAreArray(test_keys({2, 1})));
+  EXPECT_THAT(idle_keys(disk_), ElementsAreArray(test_keys({1, 9})));
 }
 
 TEST_F(TwoTiers, AGhostLivesAsLongAsItHasResidentChildren) {
@@ -243,7 +245,7 @@ TEST_F(TwoTiers, AGhostLivesAsLongAsItHasResidentChildren) {
   EXPECT_EQ(registry_.occupancy().num_ghosts, 1U);
   EXPECT_FALSE(registry_.is_resident(test_key(1), TierId::kG2));
   EXPECT_EQ(match(test_keys({1})).num_blocks, 0U);  // a ghost is no hit
-  EXPECT_THAT(host_.idle_blocks()[0].parent, test_key(1));
+  EXPECT_THAT(idle_content(host_)[0].parent, test_key(1));
   host_.reset_idle();
   EXPECT_EQ(registry_.occupancy().num_ghosts, 1U);
   disk_.reset_idle();
@@ -257,7 +259,7 @@ TEST_F(TwoTiers, AParentThatComesBackFindsItsChildren) {
   EXPECT_EQ(registry_.occupancy().num_ghosts, 0U);
   // 1 was released last, but 2 before it; without the link 2 would go first anyway, so touch 2.
   registry_.release(match(test_keys({2})));
-  EXPECT_THAT(host_.idle_keys(), ElementsAreArray(test_keys({2, 1})));
+  EXPECT_THAT(idle_keys(host_), ElementsAreArray(test_keys({2, 1})));
 }
 
 TEST_F(TwoTiers, AParentThatLeavesBecomesAGhostAndComesBack) {
@@ -278,19 +280,19 @@ TEST_F(TwoTiers, AGhostForgetsItsParent) {
   host_.reset_idle();
   EXPECT_EQ(registry_.occupancy().num_ghosts, 1U);  // 2; nobody needs 1 any more
   add_chain(host_, test_keys({2}));
-  EXPECT_FALSE(host_.idle_blocks()[0].parent);
+  EXPECT_FALSE(idle_content(host_)[0].parent);
   EXPECT_EQ(registry_.occupancy().num_ghosts, 0U);
 }
 
 TEST_F(TwoTiers, AKeyKeepsItsFirstParent) {
   add_chain(host_, test_keys({2}), test_key(1));
   add_chain(disk_, test_keys({2}), test_key(5));
-  EXPECT_EQ(disk_.idle_blocks()[0].parent, test_key(1));
+  EXPECT_EQ(idle_content(disk_)[0].parent, test_key(1));
   EXPECT_EQ(disk_.statistics().parent_conflicts, 1U);
   host_.reset_idle();
   disk_.reset_idle();
   add_chain(disk_, test_keys({2}), test_key(5));
-  EXPECT_EQ(disk_.idle_blocks()[0].parent, test_key(5));
+  EXPECT_EQ(idle_content(disk_)[0].parent, test_key(5));
 }
 
 TEST_F(TwoTiers, ADisagreementAboutParentsIsCountedEachWay) {
@@ -308,7 +310,7 @@ TEST_F(TwoTiers, ADisagreementAboutParentsIsCountedEachWay) {
 TEST_F(TwoTiers, ParentsInACircleAreGivenUpToo) {
   add_chain(host_, test_keys({1}), test_key(2));
   add_chain(host_, test_keys({2}), test_key(1));
-  EXPECT_EQ(host_.idle_keys().size(), 2U);
+  EXPECT_EQ(idle_keys(host_).size(), 2U);
   EXPECT_EQ(host_.allocate(8).value().evicted.size(), 2U);
   EXPECT_EQ(registry_.occupancy().num_keys + registry_.occupancy().num_ghosts, 0U);
 }

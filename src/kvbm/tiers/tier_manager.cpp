@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kvbm/base/hash.hpp"
+#include "kvbm/tiers/internal/open_by_block.hpp"
 
 namespace kvbm {
 namespace {
@@ -42,6 +43,13 @@ std::vector<BlockId> ids_of(const auto& guards) {
   return ids;
 }
 
+std::vector<BlockKey> keys_of(std::span<const EvictedBlock> blocks) {
+  std::vector<BlockKey> keys;
+  keys.reserve(blocks.size());
+  for (const EvictedBlock& block : blocks) keys.push_back(block.key);
+  return keys;
+}
+
 template <class T>
 void erase_value(std::vector<T>& values, const T& value) {
   values.erase(std::remove(values.begin(), values.end(), value), values.end());
@@ -51,7 +59,8 @@ void erase_value(std::vector<T>& values, const T& value) {
 
 enum class TierManager::Purpose : uint8_t {
   kStore,  // engine -> nearest tier
-  kSave,   // G2 -> G3, because the block is evicted or the manager stops
+  kSave,   // G2 -> G3, because the block is evicted
+  kDrain,  // G2 -> G3, because the manager stops
   kStage,  // G3 -> G2, the first half of a load
   kLoad,   // a lower tier -> engine
 };
@@ -67,9 +76,11 @@ struct TierManager::Group {
   std::array<std::optional<BlockPool>, kNumTiers> pools;
   uint64_t rank_block_bytes = 0;  // the same in every tier
   std::array<std::unordered_set<BlockKey>, kNumTiers> filling;
-  std::vector<std::vector<OpId>> engine_ops;  // open operations by engine block
-  std::optional<std::vector<EvictedBlock>>
-      drain_list;  // what a drain has left to do, next one last
+  uint32_t num_engine_blocks = 0;
+  internal::OpenByBlock engine_ops;
+  /// What the drain that is under way has left to look at, next one last; none: it has not begun
+  /// with this group.
+  std::optional<std::vector<IdleBlock>> drain_list;
 };
 
 /// An operation that not every rank has answered. Owns the guards of all blocks it touches.
@@ -82,9 +93,9 @@ struct TierManager::OpenOp {
   Priority priority{};
   uint32_t num_blocks = 0;
 
-  std::vector<ImmutableBlock> sources;                      // empty for kStore and evicted kSave
+  std::vector<ImmutableBlock> sources;                      // empty for kStore and kSave
   std::shared_ptr<std::vector<MutableBlock>> slots;         // destination; none for kLoad
-  std::shared_ptr<std::vector<MutableBlock>> source_slots;  // evicted kSave: promised to another op
+  std::shared_ptr<std::vector<MutableBlock>> source_slots;  // kSave: promised to another op
   std::vector<KeyedBlock> keyed;                            // what `slots` will hold
   std::vector<BlockId> engine_blocks;                       // kStore: sources, kLoad: destinations
 
@@ -166,11 +177,11 @@ Status TierManager::set_up() {
       }
       group->rank_block_bytes = place.rank_block_bytes;
       if (tier == TierId::kG1) {
-        if (!group->engine_ops.empty()) {
+        if (group->num_engine_blocks != 0) {
           return make_error(ErrorCode::kInvalidArgument,
                             "layer group " + to_string(spec.id) + " has two places in G1");
         }
-        group->engine_ops.resize(place.num_blocks);
+        group->num_engine_blocks = place.num_blocks;
         continue;
       }
       KVBM_ASSIGN_OR_RETURN(auto pool,
@@ -181,7 +192,7 @@ Status TierManager::set_up() {
                                                     .duplicates = DuplicatePolicy::kReject}));
       group->pools[index(tier)].emplace(std::move(pool));
     }
-    if (group->engine_ops.empty()) {
+    if (group->num_engine_blocks == 0) {
       return make_error(ErrorCode::kInvalidArgument,
                         "layer group " + to_string(spec.id) + " has no place in G1");
     }
@@ -265,7 +276,7 @@ Result<LoadId> TierManager::load(Match&& match, std::span<const EngineBlocks> de
                       destinations[i].ids.size() == part.blocks.size(),
                   "the destinations of a load do not fit the match");
     for (BlockId block : destinations[i].ids) {
-      KVBM_CONTRACT(block.value() < group_of(part.group).engine_ops.size(),
+      KVBM_CONTRACT(block.value() < group_of(part.group).num_engine_blocks,
                     "engine block " + to_string(block) + " is out of range");
     }
   }
@@ -351,7 +362,7 @@ void TierManager::issue(OpenOp& op, std::vector<BlockId> from, std::vector<Block
   copy.after = std::move(after);
   copy.timeout = options_.timeout;
   copy.priority = op.priority;
-  for (BlockId block : op.engine_blocks) op.group->engine_ops[block.value()].push_back(op.id);
+  for (BlockId block : op.engine_blocks) op.group->engine_ops.add(block, op.id);
   for (const KeyedBlock& block : op.keyed) op.group->filling[index(op.to)].insert(block.key);
   if (op.purpose == Purpose::kStore) open_store_blocks_ += op.num_blocks;
   metrics_.route(op.from, op.to).started(clock_.now());
@@ -420,13 +431,16 @@ StoreReceipt TierManager::store(const StoreRequest& request) {
   Group& group = group_of(request.group);
   BlockPool& pool = *group.pools[index(*nearest_)];
 
+  for (uint32_t i = 0; i < asked; ++i) {
+    KVBM_CONTRACT(request.keys[i].group == request.group, "a key of another group");
+    KVBM_CONTRACT(request.blocks[i].value() < group.num_engine_blocks,
+                  "engine block " + to_string(request.blocks[i]) + " is out of range");
+  }
   std::vector<KeyedBlock> keyed;
   std::vector<BlockId> sources;
+  const std::vector<bool> present = are_present(group, request.keys, *nearest_);
   for (uint32_t i = 0; i < asked; ++i) {
-    KVBM_CONTRACT(request.blocks[i].value() < group.engine_ops.size(),
-                  "engine block " + to_string(request.blocks[i]) + " is out of range");
-    if (pool.is_resident(request.keys[i]) ||
-        group.filling[index(*nearest_)].contains(request.keys[i])) {
+    if (present[i]) {
       ++receipt.present;
       continue;
     }
@@ -467,6 +481,16 @@ StoreReceipt TierManager::store(const StoreRequest& request) {
   return receipt;
 }
 
+/// Which of the keys, all of this group, a tier has or is being given.
+std::vector<bool> TierManager::are_present(const Group& group, std::span<const BlockKey> keys,
+                                           TierId tier) const {
+  std::vector<bool> present = registry_->are_resident(keys, tier);
+  const auto& filling = group.filling[index(tier)];
+  if (filling.empty()) return present;
+  for (size_t i = 0; i < keys.size(); ++i) present[i] = present[i] || filling.contains(keys[i]);
+  return present;
+}
+
 /// Writes the evicted blocks that no lower tier has to G3. Until that operation has ended their
 /// slots, which `slots` owns, must not be overwritten: the caller gates on it, and lends it its
 /// priority.
@@ -477,11 +501,11 @@ std::optional<OpId> TierManager::save_evicted(
   if (tier != TierId::kG2 || !below) return std::nullopt;
   std::vector<KeyedBlock> keyed;
   std::vector<BlockId> from;
-  for (const EvictedBlock& block : evicted) {
-    if (below->is_resident(block.key) || group.filling[index(TierId::kG3)].contains(block.key))
-      continue;
-    keyed.push_back({block.key, block.parent});
-    from.push_back(block.block);
+  const std::vector<bool> clean = are_present(group, keys_of(evicted), TierId::kG3);
+  for (size_t i = 0; i < evicted.size(); ++i) {
+    if (clean[i]) continue;
+    keyed.push_back({evicted[i].key, evicted[i].parent});
+    from.push_back(evicted[i].block);
   }
   if (keyed.empty()) return std::nullopt;
   Allocation room = below->allocate_up_to(static_cast<uint32_t>(keyed.size()));
@@ -504,55 +528,74 @@ uint32_t TierManager::drain(uint32_t max_blocks) {
   for (const auto& group : groups_) {
     if (!rank_lost_) started += drain_group(*group, max_blocks - started);
   }
+  // Only when no group has anything left to start is the drain over, and the next call a new one. A
+  // group that is done before the others must not list its blocks again: it would find those that
+  // its own writes have pushed out of G3.
+  if (started == 0 && max_blocks > 0) {
+    for (const auto& group : groups_) group->drain_list.reset();
+  }
   return started;
+}
+
+/// What the group has to look at: no more than G3 holds, so that the writes of one drain do not
+/// push each other out, and of those the blocks that G2 would keep longest.
+void TierManager::list_for_drain(Group& group) {
+  std::vector<IdleBlock> idle = group.pools[index(TierId::kG2)]->idle_blocks();
+  const size_t listed =
+      std::min<size_t>(idle.size(), group.pools[index(TierId::kG3)]->num_blocks());
+  group.drain_list.emplace(idle.rbegin(), idle.rbegin() + static_cast<std::ptrdiff_t>(listed));
 }
 
 uint32_t TierManager::drain_group(Group& group, uint32_t max_blocks) {
   auto& above = group.pools[index(TierId::kG2)];
   auto& below = group.pools[index(TierId::kG3)];
   if (!above || !below || max_blocks == 0) return 0;
-  if (!group.drain_list) {
-    group.drain_list = above->idle_blocks();
-    std::reverse(group.drain_list->begin(), group.drain_list->end());
-  }
+  if (!group.drain_list) list_for_drain(group);
+  std::vector<IdleBlock>& list = *group.drain_list;
+  const PoolOccupancy occupancy = below->occupancy();
+  const size_t room = std::min<size_t>(max_blocks, occupancy.num_free + occupancy.num_idle);
+
   std::vector<KeyedBlock> keyed;
   std::vector<ImmutableBlock> sources;
-  while (keyed.size() < max_blocks && !group.drain_list->empty()) {
-    const EvictedBlock next = std::move(group.drain_list->back());
-    group.drain_list->pop_back();
-    if (below->is_resident(next.key) || group.filling[index(TierId::kG3)].contains(next.key))
-      continue;
-    if (std::optional<ImmutableBlock> block = above->find(next.key)) {
-      keyed.push_back({next.key, next.parent});
-      sources.push_back(*std::move(block));
+  while (keyed.size() < room && !list.empty()) {
+    const size_t count = std::min(room - keyed.size(), list.size());
+    std::vector<IdleBlock> next(list.rbegin(), list.rbegin() + static_cast<std::ptrdiff_t>(count));
+    list.resize(list.size() - count);
+    const std::vector<EvictedBlock> blocks = above->describe(next);
+    const std::vector<bool> present = are_present(group, keys_of(blocks), TierId::kG3);
+    std::vector<ImmutableBlock> clean;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      if (present[i]) {
+        // On disk it had better outlive what is not in host memory.
+        if (auto copy = below->find(blocks[i].key)) clean.push_back(*std::move(copy));
+      } else if (auto block = above->find(blocks[i].key)) {
+        keyed.push_back({blocks[i].key, blocks[i].parent});
+        sources.push_back(*std::move(block));
+      }
     }
+    renew(group, std::move(clean));
   }
-  Allocation room = below->allocate_up_to(keyed.size());
-  emit_evicted(room.evicted, TierId::kG3);
-  const size_t saved = room.blocks.size();
-  if (saved == 0) {
-    group.drain_list.reset();
-    return 0;
-  }
+  Allocation slots = below->allocate_up_to(keyed.size());
+  emit_evicted(slots.evicted, TierId::kG3);
+  const auto saved = static_cast<uint32_t>(slots.blocks.size());
+  if (saved == 0) return 0;
   keyed.resize(saved);
-  sources.erase(sources.begin() + static_cast<std::ptrdiff_t>(saved), sources.end());
-  metrics_.drained_blocks.add(saved);
-  OpenOp& op = open(Purpose::kSave, group, TierId::kG2, TierId::kG3);
+  sources.erase(sources.begin() + saved, sources.end());
+  OpenOp& op = open(Purpose::kDrain, group, TierId::kG2, TierId::kG3);
   op.keyed = std::move(keyed);
   op.sources = std::move(sources);
-  op.slots = std::make_shared<std::vector<MutableBlock>>(std::move(room.blocks));
+  op.slots = std::make_shared<std::vector<MutableBlock>>(std::move(slots.blocks));
   issue(op, ids_of(op.sources), ids_of(*op.slots), {});
-  return static_cast<uint32_t>(saved);
+  return saved;
 }
 
 std::vector<OpId> TierManager::touching(GroupId group, std::span<const BlockId> blocks) const {
   const Group& of = group_of(group);
   std::vector<OpId> found;
   for (BlockId block : blocks) {
-    KVBM_CONTRACT(block.value() < of.engine_ops.size(),
+    KVBM_CONTRACT(block.value() < of.num_engine_blocks,
                   "engine block " + to_string(block) + " is out of range");
-    const auto& ops = of.engine_ops[block.value()];
-    found.insert(found.end(), ops.begin(), ops.end());
+    of.engine_ops.find(block, found);
   }
   std::sort(found.begin(), found.end());
   found.erase(std::unique(found.begin(), found.end()), found.end());
@@ -605,7 +648,7 @@ void TierManager::on_result(const OpResult& result) {
 void TierManager::on_rank_lost(RankId rank) {
   KVBM_CONTRACT(rank.value() < options_.num_ranks, "no rank " + to_string(rank));
   KVBM_LOG_ERROR(log_, "tiers", "rank {} is lost; all stored blocks are dropped", rank.value());
-  rank_lost_ = true;
+  if (!std::exchange(rank_lost_, true)) count_lost_stores();
   std::vector<OpId> complete;
   for (auto& [id, op] : ops_) {
     if (op->answered[rank.value()]) continue;
@@ -622,8 +665,23 @@ void TierManager::on_rank_lost(RankId rank) {
 void TierManager::drop_stored() {
   for (const auto& group : groups_) {
     for (TierId tier : kLowerTiers) {
-      if (auto& pool = group->pools[index(tier)]) emit_evicted(pool->reset_idle(), tier);
+      auto& pool = group->pools[index(tier)];
+      if (!pool) continue;
+      const std::vector<EvictedBlock> dropped = pool->reset_idle();
+      metrics_.lost[index(tier)]->add(dropped.size());
+      emit_deleted(dropped, tier);
     }
+  }
+}
+
+/// Those that were on their way into a tier. What is staged or drained is counted where it comes
+/// from.
+void TierManager::count_lost_stores() {
+  for (const auto& [id, op] : ops_) {
+    if ((op->purpose != Purpose::kStore && op->purpose != Purpose::kSave) || op->cancelled)
+      continue;
+    metrics_.lost[index(op->to)]->add(
+        static_cast<uint64_t>(std::count(op->failed.begin(), op->failed.end(), false)));
   }
 }
 
@@ -637,11 +695,10 @@ void TierManager::finish(OpenOp& op) {
   metrics_.route(op.from, op.to)
       .ended(clock_.now(), num_arrived, op.num_blocks - num_arrived, op.bytes);
   metrics_.open_operations.sub();
-  for (BlockId block : op.engine_blocks) {
-    erase_value(op.group->engine_ops[block.value()], op.id);
-  }
+  for (BlockId block : op.engine_blocks) op.group->engine_ops.remove(block, op.id);
   for (const KeyedBlock& block : op.keyed) op.group->filling[index(op.to)].erase(block.key);
   if (op.purpose == Purpose::kStore) open_store_blocks_ -= op.num_blocks;
+  if (op.purpose == Purpose::kDrain) metrics_.drained_blocks.add(num_arrived);
 
   release_sources(op);
   if (op.slots) settle_destination(op, arrived);
@@ -678,9 +735,12 @@ void TierManager::release_sources(OpenOp& op) {
 
 void TierManager::settle_destination(OpenOp& op, const std::vector<bool>& arrived) {
   BlockPool& pool = *op.group->pools[index(op.to)];
-  std::vector<ImmutableBlock> settled;
-  std::vector<uint32_t> positions;
-  std::vector<BlockId> destinations;
+  std::vector<CompleteBlock> complete;
+  std::vector<uint32_t> came;  // their positions in the operation
+  std::vector<BlockId> slots;
+  complete.reserve(op.num_blocks);
+  came.reserve(op.num_blocks);
+  slots.reserve(op.num_blocks);
   for (uint32_t i = 0; i < op.num_blocks; ++i) {
     if (!arrived[i]) {
       if (op.purpose == Purpose::kStage) {
@@ -689,31 +749,42 @@ void TierManager::settle_destination(OpenOp& op, const std::vector<bool>& arrive
       }
       continue;
     }
-    const BlockId slot = (*op.slots)[i].block_id();
-    ImmutableBlock block = pool.register_block(
-        std::move((*op.slots)[i]).complete(op.keyed[i].key, op.keyed[i].parent));
-    if (block.block_id() == slot) {
-      emit(KvEventType::kMigrated, op.keyed[i].key, slot, op.to, op.from);
-    }
-    settled.push_back(std::move(block));
-    if (op.purpose == Purpose::kStage) {
+    came.push_back(i);
+    slots.push_back((*op.slots)[i].block_id());
+    complete.push_back(std::move((*op.slots)[i]).complete(op.keyed[i].key, op.keyed[i].parent));
+  }
+  op.slots.reset();
+  if (came.empty()) return;
+  std::vector<ImmutableBlock> settled = pool.register_blocks(std::move(complete));
+  for (size_t k = 0; k < came.size(); ++k) {
+    if (settled[k].block_id() != slots[k]) continue;  // the key was there
+    emit(KvEventType::kMigrated, op.keyed[came[k]].key, slots[k], op.to, op.from);
+  }
+  if (op.purpose == Purpose::kStage && !loads_.at(op.load)->reported) {
+    std::vector<uint32_t> positions;
+    std::vector<BlockId> destinations;
+    for (const uint32_t i : came) {
       positions.push_back(op.positions[i]);
       destinations.push_back(op.destinations[i]);
     }
-  }
-  op.slots.reset();
-  if (settled.empty()) return;
-  if (op.purpose == Purpose::kStage && !loads_.at(op.load)->reported) {
     copy_to_engine(op.load, *op.group, std::move(settled), std::move(positions),
                    std::move(destinations));
     return;
   }
-  // release() drops a full-prefix chain from its end. Stored blocks come in prefix order, but saved
-  // ones in the order of eviction, which is the order they had better keep.
-  if (op.purpose == Purpose::kSave && op.group->spec.retention.is_full_prefix()) {
-    std::reverse(settled.begin(), settled.end());
+  // Stored and staged blocks come in prefix order, but what is written to disk in the order of
+  // eviction, which is the order that it had better keep.
+  if (op.purpose == Purpose::kSave || op.purpose == Purpose::kDrain) {
+    renew(*op.group, std::move(settled));
+    return;
   }
   pool.release(std::move(settled));
+}
+
+/// Lets go of blocks of G3 so that they leave it in the given order, after all that is idle there.
+void TierManager::renew(Group& group, std::vector<ImmutableBlock> blocks) {
+  // release() drops a full-prefix chain from its end.
+  if (group.spec.retention.is_full_prefix()) std::reverse(blocks.begin(), blocks.end());
+  group.pools[index(TierId::kG3)]->release(std::move(blocks));
 }
 
 void TierManager::end_load_part(OpenOp& op, const std::vector<bool>& arrived) {
@@ -788,9 +859,12 @@ void TierManager::emit(KvEventType type, const BlockKey& key, BlockId block, Tie
 }
 
 void TierManager::emit_evicted(const std::vector<EvictedBlock>& evicted, TierId tier) {
-  if (evicted.empty()) return;
   metrics_.evictions[index(tier)]->add(evicted.size());
-  for (const EvictedBlock& block : evicted) {
+  emit_deleted(evicted, tier);
+}
+
+void TierManager::emit_deleted(const std::vector<EvictedBlock>& deleted, TierId tier) {
+  for (const EvictedBlock& block : deleted) {
     emit(KvEventType::kDeleted, block.key, block.block, tier, tier);
   }
 }

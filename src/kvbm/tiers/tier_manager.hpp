@@ -133,7 +133,10 @@ class TierManager {
   [[nodiscard]] std::vector<LoadOutcome> take_loads();
 
   /// Starts to write down at most `max_blocks` idle blocks of G2 that G3 lacks, the next to be
-  /// evicted first; returns how many. Zero when there are none left.
+  /// evicted first; returns how many. A drain is all calls up to the one that returns zero: nothing
+  /// is left, or nothing has room. It is about the blocks that were idle when it came to their
+  /// group, and of these about as many as G3 holds, those that G2 would evict last; it writes each
+  /// once at most.
   uint32_t drain(uint32_t max_blocks);
 
   /// Whether no operation is open.
@@ -161,7 +164,10 @@ class TierManager {
   void issue(OpenOp& op, std::vector<BlockId> from, std::vector<BlockId> to,
              std::vector<Gate> after);
   void finish(OpenOp& op);
+  [[nodiscard]] std::vector<bool> are_present(const Group& group, std::span<const BlockKey> keys,
+                                              TierId tier) const;
   void settle_destination(OpenOp& op, const std::vector<bool>& arrived);
+  void renew(Group& group, std::vector<ImmutableBlock> blocks);
   void release_sources(OpenOp& op);
   void end_load_part(OpenOp& op, const std::vector<bool>& arrived);
   void copy_to_engine(LoadId load, Group& group, std::vector<ImmutableBlock> blocks,
@@ -174,10 +180,13 @@ class TierManager {
                                    const std::shared_ptr<std::vector<MutableBlock>>& slots,
                                    Priority priority);
   void finish_load_if_done(LoadId id);
+  void list_for_drain(Group& group);
   uint32_t drain_group(Group& group, uint32_t max_blocks);
   void emit(KvEventType type, const BlockKey& key, BlockId block, TierId tier, TierId from);
   void emit_evicted(const std::vector<EvictedBlock>& evicted, TierId tier);
+  void emit_deleted(const std::vector<EvictedBlock>& deleted, TierId tier);
   void drop_stored();
+  void count_lost_stores();
 
   TierManagerOptions options_;
   const Clock& clock_;

@@ -2,6 +2,7 @@
 #include "kvbm/tiers/tier_manager.hpp"
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <string>
 #include <utility>
@@ -12,6 +13,7 @@
 #include "kvbm/base/random.hpp"
 #include "kvbm/events/recording_sink.hpp"
 
+#include "tests/support/allocation_meter.hpp"
 #include "tests/support/block_chains.hpp"
 #include "tests/support/recording_log_sink.hpp"
 #include "tests/support/seed.hpp"
@@ -484,6 +486,8 @@ TEST(TierManager, BrokenContractsChangeNothing) {
   const auto keys = test_chain(1, 2);
   EXPECT_THROW(leader.store(keys, ids({1})), ContractViolation);
   EXPECT_THROW(leader.store(keys, ids({1, 32})), ContractViolation);
+  const std::vector<BlockKey> mixed = {test_key(1, kGroup), test_key(2, kWindowGroup)};
+  EXPECT_THROW(leader.store(mixed, ids({1, 2})), ContractViolation);
   EXPECT_THROW((void)leader->touching(kGroup, ids({32})), ContractViolation);
   EXPECT_THROW((void)leader->find({}, 0), ContractViolation);
   EXPECT_THROW((void)leader.find(keys, 3), ContractViolation);
@@ -1278,6 +1282,34 @@ TEST(TierManager, TheLastRankToBeLostEndsWhatIsOpen) {
   EXPECT_THROW(leader->on_rank_lost(RankId(2)), ContractViolation);
 }
 
+TEST(TierManager, BlocksThatALostRankTookAreCountedAsLostAndNotAsEvicted) {
+  Leader leader({.host_blocks = 4, .disk_blocks = 8, .num_ranks = 2});
+  const auto evictions = [&](TierId tier) {
+    return leader->metrics().evictions[static_cast<size_t>(tier)]->value();
+  };
+  const auto lost = [&](TierId tier) {
+    return leader->metrics().lost[static_cast<size_t>(tier)]->value();
+  };
+  leader.keep(test_chain(1, 3));
+  leader.keep(test_chain(50, 4));                 // 1, 2, 3 are on disk alone
+  leader.store(test_chain(100, 2), ids({8, 9}));  // pushes two out, which are being saved
+  const std::vector<CopyOp> open = leader.take(2);
+  leader.answer(open[1], 0, Outcome::kFailed, {1});  // one of the two is not stored anyway
+  EXPECT_EQ(evictions(TierId::kG2), 5U);
+  leader->on_rank_lost(RankId(1));
+  EXPECT_EQ(lost(TierId::kG2), 2U + 1U);  // what was there, and a store under way
+  EXPECT_EQ(lost(TierId::kG3), 3U + 2U);
+  leader.answer(open[0], 0);
+  leader->on_rank_lost(RankId(0));
+  leader->tick();
+  EXPECT_TRUE(leader->idle());
+  EXPECT_EQ(lost(TierId::kG2), 3U);
+  EXPECT_EQ(lost(TierId::kG3), 5U);
+  EXPECT_EQ(evictions(TierId::kG2), 5U);
+  EXPECT_EQ(evictions(TierId::kG3), 0U);
+  leader.expect_events_agree();
+}
+
 // --- drain
 // ------------------------------------------------------------------------------------------
 
@@ -1356,9 +1388,198 @@ TEST(TierManager, ADrainedChainWithoutRoomOnDiskKeepsItsBeginning) {
     leader.end_all();
   EXPECT_EQ(leader->resident_blocks(TierId::kG3), 2U);
   const auto on_disk = leader.events.events({.type = KvEventType::kMigrated, .tier = TierId::kG3});
-  ASSERT_EQ(on_disk.size(), 4U);
-  EXPECT_EQ(on_disk.back().key, keys[0]);
+  ASSERT_EQ(on_disk.size(), 2U);
+  EXPECT_EQ(on_disk[0].key, keys[1]);
+  EXPECT_EQ(on_disk[1].key, keys[0]);
   leader.expect_events_agree();
+}
+
+TEST(TierManager, ADrainOfManyGroupsIntoASmallDiskWritesEachBlockOnceAtMost) {
+  for (const uint16_t num_groups : {uint16_t{1}, uint16_t{2}, uint16_t{3}}) {
+    constexpr uint32_t kHost = 100;
+    constexpr uint32_t kDisk = 10;
+    Shape shape{.engine_blocks = kHost, .host_blocks = kHost, .disk_blocks = kDisk, .groups = {}};
+    for (uint16_t group = 0; group < num_groups; ++group) {
+      shape.groups.push_back({GroupId(group), Retention::full_prefix()});
+    }
+    Leader leader(shape);
+    for (const GroupSpec& group : shape.groups) leader.keep(test_chain(1, kHost, group.id));
+    std::set<std::pair<GroupId, BlockId>> written;
+    uint32_t total = 0;
+    for (uint32_t started = leader->drain(7); started > 0; started = leader->drain(7)) {
+      total += started;
+      ASSERT_LE(total, num_groups * kDisk);
+      uint32_t in_operations = 0;
+      for (const CopyOp& op : leader->take_ops()) {
+        in_operations += static_cast<uint32_t>(op.from.size());
+        for (const BlockId block : op.from) {
+          EXPECT_TRUE(written.emplace(op.src.group, block).second);
+        }
+        leader.end(op);
+      }
+      EXPECT_EQ(in_operations, started);
+    }
+    EXPECT_EQ(total, num_groups * kDisk);
+    EXPECT_EQ(leader->metrics().drained_blocks.value(), total);
+    EXPECT_EQ(leader->metrics().evictions[2]->value(), 0U);  // none pushed another one out
+    EXPECT_EQ(leader->resident_blocks(TierId::kG3), total);
+    // The blocks that host memory would have kept longest: the beginning of each chain.
+    const auto less = [](const KvEvent& a, const KvEvent& b) {
+      return std::pair(a.key.group, a.block_id) < std::pair(b.key.group, b.block_id);
+    };
+    auto events = leader.events.events({.type = KvEventType::kMigrated, .tier = TierId::kG3});
+    std::sort(events.begin(), events.end(), less);
+    ASSERT_EQ(events.size(), total);
+    for (uint16_t group = 0; group < num_groups; ++group) {
+      for (uint32_t i = 0; i < kDisk; ++i) {
+        // Deepest first, and the slots of an empty disk are taken in order.
+        EXPECT_EQ(events[group * kDisk + i].key, test_key(kDisk - i, GroupId(group)));
+      }
+    }
+    leader.expect_events_agree();
+  }
+}
+
+TEST(TierManager, ADrainListsEachGroupOnceThoughOneEndsBeforeTheOther) {
+  // The disk of the first group is as large as its host memory, so that the drain is done with it
+  // while the other one still has much to write; what came since is for the next drain.
+  Leader leader(
+      {.engine_blocks = 64,
+       .host_blocks = 40,
+       .disk_blocks = 40,
+       .groups = {{kGroup, Retention::full_prefix()}, {kWindowGroup, Retention::last_window(2)}}});
+  leader.keep(test_chain(1, 4, kGroup));
+  leader.keep(test_chain(1, 40, kWindowGroup));
+  EXPECT_EQ(leader->drain(8), 8U);
+  leader.end_all();
+  leader.keep(test_chain(100, 4, kGroup));
+  uint32_t total = 8;
+  for (uint32_t started = leader->drain(8); started > 0; started = leader->drain(8)) {
+    for (const CopyOp& op : leader->take_ops()) {
+      EXPECT_EQ(op.src, host(kWindowGroup));
+      leader.end(op);
+    }
+    total += started;
+  }
+  EXPECT_EQ(total, 44U);
+  EXPECT_EQ(leader->drain(8), 4U);
+}
+
+TEST(TierManager, WhatADrainHasNoRoomForNowItWritesLater) {
+  Leader leader({.host_blocks = 4, .disk_blocks = 4});
+  leader.keep(test_chain(50, 4));
+  const auto keys = test_chain(1, 4);
+  leader.keep(keys);  // 50 … 53 are on disk alone
+  std::optional<Match> pin = leader.find(test_chain(50, 2));
+  EXPECT_EQ(leader->drain(4), 2U);
+  leader.end(leader.take_one());
+  pin.reset();
+  EXPECT_EQ(leader->drain(4), 2U);
+  leader.end(leader.take_one());
+  EXPECT_EQ(leader->drain(4), 0U);
+  EXPECT_EQ(leader->metrics().drained_blocks.value(), 4U);
+  leader.expect_events_agree();
+
+  // All four made it: they are there without host memory.
+  leader.keep(test_chain(50, 4));
+  EXPECT_EQ(leader.num_findable(keys), 4U);
+}
+
+TEST(TierManager, ADrainEndsWhenNothingHasRoom) {
+  Leader leader({.host_blocks = 4, .disk_blocks = 4});
+  leader.keep(test_chain(50, 4));
+  leader.keep(test_chain(1, 4));
+  {
+    const Match pin = leader.find(test_chain(50, 4));
+    EXPECT_EQ(leader->drain(4), 0U);
+  }
+  EXPECT_EQ(leader->drain(0), 0U);
+  EXPECT_EQ(leader->drain(4), 4U);
+}
+
+TEST(TierManager, ADrainKeepsTheDiskCopyOfWhatHostMemoryHolds) {
+  Leader leader({.host_blocks = 4, .disk_blocks = 4});
+  const auto keep = [&](std::initializer_list<uint64_t> numbers) {
+    for (const uint64_t number : numbers) leader.keep(test_chain(number, 1));
+  };
+  keep({1, 10, 20, 30, 40});  // 1 is on disk alone
+  const auto promoted = test_chain(1, 1);
+  leader.load(leader.find(promoted), {ids({20})});
+  leader.end_all();
+  ASSERT_TRUE(leader.take_outcome().status);
+  keep({50, 60});  // 1 is in host memory and on disk, where it is older than 20 and 30
+  while (leader->drain(1) > 0) leader.end_all();
+  EXPECT_EQ(leader->metrics().drained_blocks.value(), 3U);
+  // All four are on disk now, so that host memory gives them up without a write.
+  const uint64_t written = leader.route(TierId::kG2, TierId::kG3).blocks();
+  keep({70, 80, 90, 100});
+  EXPECT_EQ(leader.route(TierId::kG2, TierId::kG3).blocks(), written);
+  for (const uint64_t number : {uint64_t{1}, uint64_t{40}, uint64_t{50}, uint64_t{60}}) {
+    EXPECT_EQ(leader.num_findable(test_chain(number, 1)), 1U) << number;
+  }
+}
+
+TEST(TierManager, DrainedBlocksAreThoseThatWereWritten) {
+  Leader leader({.num_ranks = 2});
+  leader.keep(test_chain(1, 6));
+  EXPECT_EQ(leader->drain(3), 3U);
+  const CopyOp first = leader.take_one();
+  EXPECT_EQ(leader->metrics().drained_blocks.value(), 0U);
+  leader.answer(first, 0);
+  leader.answer(first, 1, Outcome::kFailed, {1});
+  EXPECT_EQ(leader->metrics().drained_blocks.value(), 2U);
+  EXPECT_EQ(leader->drain(3), 3U);
+  leader.end(leader.take_one(), Outcome::kCancelled);
+  EXPECT_EQ(leader->metrics().drained_blocks.value(), 2U);
+  EXPECT_EQ(leader->resident_blocks(TierId::kG3), 2U);
+}
+
+TEST(TierManager, EveryQuantityThatIsCountedHasAUnit) {
+  Leader leader;
+  leader.keep(test_chain(1, 2));
+  struct Units : StatisticsVisitor {
+    std::map<std::string, std::string> of;
+    void visit_counter(const MetricInfo& info, uint64_t /*value*/) override {
+      of[info.name] = info.unit;
+    }
+    void visit_gauge(const MetricInfo&, int64_t) override {}
+    void visit_histogram(const MetricInfo&, const HistogramSnapshot&) override {}
+  } units;
+  leader.metrics.visit(units);
+  EXPECT_EQ(units.of.at("kvbm_transfer_busy_nanoseconds_total"), "nanoseconds");
+  for (const auto& [name, unit] : units.of) {
+    for (const char* quantity : {"blocks", "bytes", "nanoseconds"}) {
+      if (name.find(quantity) == std::string::npos) continue;
+      EXPECT_EQ(unit, quantity) << name;
+    }
+  }
+}
+
+// --- cost
+// -------------------------------------------------------------------------------------------
+
+TEST(TierManager, TheBlocksOfAnEngineCostNothingUntilAnOperationUsesThem) {
+  ManualClock clock;
+  NullSink events;
+  MetricsRegistry metrics;
+  NullLogSink log;
+  const testing::AllocationMeter meter;
+  const auto leader =
+      TierManager::create(options_of({.engine_blocks = 10'000'000}), clock, events, metrics, log);
+  ASSERT_TRUE(leader);
+  EXPECT_LT(meter.largest_bytes(), 100'000U);
+}
+
+TEST(TierManager, AStoreRemembersItsSourcesInOnePiece) {
+  constexpr size_t kBlocks = 2000;
+  Leader leader(
+      {.engine_blocks = kBlocks, .host_blocks = kBlocks, .max_open_store_blocks = kBlocks});
+  const auto keys = test_chain(1, kBlocks);
+  const auto blocks = ids_from(0, kBlocks);
+  const testing::AllocationMeter meter;
+  EXPECT_EQ(leader.store(keys, blocks).accepted, kBlocks);
+  EXPECT_LT(meter.count(), kBlocks + 200);  // one for each key that is being filled
+  EXPECT_EQ(leader->touching(kGroup, blocks).size(), 1U);
 }
 
 // --- events

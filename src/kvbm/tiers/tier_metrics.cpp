@@ -31,9 +31,10 @@ RouteMetrics::RouteMetrics(MetricsRegistry& registry, TierId from, TierId to)
       failed_blocks_(registry.counter(route_info("kvbm_transfer_failed_blocks_total",
                                                  "Blocks whose copy failed or was cancelled.",
                                                  "blocks", from, to))),
-      busy_nanoseconds_(registry.counter(route_info(
-          "kvbm_transfer_busy_nanoseconds_total",
-          "Time in which at least one copy of the route was under way.", "", from, to))) {}
+      busy_nanoseconds_(
+          registry.counter(route_info("kvbm_transfer_busy_nanoseconds_total",
+                                      "Time in which at least one copy of the route was under way.",
+                                      "nanoseconds", from, to))) {}
 
 void RouteMetrics::started(TimePoint now) {
   if (open_++ == 0) busy_since_ = now;
@@ -49,6 +50,7 @@ void RouteMetrics::ended(TimePoint now, uint64_t blocks, uint64_t failed_blocks,
 TierMetrics::TierMetrics(MetricsRegistry& metrics)
     : registry(metrics),
       evictions{},
+      lost{},
       store_dropped_no_room(metrics.counter({"kvbm_store_dropped_blocks_total",
                                              "Blocks that were not stored below the GPU.",
                                              "blocks",
@@ -80,6 +82,10 @@ TierMetrics::TierMetrics(MetricsRegistry& metrics)
                                         "Blocks that left a tier to make room.",
                                         "blocks",
                                         {{"tier", lower_name(static_cast<TierId>(tier))}}});
+    lost[tier] = &metrics.counter({"kvbm_lost_blocks_total",
+                                   "Blocks forgotten because a rank was lost.",
+                                   "blocks",
+                                   {{"tier", lower_name(static_cast<TierId>(tier))}}});
   }
 }
 

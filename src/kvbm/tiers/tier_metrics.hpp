@@ -53,10 +53,11 @@ struct TierMetrics {
 
   MetricsRegistry& registry;
   std::array<Counter*, kNumTiers> evictions;  ///< blocks that left a tier to make room
+  std::array<Counter*, kNumTiers> lost;       ///< blocks forgotten because a rank was lost
   Counter& store_dropped_no_room;             ///< blocks not stored: every slot was pinned
   Counter& store_dropped_backlog;             ///< blocks not stored: too many stores under way
   Counter& evicted_unsaved;                   ///< dirty blocks evicted with no room below
-  Counter& drained_blocks;                    ///< dirty blocks written down at stop
+  Counter& drained_blocks;                    ///< dirty blocks that a drain has written
   Counter& corrupt_or_unreadable;             ///< blocks given up because a load failed
   Counter& loads_timed_out;                   ///< loads that passed their deadline
   Gauge& open_operations;                     ///< copies under way
