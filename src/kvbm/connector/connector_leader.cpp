@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/connector/connector_leader.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "kvbm/base/contract.hpp"
+#include "kvbm/base/text.hpp"
+
+namespace kvbm {
+
+/// A request of the engine.
+struct ConnectorLeader::Slot {
+  std::vector<Identity> identities;          // of its full blocks, accepted
+  std::vector<std::vector<BlockKey>> keys;   // by group, of the same positions
+  std::vector<std::vector<BlockId>> blocks;  // by group and position, the engine's
+  uint32_t num_offered = 0;                  // positions that were offered for storing
+  std::optional<Match> match;                // pinned for the engine
+  bool between_steps = false;
+  std::optional<LoadId> load;
+};
+
+/// A load that is not over. Its destinations are not free before it is.
+struct ConnectorLeader::OpenLoad {
+  std::string request;
+  bool between_steps = false;
+  uint64_t step = 0;                         // the one that begins with it, or is next
+  std::vector<uint32_t> firsts;              // by group: the position of blocks[group][0]
+  std::vector<std::vector<BlockId>> blocks;  // by group
+  std::optional<LoadOutcome> outcome;
+};
+
+Result<std::unique_ptr<ConnectorLeader>> ConnectorLeader::create(ConnectorLeaderOptions options,
+                                                                 Cluster& cluster, LogSink& log) {
+  if (options.groups.empty()) {
+    return make_error(ErrorCode::kInvalidArgument, "a connector needs at least one layer group");
+  }
+  if (options.block_tokens == 0) {
+    return make_error(ErrorCode::kInvalidArgument, "block_tokens is 0");
+  }
+  return std::unique_ptr<ConnectorLeader>(new ConnectorLeader(std::move(options), cluster, log));
+}
+
+ConnectorLeader::ConnectorLeader(ConnectorLeaderOptions options, Cluster& cluster, LogSink& log)
+    : options_(std::move(options)), cluster_(cluster), log_(log) {}
+
+ConnectorLeader::~ConnectorLeader() = default;
+
+ConnectorLeader::Slot& ConnectorLeader::slot_of(std::string_view request) {
+  const auto found = slots_.find(request);
+  if (found != slots_.end()) return *found->second;
+  auto slot = std::make_unique<Slot>();
+  slot->keys.resize(options_.groups.size());
+  slot->blocks.resize(options_.groups.size());
+  return *slots_.emplace(std::string(request), std::move(slot)).first->second;
+}
+
+uint32_t ConnectorLeader::num_identities(std::string_view request) const {
+  const auto found = slots_.find(request);
+  return found == slots_.end() ? 0 : static_cast<uint32_t>(found->second->identities.size());
+}
+
+void ConnectorLeader::extend(std::string_view request, std::span<const Identity> identities) {
+  Slot& slot = slot_of(request);
+  slot.identities.insert(slot.identities.end(), identities.begin(), identities.end());
+  for (size_t group = 0; group < options_.groups.size(); ++group) {
+    for (const Identity& identity : identities) {
+      slot.keys[group].push_back({options_.ns, options_.groups[group].id, identity});
+    }
+  }
+}
+
+ExternalMatch ConnectorLeader::match(std::string_view request, uint32_t num_computed_tokens,
+                                     uint32_t num_tokens) {
+  Slot& slot = slot_of(request);
+  slot.match.reset();
+  if (slot.load || num_tokens == 0 || num_computed_tokens % options_.block_tokens != 0) return {};
+  cluster_.exchange();
+  const uint32_t computed = num_computed_tokens / options_.block_tokens;
+  // The engine computes at least the last token.
+  const auto most =
+      std::min<size_t>((num_tokens - 1) / options_.block_tokens, slot.identities.size());
+  if (computed >= most) return {};
+  std::vector<GroupKeys> keys;
+  keys.reserve(options_.groups.size());
+  for (size_t group = 0; group < options_.groups.size(); ++group) {
+    keys.push_back({options_.groups[group].id, std::span(slot.keys[group]).first(most)});
+  }
+  Match found = cluster_.leader().find(keys, computed);
+  if (found.empty()) return {};
+  bool from_host = true;
+  for (const MatchedGroup& group : found.groups) {
+    for (const ImmutableBlock& block : group.blocks) from_host &= block.tier() == TierId::kG2;
+  }
+  slot.between_steps = options_.load_mode == LoadMode::kBetweenSteps ||
+                       (options_.load_mode == LoadMode::kAuto && !from_host);
+  ExternalMatch offer;
+  offer.num_tokens = (found.num_blocks - found.first_block) * options_.block_tokens;
+  offer.between_steps = slot.between_steps;
+  slot.match = std::move(found);
+  return offer;
+}
+
+Status ConnectorLeader::allocated(std::string_view request,
+                                  const std::vector<std::vector<BlockId>>& blocks,
+                                  uint32_t num_external_tokens) {
+  Slot& slot = slot_of(request);
+  KVBM_CONTRACT(blocks.size() == options_.groups.size(), "blocks of every layer group");
+  slot.blocks = blocks;
+  if (num_external_tokens == 0) {
+    slot.match.reset();
+    return {};
+  }
+  KVBM_CONTRACT(slot.match, "a load that no match has offered");
+  Match match = *std::exchange(slot.match, std::nullopt);
+  KVBM_CONTRACT(
+      num_external_tokens == (match.num_blocks - match.first_block) * options_.block_tokens,
+      "the engine loads what was offered");
+  OpenLoad load;
+  load.request = std::string(request);
+  load.between_steps = slot.between_steps;
+  load.step = step_ + 1;
+  std::vector<EngineBlocks> into;
+  for (size_t group = 0; group < match.groups.size(); ++group) {
+    const MatchedGroup& part = match.groups[group];
+    KVBM_CONTRACT(part.first + part.blocks.size() <= blocks[group].size(),
+                  "the engine has no block for what it loads");
+    EngineBlocks to{.group = part.group, .first = part.first, .ids = {}};
+    const auto first = blocks[group].begin() + part.first;
+    to.ids.assign(first, first + static_cast<std::ptrdiff_t>(part.blocks.size()));
+    load.firsts.push_back(part.first);
+    load.blocks.push_back(to.ids);
+    into.push_back(std::move(to));
+  }
+  slot.num_offered = std::max(slot.num_offered, match.num_blocks);
+  // What the steps so far still do to the blocks comes first.
+  KVBM_ASSIGN_OR_RETURN(const LoadId id, cluster_.leader().load(std::move(match), into,
+                                                                Gate::step_end(StepId(step_))));
+  slot.load = id;
+  loads_.emplace(id, std::move(load));
+  return {};
+}
+
+std::vector<std::byte> ConnectorLeader::build_step(std::span<const ScheduledRequest> scheduled) {
+  ConnectorStep step;
+  step.plan.step = StepId(++step_);
+  cluster_.exchange();
+  take_ended_loads(step.ended_loads);
+  const Trust trust = trust_in_steps();
+  for (const ScheduledRequest& request : scheduled) {
+    take_scheduled(request, trust, step.plan.fences);
+  }
+  cluster_.take_engine_operations(step.plan);
+  std::vector<OpId>& fences = step.plan.fences;
+  std::sort(fences.begin(), fences.end());
+  fences.erase(std::unique(fences.begin(), fences.end()), fences.end());
+  return encode(step);
+}
+
+/// A step that begins with a load computes nonsense if the load fails, in whatever request shares
+/// the blocks; the engine computes it again. So it is stored only once the load has arrived.
+ConnectorLeader::Trust ConnectorLeader::trust_in_steps() const {
+  Trust trust = Trust::kThisStep;
+  for (const auto& [id, load] : loads_) {
+    if (load.between_steps) continue;
+    if (load.step < step_) return Trust::kNone;
+    trust = Trust::kEarlierSteps;
+  }
+  return trust;
+}
+
+void ConnectorLeader::take_scheduled(const ScheduledRequest& scheduled, Trust trust,
+                                     std::vector<OpId>& fences) {
+  Slot& slot = slot_of(scheduled.request);
+  KVBM_CONTRACT(scheduled.blocks.size() == options_.groups.size(), "blocks of every layer group");
+  const uint32_t computed = scheduled.num_computed_tokens / options_.block_tokens;
+  for (size_t group = 0; group < options_.groups.size(); ++group) {
+    const std::vector<BlockId>& given = scheduled.blocks[group];
+    std::vector<BlockId>& blocks = slot.blocks[group];
+    // Blocks below what is computed are read alone.
+    size_t first_written = 0;
+    if (scheduled.replaces_blocks) {
+      blocks = given;
+      first_written = std::min<size_t>(computed, given.size());
+    } else {
+      blocks.insert(blocks.end(), given.begin(), given.end());
+    }
+    const auto open = cluster_.leader().touching(options_.groups[group].id,
+                                                 std::span(given).subspan(first_written));
+    fences.insert(fences.end(), open.begin(), open.end());
+  }
+  if (scheduled.replaces_blocks) {
+    // A window's blocks below its reach are not there; a full prefix may be offered once more.
+    const bool all_full =
+        std::all_of(options_.groups.begin(), options_.groups.end(),
+                    [](const GroupSpec& group) { return group.retention.is_full_prefix(); });
+    slot.num_offered = all_full ? 0 : computed;
+  }
+  if (trust == Trust::kNone) return;
+  const uint32_t written_tokens = scheduled.num_computed_tokens +
+                                  (trust == Trust::kThisStep ? scheduled.num_scheduled_tokens : 0);
+  const uint32_t written = written_tokens / options_.block_tokens;
+  store_written(slot, std::min<uint32_t>(written, static_cast<uint32_t>(slot.identities.size())));
+}
+
+void ConnectorLeader::store_written(Slot& slot, uint32_t end) {
+  if (end <= slot.num_offered) return;
+  const uint32_t first = slot.num_offered;
+  for (size_t group = 0; group < options_.groups.size(); ++group) {
+    KVBM_CONTRACT(end <= slot.blocks[group].size(), "the engine computes what it has no block for");
+    const std::span<const BlockKey> keys(slot.keys[group]);
+    (void)cluster_.leader().store(
+        {.group = options_.groups[group].id,
+         .keys = keys.subspan(first, end - first),
+         .parent = first > 0 ? std::optional(keys[first - 1]) : std::nullopt,
+         .blocks = std::span<const BlockId>(slot.blocks[group]).subspan(first, end - first),
+         .written = Gate::step_end(StepId(step_))});
+  }
+  slot.num_offered = end;
+}
+
+void ConnectorLeader::take_ended_loads(std::vector<EndedLoad>& ended) {
+  for (LoadOutcome& outcome : cluster_.take_loads()) {
+    const auto found = loads_.find(outcome.load);
+    if (found != loads_.end()) found->second.outcome = std::move(outcome);
+  }
+  for (auto it = loads_.begin(); it != loads_.end();) {
+    OpenLoad& load = it->second;
+    bool is_touched = !load.outcome;
+    for (size_t group = 0; group < load.blocks.size() && !is_touched; ++group) {
+      is_touched =
+          !cluster_.leader().touching(options_.groups[group].id, load.blocks[group]).empty();
+    }
+    if (is_touched) {
+      ++it;
+      continue;
+    }
+    EndedLoad end{.request = load.request, .failed = {}};
+    for (size_t group = 0; group < load.blocks.size(); ++group) {
+      for (size_t i = 0; i < load.blocks[group].size(); ++i) {
+        if (load.firsts[group] + i >= load.outcome->num_blocks) {
+          end.failed.push_back(load.blocks[group][i]);
+        }
+      }
+    }
+    if (!load.outcome->status) {
+      KVBM_LOG_WARNING(log_, "connector", "{} blocks of request {} are computed anew: {}",
+                       end.failed.size(), load.request, load.outcome->status.error().describe());
+    }
+    const auto slot = slots_.find(load.request);
+    if (slot != slots_.end() && slot->second->load == it->first) {
+      slot->second->load.reset();
+      slot->second->num_offered = std::min(slot->second->num_offered, load.outcome->num_blocks);
+    }
+    if (load.between_steps) ended.push_back(std::move(end));
+    it = loads_.erase(it);
+  }
+}
+
+bool ConnectorLeader::finished(std::string_view request) {
+  const auto found = slots_.find(request);
+  if (found == slots_.end()) return false;
+  const std::optional<LoadId> load = found->second->load;
+  slots_.erase(found);
+  if (!load) return false;
+  OpenLoad& open = loads_.at(*load);
+  if (!open.outcome) {
+    cluster_.leader().give_up(*load);
+    open.outcome = LoadOutcome{.load = *load, .status = {}, .num_blocks = 0};
+  }
+  return open.between_steps;
+}
+
+}  // namespace kvbm

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// ConnectorLeader: the scheduler half of an engine's connector: requests as slots, over a leader.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "kvbm/base/ids.hpp"
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/blocks/block_key.hpp"
+#include "kvbm/blocks/retention.hpp"
+#include "kvbm/cluster/cluster.hpp"
+#include "kvbm/connector/connector_step.hpp"
+
+namespace kvbm {
+
+/// When an engine waits for what is loaded.
+enum class LoadMode : uint8_t {
+  kAuto,         ///< in the step what lies in host memory, between steps what comes from farther
+  kInStep,       ///< the step that computes the request begins with its load
+  kBetweenSteps  ///< the request is scheduled once its load has ended
+};
+
+struct ConnectorLeaderOptions {
+  std::vector<GroupSpec> groups;  ///< in the engine's order
+  NamespaceId ns;
+  uint32_t block_tokens = 0;  ///< tokens of a block, alike in all groups
+  LoadMode load_mode = LoadMode::kAuto;
+};
+
+/// What the tiers have of a request beyond the engine's own prefix hit.
+struct ExternalMatch {
+  uint32_t num_tokens = 0;     ///< whole blocks
+  bool between_steps = false;  ///< the load runs while the engine computes others
+};
+
+/// What the engine's scheduler has decided for a request in one step.
+struct ScheduledRequest {
+  std::string_view request;
+  /// By group: those that were allocated since the request was scheduled last, or all of them.
+  std::vector<std::vector<BlockId>> blocks;
+  bool replaces_blocks = false;       ///< new, or resumed after a preemption: `blocks` are all
+  uint32_t num_computed_tokens = 0;   ///< before the step
+  uint32_t num_scheduled_tokens = 0;  ///< computed in the step, drafts included
+};
+
+/// Follows the engine's requests from their first look-up to their end, decides with the leader
+/// what is loaded and stored, and packs it into the engine's own steps. Engine-neutral: an engine
+/// face translates its calls.
+///
+/// A block is stored once all its tokens are accepted and the step that computes the last of them
+/// is under way; the copy waits for the end of that step. The block of a prompt's last token is
+/// never loaded, as the engine has to compute something. A step fences whatever still touches the
+/// engine blocks that were allocated for it, so that blocks need not be held when a request ends.
+///
+/// Ownership: borrows cluster and log, which outlive it. The cluster keeps operations on the
+/// engine's place for steps.
+/// Threads: one thread at a time, the engine's scheduler.
+class ConnectorLeader {
+ public:
+  /// Errors: kInvalidArgument (no group, no tokens in a block).
+  [[nodiscard]] static Result<std::unique_ptr<ConnectorLeader>> create(
+      ConnectorLeaderOptions options, Cluster& cluster, LogSink& log);
+  ~ConnectorLeader();
+  ConnectorLeader(const ConnectorLeader&) = delete;
+  ConnectorLeader& operator=(const ConnectorLeader&) = delete;
+
+  /// Identities of a request's full blocks that are known: what extend() goes on from.
+  [[nodiscard]] uint32_t num_identities(std::string_view request) const;
+  /// The next full blocks of a request, whose tokens are all accepted.
+  void extend(std::string_view request, std::span<const Identity> identities);
+
+  /// What can be loaded beyond `num_computed_tokens`, for a request of `num_tokens` tokens. Pins
+  /// it until allocated(), the next match() or the end of the request; may be asked again.
+  [[nodiscard]] ExternalMatch match(std::string_view request, uint32_t num_computed_tokens,
+                                    uint32_t num_tokens);
+
+  /// The engine has blocks for the request, and loads `num_external_tokens` of the match into them
+  /// (0: nothing). `blocks` by group, all of the request. Contract: what match() offered last.
+  Status allocated(std::string_view request, const std::vector<std::vector<BlockId>>& blocks,
+                   uint32_t num_external_tokens);
+
+  /// Ends the engine's scheduling of one step: the bytes of a ConnectorStep for every rank.
+  [[nodiscard]] std::vector<std::byte> build_step(std::span<const ScheduledRequest> scheduled);
+
+  /// The request has ended or was aborted: its slot goes. True if a load still writes to its
+  /// blocks: they have to stay until its EndedLoad has come with a step.
+  [[nodiscard]] bool finished(std::string_view request);
+
+  /// Requests that have not ended.
+  [[nodiscard]] size_t num_requests() const noexcept { return slots_.size(); }
+  /// Loads whose EndedLoad has not been sent.
+  [[nodiscard]] size_t num_open_loads() const noexcept { return loads_.size(); }
+
+ private:
+  struct Slot;
+  struct OpenLoad;
+  /// What is sure to be what its key says.
+  enum class Trust : uint8_t { kNone, kEarlierSteps, kThisStep };
+
+  ConnectorLeader(ConnectorLeaderOptions options, Cluster& cluster, LogSink& log);
+  [[nodiscard]] Slot& slot_of(std::string_view request);
+  void take_scheduled(const ScheduledRequest& scheduled, Trust trust, std::vector<OpId>& fences);
+  [[nodiscard]] Trust trust_in_steps() const;
+  void store_written(Slot& slot, uint32_t end);
+  void take_ended_loads(std::vector<EndedLoad>& ended);
+
+  const ConnectorLeaderOptions options_;
+  Cluster& cluster_;
+  LogSink& log_;
+  uint64_t step_ = 0;  // the last one that was built
+  std::map<std::string, std::unique_ptr<Slot>, std::less<>> slots_;
+  std::map<LoadId, OpenLoad> loads_;
+};
+
+}  // namespace kvbm

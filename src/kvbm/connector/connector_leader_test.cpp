@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/connector/connector_leader.hpp"
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kvbm/base/thread_executor.hpp"
+#include "kvbm/cluster/inproc_channel.hpp"
+#include "kvbm/connector/connector_worker.hpp"
+#include "kvbm/events/recording_sink.hpp"
+
+#include "tests/support/rank_rig.hpp"
+#include "tests/support/recording_log_sink.hpp"
+
+namespace kvbm {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+using testing::RankRig;
+using testing::RankRigOptions;
+using testing::RecordingLogSink;
+using ::testing::UnorderedElementsAre;
+
+constexpr GroupId kGroup{0};
+constexpr uint32_t kTokens = 4;
+
+/// Both halves around a real worker, and an engine on the host whose blocks hold their identity.
+class ConnectorTest : public ::testing::Test {
+ protected:
+  void SetUp() override { use({}); }
+
+  void use(const RankRigOptions& options, LoadMode mode = LoadMode::kAuto) {
+    leader_.reset();
+    worker_.reset();
+    cluster_.reset();
+    channel_.reset();
+    rig_.reset();
+    rig_ = std::make_unique<RankRig>(executor_, log_, options);
+    channel_ = std::make_unique<InprocChannel>(executor_, std::vector{rig_->worker.get()});
+    auto tiers = TierManager::create(
+        {.groups = {{kGroup, Retention::full_prefix()}}, .places = rig_->specs, .num_ranks = 1},
+        executor_.clock(), events_, metrics_, log_);
+    cluster_ = std::make_unique<Cluster>(std::move(tiers).value(), *channel_, executor_.clock(),
+                                         EngineOperations::kBySteps);
+    leader_ = ConnectorLeader::create({.groups = {{kGroup, Retention::full_prefix()}},
+                                       .ns = NamespaceId(1),
+                                       .block_tokens = kTokens,
+                                       .load_mode = mode},
+                                      *cluster_, log_)
+                  .value();
+    worker_ = std::make_unique<ConnectorWorker>(*rig_->worker, *rig_->device, rig_->compute,
+                                                EngineCompute::kOnHost);
+  }
+
+  /// Block `position` of the sequence `name`.
+  static Identity identity(uint64_t name, uint32_t position) {
+    return Identity::from_hashes(SequenceHash(name), BlockHash(position), SequenceHash(0),
+                                 position);
+  }
+  static uint64_t content(uint64_t name, uint32_t position) { return name * 1000 + position; }
+  void extend(const std::string& request, uint64_t name, uint32_t num_blocks) {
+    for (uint32_t i = leader_->num_identities(request); i < num_blocks; ++i) {
+      const Identity next = identity(name, i);
+      leader_->extend(request, {&next, 1});
+    }
+  }
+  static std::vector<BlockId> blocks(uint32_t first, uint32_t count) {
+    std::vector<BlockId> ids;
+    for (uint32_t i = 0; i < count; ++i) ids.emplace_back(first + i);
+    return ids;
+  }
+
+  /// One step of the engine with one request, which computes the blocks from `computed` on.
+  void step(const ScheduledRequest& request, uint64_t name) {
+    begin({request});
+    EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+    const auto& ids = request.blocks.at(0);
+    const uint32_t first = request.num_computed_tokens / kTokens;
+    const uint32_t end = (request.num_computed_tokens + request.num_scheduled_tokens) / kTokens;
+    for (uint32_t i = first; i < end; ++i) rig_->fill(ids.at(i).value(), content(name, i));
+    worker_->end_step();
+  }
+  void begin(const std::vector<ScheduledRequest>& requests) {
+    EXPECT_TRUE(worker_->begin_step(leader_->build_step(requests)));
+  }
+  void empty_step() {
+    begin({});
+    worker_->end_step();
+  }
+  /// A request that computes all its blocks at once, and ends.
+  void run(const std::string& request, uint64_t name, uint32_t first_block, uint32_t num_blocks) {
+    extend(request, name, num_blocks);
+    step({.request = request,
+          .blocks = {blocks(first_block, num_blocks)},
+          .replaces_blocks = true,
+          .num_computed_tokens = 0,
+          .num_scheduled_tokens = num_blocks * kTokens},
+         name);
+    EXPECT_FALSE(leader_->finished(request));
+    settle();
+  }
+  void settle() {
+    EXPECT_TRUE(cluster_->wait_idle(executor_.clock().now() + std::chrono::seconds(10)));
+  }
+  uint64_t stored() { return cluster_->leader().resident_blocks(TierId::kG2); }
+
+  RecordingLogSink log_{LogLevel::kError};
+  ThreadExecutor executor_{log_};
+  RecordingSink events_{256};
+  MetricsRegistry metrics_;
+  std::unique_ptr<RankRig> rig_;
+  std::unique_ptr<InprocChannel> channel_;
+  std::unique_ptr<Cluster> cluster_;
+  std::unique_ptr<ConnectorLeader> leader_;
+  std::unique_ptr<ConnectorWorker> worker_;
+};
+
+TEST_F(ConnectorTest, AStepBeginsWithWhatTheHostHas) {
+  run("a", 1, 0, 3);
+  EXPECT_EQ(stored(), 3U);
+
+  extend("b", 1, 3);
+  const ExternalMatch offer = leader_->match("b", 0, 3 * kTokens + 1);
+  EXPECT_EQ(offer.num_tokens, 3 * kTokens);
+  EXPECT_FALSE(offer.between_steps);
+  const std::vector<BlockId> into = blocks(10, 4);
+  EXPECT_TRUE(leader_->allocated("b", {into}, offer.num_tokens));
+  step({.request = "b",
+        .blocks = {into},
+        .replaces_blocks = true,
+        .num_computed_tokens = 3 * kTokens,
+        .num_scheduled_tokens = 1},
+       1);
+  for (uint32_t i = 0; i < 3; ++i) EXPECT_TRUE(rig_->holds(10 + i, content(1, i)));
+  EXPECT_THAT(worker_->take_failed_blocks(), IsEmpty());
+  EXPECT_THAT(worker_->take_received(), IsEmpty());
+}
+
+TEST_F(ConnectorTest, TheBlockOfTheLastTokenIsNotLoaded) {
+  run("a", 1, 0, 3);
+  extend("b", 1, 3);
+  EXPECT_EQ(leader_->match("b", 0, 3 * kTokens).num_tokens, 2 * kTokens);
+  EXPECT_EQ(leader_->match("b", 2 * kTokens, 3 * kTokens).num_tokens, 0U);
+  EXPECT_EQ(leader_->match("b", kTokens, 3 * kTokens).num_tokens, kTokens);
+  EXPECT_EQ(leader_->match("b", 1, 3 * kTokens).num_tokens, 0U);  // inside a block
+}
+
+TEST_F(ConnectorTest, OnlyAcceptedTokensAreStored) {
+  extend("a", 1, 2);
+  // Three blocks are computed, but the third is of drafts that may be dropped.
+  step({.request = "a",
+        .blocks = {blocks(0, 3)},
+        .replaces_blocks = true,
+        .num_computed_tokens = 0,
+        .num_scheduled_tokens = 3 * kTokens},
+       1);
+  settle();
+  EXPECT_EQ(stored(), 2U);
+  extend("a", 1, 3);
+  begin({{.request = "a",
+          .blocks = {{}},
+          .replaces_blocks = false,
+          .num_computed_tokens = 3 * kTokens,
+          .num_scheduled_tokens = 1}});
+  worker_->end_step();
+  settle();
+  EXPECT_EQ(stored(), 3U);
+}
+
+TEST_F(ConnectorTest, AChunkedPromptIsStoredChunkByChunk) {
+  extend("a", 1, 4);
+  step({.request = "a",
+        .blocks = {blocks(0, 4)},
+        .replaces_blocks = true,
+        .num_computed_tokens = 0,
+        .num_scheduled_tokens = 6},
+       1);
+  settle();
+  EXPECT_EQ(stored(), 1U);
+}
+
+TEST_F(ConnectorTest, WhatComesFromDiskIsLoadedBetweenSteps) {
+  use({.host_blocks = 4, .disk_blocks = 16});
+  run("a", 1, 0, 3);
+  run("b", 2, 4, 4);  // pushes the first chain to disk
+  settle();
+  extend("c", 1, 3);
+  const ExternalMatch offer = leader_->match("c", 0, 3 * kTokens + 1);
+  EXPECT_EQ(offer.num_tokens, 3 * kTokens);
+  EXPECT_TRUE(offer.between_steps);
+  EXPECT_TRUE(leader_->allocated("c", {blocks(10, 3)}, offer.num_tokens));
+  std::vector<std::string> received;
+  for (int i = 0; i < 1000 && received.empty(); ++i) {
+    empty_step();
+    received = worker_->take_received();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_THAT(received, ElementsAre("c"));
+  EXPECT_THAT(worker_->take_failed_blocks(), IsEmpty());
+  for (uint32_t i = 0; i < 3; ++i) EXPECT_TRUE(rig_->holds(10 + i, content(1, i)));
+  EXPECT_TRUE(leader_->allocated("c", {blocks(10, 4)}, 0));
+  EXPECT_EQ(leader_->num_open_loads(), 0U);
+}
+
+TEST_F(ConnectorTest, AFailedLoadInAStepIsToldAndWhatWasComputedOnItIsNotStored) {
+  run("a", 1, 0, 3);
+  extend("b", 1, 5);
+  const ExternalMatch offer = leader_->match("b", 0, 5 * kTokens);
+  EXPECT_TRUE(leader_->allocated("b", {blocks(10, 5)}, offer.num_tokens));
+  const ScheduledRequest request{.request = "b",
+                                 .blocks = {blocks(10, 5)},
+                                 .replaces_blocks = true,
+                                 .num_computed_tokens = 3 * kTokens,
+                                 .num_scheduled_tokens = 2 * kTokens};
+  std::vector<std::byte> bytes = leader_->build_step({&request, 1});
+  // The load names a block that the host does not have: the worker refuses it.
+  ConnectorStep broken = decode_connector_step(bytes).value();
+  ASSERT_EQ(broken.plan.loads.size(), 1U);
+  broken.plan.loads[0].from[0] = BlockId(1 << 20);
+  EXPECT_TRUE(worker_->begin_step(encode(broken)));
+  EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+  EXPECT_THAT(worker_->take_failed_blocks(),
+              UnorderedElementsAre(BlockId(10), BlockId(11), BlockId(12)));
+  worker_->end_step();
+  settle();
+  EXPECT_EQ(stored(), 3U);
+
+  // The engine computes everything again, and now it is stored.
+  step({.request = "b",
+        .blocks = {blocks(10, 5)},
+        .replaces_blocks = true,
+        .num_computed_tokens = 0,
+        .num_scheduled_tokens = 5 * kTokens},
+       1);
+  settle();
+  EXPECT_EQ(stored(), 5U);
+}
+
+TEST_F(ConnectorTest, AStepDoesNotOverwriteWhatAStoreStillReads) {
+  // The store of the first request waits for its step, which ends late; the second request gets the
+  // same blocks at once.
+  extend("a", 1, 2);
+  const ScheduledRequest first{.request = "a",
+                               .blocks = {blocks(0, 2)},
+                               .replaces_blocks = true,
+                               .num_computed_tokens = 0,
+                               .num_scheduled_tokens = 2 * kTokens};
+  begin({first});
+  for (uint32_t i = 0; i < 2; ++i) rig_->fill(i, content(1, i));
+  worker_->end_step();
+  EXPECT_FALSE(leader_->finished("a"));
+  extend("b", 2, 2);
+  step({.request = "b",
+        .blocks = {blocks(0, 2)},
+        .replaces_blocks = true,
+        .num_computed_tokens = 0,
+        .num_scheduled_tokens = 2 * kTokens},
+       2);
+  settle();
+  extend("c", 1, 2);
+  const ExternalMatch offer = leader_->match("c", 0, 2 * kTokens + 1);
+  ASSERT_EQ(offer.num_tokens, 2 * kTokens);
+  EXPECT_TRUE(leader_->allocated("c", {blocks(20, 3)}, offer.num_tokens));
+  step({.request = "c",
+        .blocks = {blocks(20, 3)},
+        .replaces_blocks = true,
+        .num_computed_tokens = 2 * kTokens,
+        .num_scheduled_tokens = 1},
+       1);
+  for (uint32_t i = 0; i < 2; ++i) EXPECT_TRUE(rig_->holds(20 + i, content(1, i)));
+}
+
+TEST_F(ConnectorTest, AnAbortDuringALoadHoldsTheBlocksUntilItHasStopped) {
+  use({}, LoadMode::kBetweenSteps);
+  run("a", 1, 0, 3);
+  extend("b", 1, 3);
+  const ExternalMatch offer = leader_->match("b", 0, 3 * kTokens + 1);
+  ASSERT_TRUE(offer.between_steps);
+  EXPECT_TRUE(leader_->allocated("b", {blocks(10, 3)}, offer.num_tokens));
+  EXPECT_TRUE(leader_->finished("b"));
+  EXPECT_EQ(leader_->num_requests(), 0U);
+  std::vector<std::string> received;
+  for (int i = 0; i < 1000 && received.empty(); ++i) {
+    empty_step();
+    received = worker_->take_received();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_THAT(received, ElementsAre("b"));
+  EXPECT_EQ(leader_->num_open_loads(), 0U);
+}
+
+TEST_F(ConnectorTest, AnOfferThatIsNotTakenLeavesNothingPinned) {
+  run("a", 1, 0, 3);
+  extend("b", 1, 3);
+  EXPECT_GT(leader_->match("b", 0, 3 * kTokens).num_tokens, 0U);
+  EXPECT_TRUE(leader_->allocated("b", {blocks(10, 3)}, 0));
+  EXPECT_GT(leader_->match("b", 0, 3 * kTokens).num_tokens, 0U);
+  EXPECT_FALSE(leader_->finished("b"));
+  run("c", 2, 0, 8);  // all of the host
+  EXPECT_EQ(stored(), 8U);
+  EXPECT_EQ(leader_->num_requests(), 0U);
+}
+
+}  // namespace
+}  // namespace kvbm

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// ConnectorWorker: the worker half of an engine's connector: the engine's hooks over a Worker.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvbm/base/ids.hpp"
+#include "kvbm/base/mutex.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/connector/connector_step.hpp"
+#include "kvbm/device/device.hpp"
+#include "kvbm/worker/worker.hpp"
+
+namespace kvbm {
+
+/// Where an engine's forward pass runs.
+enum class EngineCompute : uint8_t {
+  kOnStream,  ///< queued on a stream of the device: nothing waits on the host
+  kOnHost,    ///< on the thread that calls the hooks, which therefore wait
+};
+
+/// Translates the hooks of a step into the worker's, and keeps what the engine has to hear.
+/// Order of a step: begin_step, layer_needed and layer_written per layer where the step has loads
+/// or stores, end_step, take_*.
+///
+/// Ownership: borrows worker and device, which outlive it; observes the worker's results.
+/// Threads: the engine's thread.
+class ConnectorWorker {
+ public:
+  ConnectorWorker(Worker& worker, Device& device, StreamRef compute, EngineCompute where);
+  ~ConnectorWorker();
+  ConnectorWorker(const ConnectorWorker&) = delete;
+  ConnectorWorker& operator=(const ConnectorWorker&) = delete;
+
+  /// Begins a step with the bytes of a ConnectorStep. Errors: those of decode_connector_step, and
+  /// of Worker::begin_step: nothing may be computed then.
+  Status begin_step(std::span<const std::byte> step);
+  /// Whether a layer has to wait for loads: hooks of a step without them cost nothing.
+  [[nodiscard]] bool has_loads() const noexcept { return has_loads_; }
+  /// Makes a layer's compute wait for what it reads. Errors: those of Worker::layer_needed.
+  Status layer_needed(LayerId layer);
+  /// Ends the step: what it wrote can be stored.
+  void end_step();
+
+  /// Moves out the requests whose load between steps has ended.
+  [[nodiscard]] std::vector<std::string> take_received();
+  /// Moves out engine blocks that did not get their content since the last call.
+  [[nodiscard]] std::vector<BlockId> take_failed_blocks();
+
+ private:
+  struct Loads;
+
+  Worker& worker_;
+  Device& device_;
+  const StreamRef compute_;
+  const EngineCompute where_;
+  bool in_step_ = false;
+  bool has_loads_ = false;
+  std::vector<std::string> received_;
+  std::vector<BlockId> failed_;
+  std::shared_ptr<Loads> loads_;
+};
+
+}  // namespace kvbm
