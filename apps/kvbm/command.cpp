@@ -102,7 +102,7 @@ CLI::Option* add_count(CLI::App& app, const std::string& name, std::optional<uin
 
 CLI::Option* add_milliseconds(CLI::App& app, const std::string& name,
                               std::chrono::milliseconds& target, const std::string& help) {
-  constexpr CountRange kOneDay{0, 86'400'000};
+  static constexpr CountRange kOneDay{0, 86'400'000};
   return add_parsed(app, name, help, "MS",
                     [&target, shown = first_name(name)](const std::string& text) {
                       const uint64_t count = parse_count(shown, text, kOneDay);

@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: Apache-2.0
+// kvbm._core: the connector's two sides for Python. Bytes, numbers and names; no torch.
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include "kvbm/base/log_spdlog.hpp"
+#include "kvbm/runtime/dynamo_variables.hpp"
+#include "kvbm/runtime/kvbm_leader.hpp"
+#include "kvbm/runtime/kvbm_worker.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvbm {
+namespace {
+
+/// What kvbm.Error is made of; the module sets it up.
+nb::object& error_class() {
+  static nb::object& the_class = *new nb::object();
+  return the_class;
+}
+
+[[noreturn]] void raise(const Error& error) {
+  nb::object exception = error_class()(error.describe());
+  exception.attr("code") = std::string(to_string(error.code()));
+  PyErr_SetObject(error_class().ptr(), exception.ptr());
+  throw nb::python_error();
+}
+
+void check(const Status& status) {
+  if (!status) raise(status.error());
+}
+template <class T>
+T take(Result<T>&& result) {
+  if (!result) raise(result.error());
+  return *std::move(result);
+}
+
+LogSink& log_sink() {
+  static LogSink& sink = *SpdlogSink::to_stderr(LogLevel::kWarning).release();
+  return sink;
+}
+
+std::vector<std::vector<BlockId>> block_ids(const std::vector<std::vector<uint32_t>>& groups) {
+  std::vector<std::vector<BlockId>> ids(groups.size());
+  for (size_t group = 0; group < groups.size(); ++group) {
+    ids[group].reserve(groups[group].size());
+    for (const uint32_t block : groups[group]) ids[group].emplace_back(block);
+  }
+  return ids;
+}
+
+std::unique_ptr<KvbmWorker> make_worker(
+    uint16_t rank, uint32_t num_blocks,
+    const std::vector<std::pair<uint64_t, std::vector<std::pair<uint64_t, uint64_t>>>>& groups,
+    const std::string& disk_directory) {
+  KvbmWorkerOptions options{.rank = rank, .num_blocks = num_blocks};
+  options.disk_directory = disk_directory;
+  for (const auto& [run_bytes, runs] : groups) {
+    EngineGroup& group = options.groups.emplace_back();
+    group.run_bytes = run_bytes;
+    for (const auto& [address, stride] : runs) {
+      // NOLINTNEXTLINE(performance-no-int-to-ptr): an engine's tensor comes as its data_ptr().
+      group.runs.push_back({reinterpret_cast<std::byte*>(address), stride});
+    }
+  }
+  const nb::gil_scoped_release released;
+  auto created = KvbmWorker::create(std::move(options), log_sink());
+  if (!created) {
+    const nb::gil_scoped_acquire acquired;
+    raise(created.error());
+  }
+  return *std::move(created);
+}
+
+/// A leader and the workers that it borrows.
+struct Leader {
+  std::vector<KvbmWorker*> workers;
+  std::vector<nb::object> kept;  // the workers' Python objects
+  std::unique_ptr<KvbmLeader> leader;
+
+  ConnectorLeader& requests() { return leader->requests(); }
+};
+
+std::unique_ptr<Leader> make_leader(
+    nb::list workers, const std::string& model, const std::string& dtype, const std::string& scheme,
+    uint32_t block_tokens, const std::vector<uint32_t>& window_blocks, const std::string& load_mode,
+    uint64_t host_bytes, uint64_t disk_bytes, uint32_t host_blocks, uint32_t disk_blocks) {
+  auto made = std::make_unique<Leader>();
+  for (nb::handle worker : workers) {
+    made->workers.push_back(nb::cast<KvbmWorker*>(worker));
+    made->kept.push_back(nb::borrow(worker));
+  }
+  KvbmLeaderOptions options;
+  options.ns = {.model = model,
+                .weights_epoch = 0,
+                .dtype = dtype,
+                .num_heads = 0,
+                .num_layers = 0,
+                .tokens_per_block = block_tokens,
+                .identity_scheme = scheme,
+                .tenant_salt = ""};
+  for (const uint32_t window : window_blocks) {
+    options.retention.push_back(window == 0 ? Retention::full_prefix()
+                                            : Retention::last_window(window));
+  }
+  options.block_tokens = block_tokens;
+  if (load_mode == "auto") {
+    options.load_mode = LoadMode::kAuto;
+  } else if (load_mode == "in_step") {
+    options.load_mode = LoadMode::kInStep;
+  } else if (load_mode == "between_steps") {
+    options.load_mode = LoadMode::kBetweenSteps;
+  } else {
+    raise(Error(ErrorCode::kInvalidArgument,
+                "load_mode is auto, in_step or between_steps, not " + load_mode));
+  }
+  options.host_bytes = host_bytes;
+  options.disk_bytes = disk_bytes;
+  options.host_blocks = host_blocks;
+  options.disk_blocks = disk_blocks;
+  made->leader = take(KvbmLeader::create(options, made->workers, log_sink()));
+  return made;
+}
+
+Identity identity_of(nb::handle hash) {
+  char* data = nullptr;
+  Py_ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(hash.ptr(), &data, &size) != 0) throw nb::python_error();
+  return take(Identity::from_bytes(std::as_bytes(std::span(data, static_cast<size_t>(size)))));
+}
+
+void extend(Leader& leader, const std::string& request, nb::list hashes) {
+  std::vector<Identity> identities;
+  identities.reserve(nb::len(hashes));
+  for (nb::handle hash : hashes) identities.push_back(identity_of(hash));
+  leader.requests().extend(request, identities);
+}
+
+struct Scheduled {
+  std::string request;
+  std::vector<std::vector<BlockId>> blocks;
+  bool replaces_blocks = false;
+  uint32_t num_computed_tokens = 0;
+  uint32_t num_scheduled_tokens = 0;
+};
+
+nb::bytes build_step(Leader& leader, nb::list requests) {
+  std::vector<Scheduled> kept;
+  kept.reserve(nb::len(requests));
+  for (nb::handle entry : requests) {
+    const nb::tuple fields = nb::cast<nb::tuple>(entry);
+    kept.push_back({nb::cast<std::string>(fields[0]),
+                    block_ids(nb::cast<std::vector<std::vector<uint32_t>>>(fields[1])),
+                    nb::cast<bool>(fields[2]), nb::cast<uint32_t>(fields[3]),
+                    nb::cast<uint32_t>(fields[4])});
+  }
+  std::vector<ScheduledRequest> scheduled;
+  scheduled.reserve(kept.size());
+  for (Scheduled& request : kept) {
+    scheduled.push_back({.request = request.request,
+                         .blocks = std::move(request.blocks),
+                         .replaces_blocks = request.replaces_blocks,
+                         .num_computed_tokens = request.num_computed_tokens,
+                         .num_scheduled_tokens = request.num_scheduled_tokens});
+  }
+  const std::vector<std::byte> step = leader.requests().build_step(scheduled);
+  return nb::bytes(step.data(), step.size());
+}
+
+std::vector<uint32_t> numbers(const std::vector<BlockId>& blocks) {
+  std::vector<uint32_t> ids;
+  ids.reserve(blocks.size());
+  for (const BlockId block : blocks) ids.push_back(block.value());
+  return ids;
+}
+
+/// Counters and gauges by name and labels.
+class Statistics final : public StatisticsVisitor {
+ public:
+  void visit_counter(const MetricInfo& info, uint64_t value) override {
+    found[name_of(info)] = nb::int_(value);
+  }
+  void visit_gauge(const MetricInfo& info, int64_t value) override {
+    found[name_of(info)] = nb::int_(value);
+  }
+  void visit_histogram(const MetricInfo& /*info*/, const HistogramSnapshot& /*value*/) override {}
+
+  nb::dict found;
+
+ private:
+  static nb::str name_of(const MetricInfo& info) {
+    std::string name = info.name;
+    char before = '{';
+    for (const MetricLabel& label : info.labels) {
+      name += before + label.key + "=" + label.value;
+      before = ',';
+    }
+    if (before == ',') name += '}';
+    return nb::str(name.c_str());
+  }
+};
+
+}  // namespace
+}  // namespace kvbm
+
+NB_MODULE(_core, module) {
+  using namespace kvbm;
+  module.doc() = "kvbm's C++ library: the two sides of an engine's connector.";
+  error_class() = nb::borrow(
+      PyErr_NewExceptionWithDoc("kvbm.Error", "What went wrong, with its code.", nullptr, nullptr));
+  module.attr("Error") = error_class();
+
+  nb::class_<KvbmWorker>(module, "KvbmWorker",
+                         "One rank: an engine's KV tensors and what moves their bytes.")
+      .def(
+          "__init__",
+          [](nb::pointer_and_handle<KvbmWorker>) { throw nb::type_error("use KvbmWorker.create"); })
+      .def_static("create", &make_worker, "rank"_a, "num_blocks"_a, "groups"_a,
+                  "disk_directory"_a = "",
+                  "groups: per layer group (run_bytes, [(address, block_stride), ...]), in bytes. "
+                  "Borrows the memory until stop().")
+      .def(
+          "begin_step",
+          [](KvbmWorker& worker, nb::bytes step) {
+            const auto bytes = std::as_bytes(std::span(step.c_str(), step.size()));
+            Status begun;
+            {
+              const nb::gil_scoped_release released;
+              begun = worker.hooks().begin_step(bytes);
+            }
+            check(begun);
+          },
+          "step"_a, "Begins a step with the bytes of build_step.")
+      .def_prop_ro("has_loads", [](KvbmWorker& worker) { return worker.hooks().has_loads(); })
+      .def(
+          "layer_needed",
+          [](KvbmWorker& worker, uint16_t layer) {
+            Status loaded;
+            {
+              const nb::gil_scoped_release released;
+              loaded = worker.hooks().layer_needed(LayerId(layer));
+            }
+            check(loaded);
+          },
+          "layer"_a, "Waits for what the layer reads.")
+      .def(
+          "end_step", [](KvbmWorker& worker) { worker.hooks().end_step(); },
+          nb::call_guard<nb::gil_scoped_release>())
+      .def("take_received", [](KvbmWorker& worker) { return worker.hooks().take_received(); })
+      .def("take_failed_blocks",
+           [](KvbmWorker& worker) { return numbers(worker.hooks().take_failed_blocks()); })
+      .def(
+          "stop",
+          [](KvbmWorker& worker) {
+            Status stopped;
+            {
+              const nb::gil_scoped_release released;
+              stopped = worker.stop();
+            }
+            check(stopped);
+          },
+          "Waits for running copies; the tensors may go afterwards.");
+
+  nb::class_<Leader>(module, "KvbmLeader", "The scheduler's side: requests, tiers and steps.")
+      .def("__init__",
+           [](nb::pointer_and_handle<Leader>) { throw nb::type_error("use KvbmLeader.create"); })
+      .def_static("create", &make_leader, "workers"_a, nb::kw_only(), "model"_a, "dtype"_a,
+                  "scheme"_a, "block_tokens"_a, "window_blocks"_a, "load_mode"_a = "auto",
+                  "host_bytes"_a = 0, "disk_bytes"_a = 0, "host_blocks"_a = 0, "disk_blocks"_a = 0)
+      .def("num_identities",
+           [](Leader& leader, const std::string& request) {
+             return leader.requests().num_identities(request);
+           })
+      .def("extend", &extend, "request"_a, "hashes"_a)
+      .def(
+          "match",
+          [](Leader& leader, const std::string& request, uint32_t num_computed_tokens,
+             uint32_t num_tokens) {
+            const ExternalMatch offer =
+                leader.requests().match(request, num_computed_tokens, num_tokens);
+            return std::pair(offer.num_tokens, offer.between_steps);
+          },
+          "request"_a, "num_computed_tokens"_a, "num_tokens"_a)
+      .def(
+          "allocated",
+          [](Leader& leader, const std::string& request,
+             const std::vector<std::vector<uint32_t>>& blocks, uint32_t num_external_tokens) {
+            check(leader.requests().allocated(request, block_ids(blocks), num_external_tokens));
+          },
+          "request"_a, "blocks"_a, "num_external_tokens"_a)
+      .def("build_step", &build_step, "scheduled"_a,
+           "scheduled: [(request, blocks by group, replaces_blocks, num_computed_tokens, "
+           "num_scheduled_tokens), ...]")
+      .def("finished",
+           [](Leader& leader, const std::string& request) {
+             return leader.requests().finished(request);
+           })
+      .def_prop_ro("num_requests", [](Leader& leader) { return leader.requests().num_requests(); })
+      .def_prop_ro("num_open_loads",
+                   [](Leader& leader) { return leader.requests().num_open_loads(); })
+      .def_prop_ro("num_host_blocks",
+                   [](Leader& leader) { return leader.leader->num_host_blocks(); })
+      .def_prop_ro("num_disk_blocks",
+                   [](Leader& leader) { return leader.leader->num_disk_blocks(); })
+      .def("statistics", [](Leader& leader) {
+        Statistics statistics;
+        leader.leader->metrics().visit(statistics);
+        return statistics.found;
+      });
+
+  module.def(
+      "dynamo_variables",
+      [] {
+        const DynamoVariables found = take(read_dynamo_variables(dynamo_environment()));
+        nb::dict values;
+        values["host_bytes"] = found.host_bytes;
+        values["disk_bytes"] = found.disk_bytes;
+        values["host_blocks"] = found.host_blocks;
+        values["disk_blocks"] = found.disk_blocks;
+        values["disk_directory"] = found.disk_directory;
+        return values;
+      },
+      "The DYN_KVBM_* variables of this process.");
+}

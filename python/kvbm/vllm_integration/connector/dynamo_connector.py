@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DynamoConnector: vLLM's KVConnectorBase_V1 over kvbm."""
+
+from dataclasses import dataclass
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    SupportsHMA,
+)
+
+from kvbm.vllm_integration.connector_leader import KvConnectorLeader
+from kvbm.vllm_integration.connector_worker import KvConnectorWorker
+
+
+@dataclass
+class KvbmConnectorMetadata(KVConnectorMetadata):
+    """One step for every rank: the bytes of a ConnectorStep."""
+
+    step: bytes
+
+
+class DynamoConnector(KVConnectorBase_V1, SupportsHMA):
+    """Made once for the scheduler and once for each worker; vLLM's contract says what is called when."""
+
+    def __init__(self, vllm_config, role, kv_cache_config=None):
+        super().__init__(vllm_config, role, kv_cache_config)
+        if kv_cache_config is None:
+            raise RuntimeError("this vLLM gives connectors no kv_cache_config: kvbm needs 0.26 or newer")
+        self._leader = None
+        self._worker = None
+        if role == KVConnectorRole.SCHEDULER:
+            self._leader = KvConnectorLeader(vllm_config, kv_cache_config)
+        else:
+            self._worker = KvConnectorWorker(vllm_config, kv_cache_config)
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        return False  # a store that is dropped is a future miss
+
+    # --- worker -------------------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches):
+        self._worker.register_kv_caches(kv_caches)
+
+    def handle_preemptions(self, kv_connector_metadata):
+        # The first hook of a step: whatever still reads blocks that are given away ends before they are written.
+        if isinstance(kv_connector_metadata, KvbmConnectorMetadata):
+            self._worker.begin_step(kv_connector_metadata.step)
+
+    def bind_connector_metadata(self, connector_metadata):
+        super().bind_connector_metadata(connector_metadata)
+        self._worker.begin_step(connector_metadata.step)
+
+    def start_load_kv(self, forward_context, **kwargs):
+        pass  # loads have begun with the step
+
+    def wait_for_layer_load(self, layer_name):
+        self._worker.wait_for_layer_load(layer_name)
+
+    def save_kv_layer(self, layer_name, kv_layer, attn_metadata, **kwargs):
+        pass  # stores wait for the end of the step
+
+    def wait_for_save(self):
+        self._worker.end_step()
+
+    def get_finished(self, finished_req_ids):
+        return None, self._worker.take_received() or None
+
+    def get_block_ids_with_load_errors(self):
+        return self._worker.take_failed_blocks()
+
+    def shutdown(self):
+        if self._worker is not None:
+            self._worker.shutdown()
+
+    # --- scheduler ----------------------------------------------------------------------------
+
+    def get_num_new_matched_tokens(self, request, num_computed_tokens):
+        return self._leader.get_num_new_matched_tokens(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request, blocks, num_external_tokens):
+        self._leader.update_state_after_alloc(request, blocks, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output):
+        return KvbmConnectorMetadata(self._leader.build_connector_meta(scheduler_output))
+
+    def request_finished(self, request, block_ids):
+        return self._leader.request_finished(request), None
+
+    def request_finished_all_groups(self, request, block_ids):
+        return self._leader.request_finished(request), None
+
+
+class KvbmConnector(DynamoConnector):
+    """The same under kvbm's own name."""

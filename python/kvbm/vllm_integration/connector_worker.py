@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker half: vLLM's hooks over kvbm.KvbmWorker."""
+
+from kvbm._core import KvbmWorker, dynamo_variables
+from kvbm.vllm_integration.layout import runs_of
+
+# The workers of this process, by engine id and rank: what a leader of the same process finds.
+LOCAL_WORKERS: dict[tuple[str, int], KvbmWorker] = {}
+
+
+class KvConnectorWorker:
+    """Threads: the model runner's."""
+
+    def __init__(self, vllm_config, kv_cache_config):
+        self._engine_id = vllm_config.kv_transfer_config.engine_id
+        self._rank = vllm_config.parallel_config.rank
+        self._kv_cache_config = kv_cache_config
+        self._worker = None
+        self._layers: dict[str, int] = {}
+        self._step = None
+
+    def register_kv_caches(self, kv_caches):
+        """kv_caches: tensors by layer name, each [num_blocks, ...]; they stay until shutdown()."""
+        config = self._kv_cache_config
+        groups = []
+        for group in config.kv_cache_groups:
+            spec = group.kv_cache_spec
+            layers = [
+                runs_of(name, kv_caches[name], config.num_blocks, spec.page_size_bytes) for name in group.layer_names
+            ]
+            if len({layer.run_bytes for layer in layers}) != 1:
+                raise ValueError(f"the layers of one group differ: {group.layer_names}")
+            runs = [(address, layer.block_stride) for layer in layers for address in layer.addresses]
+            groups.append((layers[0].run_bytes, runs))
+            self._layers.update({name: i for i, name in enumerate(group.layer_names)})
+        variables = dynamo_variables()
+        uses_disk = variables["disk_bytes"] or variables["disk_blocks"]
+        self._worker = KvbmWorker.create(
+            rank=self._rank,
+            num_blocks=config.num_blocks,
+            groups=groups,
+            disk_directory=variables["disk_directory"] if uses_disk else "",
+        )
+        LOCAL_WORKERS[self._engine_id, self._rank] = self._worker
+
+    def begin_step(self, step: bytes):
+        """The first hook of a step wins: vLLM's releases differ in which it is."""
+        if self._step is None:
+            self._step = step
+            self._worker.begin_step(step)
+
+    def wait_for_layer_load(self, layer_name: str):
+        if self._worker.has_loads:
+            self._worker.layer_needed(self._layers[layer_name])
+
+    def end_step(self):
+        if self._step is None:
+            return
+        if self._worker.has_loads:  # no layer has waited: nothing was computed
+            self._worker.layer_needed(0)
+        self._worker.end_step()
+        self._step = None
+
+    def take_received(self) -> set[str]:
+        return set(self._worker.take_received())
+
+    def take_failed_blocks(self) -> set[int]:
+        return set(self._worker.take_failed_blocks())
+
+    def shutdown(self):
+        if self._worker is not None:
+            self.end_step()
+            self._worker.stop()
+            LOCAL_WORKERS.pop((self._engine_id, self._rank), None)
+            self._worker = None

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/runtime/dynamo_variables.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <string_view>
+
+#include "kvbm/base/text.hpp"
+#include "kvbm/runtime/internal/nearest_name.hpp"
+#include "kvbm/runtime/kv_block_manager_config.hpp"
+
+extern "C" char** environ;
+
+namespace kvbm {
+namespace {
+
+constexpr std::string_view kPrefix = "DYN_KVBM_";
+
+// Known to Dynamo's KVBM, and without a part here that they could act on.
+constexpr std::string_view kNotYet[] = {
+    "DYN_KVBM_DISK_ZEROFILL_FALLBACK",
+    "DYN_KVBM_DISK_DISABLE_O_DIRECT",
+    "DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS",
+    "DYN_KVBM_METRICS",
+    "DYN_KVBM_METRICS_PORT",
+    "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER",
+    "DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY",
+};
+
+tl::unexpected<Error> wrong(const EnvironmentVariable& variable, std::string_view allowed) {
+  return make_error(ErrorCode::kInvalidArgument,
+                    format_text("{} = {}: allowed is {}", variable.name,
+                                internal::shown_text(variable.value), allowed));
+}
+
+template <class T>
+bool parse_all(const std::string& text, T& value) {
+  const char* const end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data(), end, value);
+  return parsed.ec == std::errc() && parsed.ptr == end;
+}
+
+Status read_gigabytes(const EnvironmentVariable& variable, uint64_t& bytes) {
+  constexpr double kMost = 1e6;  // a petabyte
+  double gigabytes = 0;
+  if (!parse_all(variable.value, gigabytes) || !std::isfinite(gigabytes) || gigabytes < 0 ||
+      gigabytes > kMost) {
+    return wrong(variable, "a number of gigabytes from 0 to 1000000, such as 4 or 0.5");
+  }
+  bytes = static_cast<uint64_t>(std::llround(gigabytes * 1e9));
+  return {};
+}
+
+Status read_blocks(const EnvironmentVariable& variable, uint32_t& blocks) {
+  if (!parse_all(variable.value, blocks) || blocks > kMaxTierBlocks) {
+    return wrong(variable, format_text("an integer from 0 to {}", kMaxTierBlocks));
+  }
+  return {};
+}
+
+}  // namespace
+
+std::vector<EnvironmentVariable> dynamo_environment() {
+  std::vector<EnvironmentVariable> found;
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    const std::string_view text = *entry;
+    const size_t equals = text.find('=');
+    if (!text.starts_with(kPrefix) || equals == std::string_view::npos) continue;
+    found.push_back({std::string(text.substr(0, equals)), std::string(text.substr(equals + 1))});
+  }
+  return found;
+}
+
+Result<DynamoVariables> read_dynamo_variables(const std::vector<EnvironmentVariable>& environment) {
+  DynamoVariables found;
+  for (const EnvironmentVariable& variable : environment) {
+    const std::string_view name = variable.name;
+    if (name == "DYN_KVBM_CPU_CACHE_GB") {
+      KVBM_TRY(read_gigabytes(variable, found.host_bytes));
+    } else if (name == "DYN_KVBM_DISK_CACHE_GB") {
+      KVBM_TRY(read_gigabytes(variable, found.disk_bytes));
+    } else if (name == "DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS") {
+      KVBM_TRY(read_blocks(variable, found.host_blocks));
+    } else if (name == "DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS") {
+      KVBM_TRY(read_blocks(variable, found.disk_blocks));
+    } else if (name == "DYN_KVBM_DISK_CACHE_DIR") {
+      if (variable.value.empty()) return wrong(variable, "the path of a directory");
+      found.disk_directory = variable.value;
+    } else if (std::find(std::begin(kNotYet), std::end(kNotYet), name) != std::end(kNotYet)) {
+      return make_error(ErrorCode::kUnsupported,
+                        format_text("{} is not acted on by this version: unset it", name));
+    } else {
+      return make_error(
+          ErrorCode::kInvalidArgument,
+          format_text("there is no variable {}", internal::shown_text(variable.name)));
+    }
+  }
+  return found;
+}
+
+}  // namespace kvbm

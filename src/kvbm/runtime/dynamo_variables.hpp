@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// DynamoVariables: the environment variables DYN_KVBM_*, as users of Dynamo's KVBM set them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kvbm/base/result.hpp"
+#include "kvbm/runtime/config.hpp"
+
+namespace kvbm {
+
+/// Units: bytes; a number of blocks, where given, has precedence. 0: not set.
+struct DynamoVariables {
+  uint64_t host_bytes = 0;               ///< DYN_KVBM_CPU_CACHE_GB
+  uint64_t disk_bytes = 0;               ///< DYN_KVBM_DISK_CACHE_GB
+  uint32_t host_blocks = 0;              ///< DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS
+  uint32_t disk_blocks = 0;              ///< DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS
+  std::string disk_directory = "/tmp/";  ///< DYN_KVBM_DISK_CACHE_DIR
+
+  friend bool operator==(const DynamoVariables&, const DynamoVariables&) = default;
+};
+
+/// The variables of this process whose names begin with DYN_KVBM_.
+[[nodiscard]] std::vector<EnvironmentVariable> dynamo_environment();
+
+/// A GB is 10^9 bytes and may have a fraction. Errors: kInvalidArgument (a value out of its range,
+/// a name that nobody knows), kUnsupported (one that this version does not act on).
+[[nodiscard]] Result<DynamoVariables> read_dynamo_variables(
+    const std::vector<EnvironmentVariable>& environment);
+
+}  // namespace kvbm

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/runtime/dynamo_variables.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace kvbm {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(DynamoVariables, HaveTheDocumentsDefaults) {
+  const auto found = read_dynamo_variables({});
+  ASSERT_TRUE(found);
+  EXPECT_EQ(*found, DynamoVariables());
+  EXPECT_EQ(found->disk_directory, "/tmp/");
+}
+
+TEST(DynamoVariables, AreRead) {
+  const auto found = read_dynamo_variables({{"DYN_KVBM_CPU_CACHE_GB", "4"},
+                                            {"DYN_KVBM_DISK_CACHE_GB", "0.5"},
+                                            {"DYN_KVBM_DISK_CACHE_DIR", "/data"},
+                                            {"DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", "7"},
+                                            {"DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", "8"}});
+  ASSERT_TRUE(found) << found.error();
+  EXPECT_EQ(found->host_bytes, 4'000'000'000U);
+  EXPECT_EQ(found->disk_bytes, 500'000'000U);
+  EXPECT_EQ(found->disk_directory, "/data");
+  EXPECT_EQ(found->host_blocks, 7U);
+  EXPECT_EQ(found->disk_blocks, 8U);
+}
+
+TEST(DynamoVariables, AreRefusedWithTheNameAndWhatIsAllowed) {
+  for (const char* value : {"", "four", "-1", "1e99", "nan", "4 ", "4GB"}) {
+    const auto found = read_dynamo_variables({{"DYN_KVBM_CPU_CACHE_GB", value}});
+    ASSERT_FALSE(found) << value;
+    EXPECT_EQ(found.error().code(), ErrorCode::kInvalidArgument);
+    EXPECT_THAT(found.error().message(), HasSubstr("DYN_KVBM_CPU_CACHE_GB = "));
+  }
+  EXPECT_FALSE(read_dynamo_variables({{"DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", "1.5"}}));
+  EXPECT_FALSE(read_dynamo_variables({{"DYN_KVBM_DISK_CACHE_DIR", ""}}));
+  const auto unknown = read_dynamo_variables({{"DYN_KVBM_CPU_CACHE", "4"}});
+  ASSERT_FALSE(unknown);
+  EXPECT_THAT(unknown.error().message(), HasSubstr("DYN_KVBM_CPU_CACHE"));
+}
+
+TEST(DynamoVariables, WhatHasNoPartHereIsNotIgnored) {
+  const auto found = read_dynamo_variables({{"DYN_KVBM_METRICS", "true"}});
+  ASSERT_FALSE(found);
+  EXPECT_EQ(found.error().code(), ErrorCode::kUnsupported);
+}
+
+}  // namespace
+}  // namespace kvbm

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/runtime/kvbm_leader.hpp"
+
+#include <utility>
+
+#include "kvbm/base/text.hpp"
+#include "kvbm/base/thread_executor.hpp"
+#include "kvbm/blocks/eviction_policy.hpp"
+#include "kvbm/cluster/cluster.hpp"
+#include "kvbm/cluster/inproc_channel.hpp"
+#include "kvbm/events/event_sink.hpp"
+#include "kvbm/layout/slot_format.hpp"
+#include "kvbm/runtime/config_schema.hpp"
+#include "kvbm/runtime/kv_block_manager_config.hpp"
+
+namespace kvbm {
+
+struct KvbmLeader::Impl {
+  explicit Impl(LogSink& log) : executor(log) {}
+
+  ThreadExecutor executor;
+  NullSink events;
+  MetricsRegistry metrics;
+  std::unique_ptr<Channel> channel;
+  std::unique_ptr<Cluster> cluster;
+  std::unique_ptr<ConnectorLeader> requests;
+  uint32_t host_blocks = 0;
+  uint32_t disk_blocks = 0;
+};
+
+namespace {
+
+tl::unexpected<Error> invalid(std::string message) {
+  return make_error(ErrorCode::kInvalidArgument, std::move(message));
+}
+
+Result<uint32_t> blocks_of(uint32_t blocks, uint64_t bytes, uint64_t position_bytes) {
+  if (blocks > 0 || bytes == 0) return blocks;
+  const uint64_t fit = bytes / position_bytes;
+  if (fit == 0 || fit > kMaxTierBlocks) {
+    return invalid(
+        format_text("a tier of {} bytes has {} blocks of {} bytes over all groups and "
+                    "ranks; allowed are 1 to {}",
+                    bytes, fit, position_bytes, kMaxTierBlocks));
+  }
+  return static_cast<uint32_t>(fit);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& options,
+                                                       std::span<KvbmWorker* const> workers,
+                                                       LogSink& log) {
+  if (workers.empty()) return invalid("a leader needs at least one worker");
+  auto impl = std::make_unique<Impl>(log);
+  std::vector<PlaceSpec> places = workers.front()->engine_places();
+  if (places.size() != options.retention.size()) {
+    return invalid(format_text("the workers have {} layer groups, the leader {}", places.size(),
+                               options.retention.size()));
+  }
+  for (KvbmWorker* worker : workers) {
+    if (worker->engine_places() != places) return invalid("the workers' KV tensors differ");
+  }
+  uint64_t host_bytes = 0;
+  uint64_t disk_bytes = 0;
+  for (const PlaceSpec& place : places) {
+    KVBM_ASSIGN_OR_RETURN(const SlotGeometry slot, slot_geometry(place.rank_block_bytes));
+    host_bytes += place.rank_block_bytes * workers.size();
+    disk_bytes += slot.slot_bytes * workers.size();
+  }
+  KVBM_ASSIGN_OR_RETURN(impl->host_blocks,
+                        blocks_of(options.host_blocks, options.host_bytes, host_bytes));
+  KVBM_ASSIGN_OR_RETURN(impl->disk_blocks,
+                        blocks_of(options.disk_blocks, options.disk_bytes, disk_bytes));
+  if (impl->host_blocks == 0 && impl->disk_blocks == 0) {
+    return invalid("there is nowhere to keep blocks: give host memory or disk space");
+  }
+  const size_t num_groups = places.size();
+  std::vector<GroupSpec> groups;
+  for (size_t i = 0; i < num_groups; ++i) {
+    groups.push_back({places[i].place.group, options.retention[i]});
+  }
+  for (const auto& [tier, num_blocks] :
+       {std::pair(TierId::kG2, impl->host_blocks), std::pair(TierId::kG3, impl->disk_blocks)}) {
+    if (num_blocks == 0) continue;
+    for (size_t i = 0; i < num_groups; ++i) {
+      PlaceSpec place = places[i];
+      place.place.tier = tier;
+      place.owner = Owner::kKvbm;
+      place.num_blocks = num_blocks;
+      for (KvbmWorker* worker : workers) KVBM_TRY(worker->worker().provide(place));
+      places.push_back(place);
+    }
+  }
+  std::vector<Worker*> ranks;
+  for (KvbmWorker* worker : workers) ranks.push_back(&worker->worker());
+  impl->channel = std::make_unique<InprocChannel>(impl->executor, std::move(ranks));
+  KVBM_ASSIGN_OR_RETURN(const PolicyKind policy, parse_policy(options.policy));
+  KVBM_ASSIGN_OR_RETURN(
+      auto tiers, TierManager::create({.groups = groups,
+                                       .places = places,
+                                       .num_ranks = static_cast<uint32_t>(workers.size()),
+                                       .policy = policy,
+                                       .timeout = options.timeout,
+                                       .worker = WorkerId{0}},
+                                      impl->executor.clock(), impl->events, impl->metrics, log));
+  impl->cluster = std::make_unique<Cluster>(std::move(tiers), *impl->channel,
+                                            impl->executor.clock(), EngineOperations::kBySteps);
+  KVBM_ASSIGN_OR_RETURN(impl->requests,
+                        ConnectorLeader::create({.groups = groups,
+                                                 .ns = options.ns.id(),
+                                                 .block_tokens = options.block_tokens,
+                                                 .load_mode = options.load_mode},
+                                                *impl->cluster, log));
+  return std::unique_ptr<KvbmLeader>(new KvbmLeader(std::move(impl)));
+}
+
+KvbmLeader::KvbmLeader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+KvbmLeader::~KvbmLeader() = default;
+
+ConnectorLeader& KvbmLeader::requests() noexcept { return *impl_->requests; }
+uint32_t KvbmLeader::num_host_blocks() const noexcept { return impl_->host_blocks; }
+uint32_t KvbmLeader::num_disk_blocks() const noexcept { return impl_->disk_blocks; }
+uint64_t KvbmLeader::resident_blocks(TierId tier) const {
+  return impl_->cluster->leader().resident_blocks(tier);
+}
+const TierMetrics& KvbmLeader::tier_metrics() const noexcept {
+  return impl_->cluster->leader().metrics();
+}
+MetricsRegistry& KvbmLeader::metrics() noexcept { return impl_->metrics; }
+Status KvbmLeader::wait_idle(TimePoint deadline) { return impl_->cluster->wait_idle(deadline); }
+
+}  // namespace kvbm

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// KvbmLeader: the scheduler's side of an engine's connector, composed: tiers, cluster, slots.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/metrics.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/blocks/block_key.hpp"
+#include "kvbm/blocks/retention.hpp"
+#include "kvbm/connector/connector_leader.hpp"
+#include "kvbm/runtime/kvbm_worker.hpp"
+#include "kvbm/tiers/tier_metrics.hpp"
+
+namespace kvbm {
+
+/// Sizes are over all ranks; a number of blocks has precedence over bytes.
+struct KvbmLeaderOptions {
+  Namespace ns;                      ///< what the engine's hashes do not tell
+  std::vector<Retention> retention;  ///< by group
+  uint32_t block_tokens = 0;
+  LoadMode load_mode = LoadMode::kAuto;
+  uint64_t host_bytes = 0;
+  uint64_t disk_bytes = 0;
+  uint32_t host_blocks = 0;
+  uint32_t disk_blocks = 0;
+  std::string policy = "lineage";
+  Duration timeout{std::chrono::seconds(30)};  ///< of a load, and of a copy that waits to start
+};
+
+/// Ownership: owns leader and tiers; borrows the workers of this process and the log, which outlive
+/// it.
+/// Threads: the engine's scheduler thread.
+class KvbmLeader {
+ public:
+  /// Makes the tiers' places on every worker. Errors: kInvalidArgument (no worker, workers that
+  /// differ, no tier), those of Worker::provide.
+  [[nodiscard]] static Result<std::unique_ptr<KvbmLeader>> create(
+      const KvbmLeaderOptions& options, std::span<KvbmWorker* const> workers, LogSink& log);
+  ~KvbmLeader();
+  KvbmLeader(const KvbmLeader&) = delete;
+  KvbmLeader& operator=(const KvbmLeader&) = delete;
+
+  [[nodiscard]] ConnectorLeader& requests() noexcept;
+  [[nodiscard]] uint32_t num_host_blocks() const noexcept;
+  [[nodiscard]] uint32_t num_disk_blocks() const noexcept;
+  /// Blocks that can be found below the engine, over all groups.
+  [[nodiscard]] uint64_t resident_blocks(TierId tier) const;
+  [[nodiscard]] const TierMetrics& tier_metrics() const noexcept;
+  [[nodiscard]] MetricsRegistry& metrics() noexcept;
+  /// Waits until nothing is copied that needs no step of the engine. Errors: kTimeout.
+  Status wait_idle(TimePoint deadline);
+
+ private:
+  struct Impl;
+  explicit KvbmLeader(std::unique_ptr<Impl> impl);
+
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvbm

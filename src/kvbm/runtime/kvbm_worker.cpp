@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/runtime/kvbm_worker.hpp"
+
+#include <limits>
+#include <utility>
+
+#include "kvbm/base/text.hpp"
+#include "kvbm/base/thread_executor.hpp"
+#include "kvbm/device/host_device.hpp"
+#include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/memory/posix_file_engine.hpp"
+
+namespace kvbm {
+
+/// Members go in reverse order, the hooks first.
+struct KvbmWorker::Impl {
+  explicit Impl(LogSink& log) : executor(log) {}
+
+  ThreadExecutor executor;
+  std::unique_ptr<HostDevice> device;
+  std::unique_ptr<PosixFileEngine> files;
+  StreamRef compute;
+  std::unique_ptr<Worker> worker;
+  std::unique_ptr<ConnectorWorker> hooks;
+  std::vector<PlaceSpec> places;
+};
+
+namespace {
+
+/// A block as opaque bytes: what its runs are called in the engine is the engine's affair.
+LayoutConfig layout_of(const EngineGroup& group, uint32_t num_blocks) {
+  return {.num_blocks = num_blocks,
+          .num_layers = static_cast<uint32_t>(group.runs.size()),
+          .outer_dim = 1,
+          .page_size = 1,
+          .inner_dim = static_cast<uint32_t>(group.run_bytes),
+          .dtype_width_bytes = 1};
+}
+
+Result<PhysicalLayout> tensors_of(const EngineGroup& group, const LayoutConfig& config) {
+  std::vector<PageMap> maps;
+  for (size_t i = 0; i < group.runs.size(); ++i) {
+    const EngineRun& run = group.runs[i];
+    const uint64_t extent = (config.num_blocks - 1) * run.block_stride + group.run_bytes;
+    KVBM_ASSIGN_OR_RETURN(
+        PageMap map,
+        PageMap::create({.region = MemoryRegion::of_bytes(StorageKind::kSystem, run.base, extent),
+                         .base_offset = 0,
+                         .num_blocks = config.num_blocks,
+                         .block_stride = run.block_stride,
+                         .layers = {LayerId(static_cast<uint16_t>(i)), 1},
+                         .layer_stride = 0,
+                         .outer_dim = 1,
+                         .outer_stride = 0,
+                         .chunk_bytes = group.run_bytes}));
+    maps.push_back(std::move(map));
+  }
+  return PhysicalLayout::from_page_maps(config, std::move(maps));
+}
+
+Status check(const KvbmWorkerOptions& options) {
+  const auto invalid = [](std::string message) {
+    return make_error(ErrorCode::kInvalidArgument, std::move(message));
+  };
+  if (options.num_blocks == 0) return invalid("the engine has no blocks");
+  if (options.groups.empty()) return invalid("the engine has no layer group");
+  for (size_t i = 0; i < options.groups.size(); ++i) {
+    const EngineGroup& group = options.groups[i];
+    if (group.runs.empty() || group.run_bytes == 0 ||
+        group.run_bytes > std::numeric_limits<uint32_t>::max()) {
+      return invalid(format_text("layer group {} has {} runs of {} bytes", i, group.runs.size(),
+                                 group.run_bytes));
+    }
+    for (const EngineRun& run : group.runs) {
+      if (run.base == nullptr) return invalid(format_text("layer group {} has no memory", i));
+      if (run.block_stride > std::numeric_limits<uint64_t>::max() / 2 / options.num_blocks) {
+        return invalid(
+            format_text("layer group {} has blocks {} bytes apart", i, run.block_stride));
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<KvbmWorker>> KvbmWorker::create(KvbmWorkerOptions options, LogSink& log) {
+  KVBM_TRY(check(options));
+  auto impl = std::make_unique<Impl>(log);
+  const std::string suffix = "-" + std::to_string(options.rank);
+  KVBM_ASSIGN_OR_RETURN(impl->device, HostDevice::create({.executor = impl->executor,
+                                                          .num_threads = options.copy_threads,
+                                                          .name = "kvbm-copy" + suffix,
+                                                          .ordinal = options.rank}));
+  if (!options.disk_directory.empty()) {
+    KVBM_ASSIGN_OR_RETURN(impl->files, PosixFileEngine::create({.executor = impl->executor,
+                                                                .num_threads = options.disk_threads,
+                                                                .name = "kvbm-disk" + suffix}));
+  }
+  KVBM_ASSIGN_OR_RETURN(impl->compute, impl->device->create_stream("compute"));
+  ModelLayout model;
+  for (size_t i = 0; i < options.groups.size(); ++i) {
+    model.groups.push_back({.id = GroupId(static_cast<uint16_t>(i)),
+                            .config = layout_of(options.groups[i], options.num_blocks)});
+  }
+  KVBM_ASSIGN_OR_RETURN(impl->worker,
+                        Worker::create({.rank = RankId(options.rank),
+                                        .worker = WorkerId(options.rank),
+                                        .model = model,
+                                        .disk_directory = options.disk_directory},
+                                       *impl->device, impl->files.get(), impl->executor, log));
+  for (size_t i = 0; i < options.groups.size(); ++i) {
+    KVBM_ASSIGN_OR_RETURN(PhysicalLayout tensors,
+                          tensors_of(options.groups[i], model.groups[i].config));
+    KVBM_ASSIGN_OR_RETURN(PlaceSpec place, impl->worker->attach({TierId::kG1, model.groups[i].id},
+                                                                std::move(tensors)));
+    impl->places.push_back(place);
+  }
+  impl->hooks = std::make_unique<ConnectorWorker>(*impl->worker, *impl->device, impl->compute,
+                                                  EngineCompute::kOnHost);
+  return std::unique_ptr<KvbmWorker>(new KvbmWorker(std::move(impl)));
+}
+
+KvbmWorker::KvbmWorker(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+KvbmWorker::~KvbmWorker() = default;
+
+Worker& KvbmWorker::worker() noexcept { return *impl_->worker; }
+ConnectorWorker& KvbmWorker::hooks() noexcept { return *impl_->hooks; }
+const std::vector<PlaceSpec>& KvbmWorker::engine_places() const noexcept { return impl_->places; }
+
+Status KvbmWorker::stop(TimePoint deadline) {
+  impl_->hooks->end_step();
+  return impl_->worker->stop(deadline);
+}
+
+}  // namespace kvbm

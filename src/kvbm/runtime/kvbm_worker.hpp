@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// KvbmWorker: one rank of an engine: its KV tensors, and everything that moves bytes for it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/connector/connector_worker.hpp"
+#include "kvbm/protocol/messages.hpp"
+#include "kvbm/worker/worker.hpp"
+
+namespace kvbm {
+
+/// A part of every block of a layer that is contiguous: that of block b is the `bytes` bytes from
+/// `base + b * block_stride` on.
+struct EngineRun {
+  std::byte* base = nullptr;
+  uint64_t block_stride = 0;  ///< bytes
+};
+
+/// The KV tensors of one layer group, as an engine has them. All runs have the same length; a block
+/// of the group is its runs in this order.
+struct EngineGroup {
+  uint64_t run_bytes = 0;
+  std::vector<EngineRun> runs;  ///< layer by layer
+};
+
+struct KvbmWorkerOptions {
+  uint16_t rank = 0;
+  uint32_t num_blocks = 0;          ///< of every group
+  std::vector<EngineGroup> groups;  ///< their index is their GroupId
+  std::string disk_directory;
+  uint32_t copy_threads = 2;
+  uint32_t disk_threads = 4;
+};
+
+/// Ownership: owns threads, device and worker; borrows the engine's tensors, which stay until
+/// stop() has succeeded, and the log.
+/// Threads: the engine's thread.
+class KvbmWorker {
+ public:
+  /// Errors: kInvalidArgument (no group, no run, runs that overlap), kExhausted (threads).
+  [[nodiscard]] static Result<std::unique_ptr<KvbmWorker>> create(KvbmWorkerOptions options,
+                                                                  LogSink& log);
+  ~KvbmWorker();
+  KvbmWorker(const KvbmWorker&) = delete;
+  KvbmWorker& operator=(const KvbmWorker&) = delete;
+
+  [[nodiscard]] Worker& worker() noexcept;
+  /// The hooks of a step.
+  [[nodiscard]] ConnectorWorker& hooks() noexcept;
+  /// G1, group by group.
+  [[nodiscard]] const std::vector<PlaceSpec>& engine_places() const noexcept;
+
+  /// Waits for running copies and takes no more. Errors: kTimeout (the tensors must stay).
+  Status stop(TimePoint deadline = kNever);
+
+ private:
+  struct Impl;
+  explicit KvbmWorker(std::unique_ptr<Impl> impl);
+
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvbm
