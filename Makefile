@@ -48,6 +48,16 @@ else
 	@$(call ctest,dev,-L '^$(room_id)$$')
 endif
 
+.PHONY: demo-vllm
+demo-vllm: ## the real vLLM on this CPU with a tiny model: what kvbm saves, and that outputs are equal
+	@scripts/setup_engine
+	@build/engine/bin/python tests/engine/demo.py
+
+.PHONY: test-engine
+test-engine: ## the real vLLM on this CPU: outputs with kvbm equal those without
+	@scripts/setup_engine
+	@build/engine/bin/python -m pytest -q tests/engine
+
 .PHONY: bench
 bench: setup ## run the benchmarks, on TRACE=file if given; results as JSON in build/bench/
 	@$(call build,release,kvbm_bench)

@@ -118,13 +118,11 @@ std::unique_ptr<Leader> make_leader(
   options.block_tokens = block_tokens;
   if (load_mode == "auto") {
     options.load_mode = LoadMode::kAuto;
-  } else if (load_mode == "in_step") {
-    options.load_mode = LoadMode::kInStep;
   } else if (load_mode == "between_steps") {
     options.load_mode = LoadMode::kBetweenSteps;
   } else {
-    raise(Error(ErrorCode::kInvalidArgument,
-                "load_mode is auto, in_step or between_steps, not " + load_mode));
+    raise(
+        Error(ErrorCode::kInvalidArgument, "load_mode is auto or between_steps, not " + load_mode));
   }
   options.host_bytes = host_bytes;
   options.disk_bytes = disk_bytes;

@@ -22,6 +22,7 @@ class CompletionState;
 /// Says whether an operation has ended and how. Copies share the outcome; a ready one allocates
 /// nothing. Ownership: unresolved ones refer to the Executor of their source, which outlives them.
 /// Threads: any thread (with a SteppedExecutor: its owner thread).
+// NOLINTNEXTLINE(bugprone-exception-escape): moving a Status or a pointer does not throw.
 class Completion {
  public:
   using Callback = UniqueFunction<void(const Status&)>;

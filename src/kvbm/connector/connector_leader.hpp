@@ -26,7 +26,6 @@ namespace kvbm {
 /// When an engine waits for what is loaded.
 enum class LoadMode : uint8_t {
   kAuto,         ///< in the step what lies in host memory, between steps what comes from farther
-  kInStep,       ///< the step that computes the request begins with its load
   kBetweenSteps  ///< the request is scheduled once its load has ended
 };
 

@@ -28,6 +28,7 @@ class NativeEvent {
 /// allocates nothing.
 /// Ownership: a value. Until it is done it refers to the executor of its device, which outlives it.
 /// Threads: any thread (with a SteppedExecutor: its owner thread).
+// NOLINTNEXTLINE(bugprone-exception-escape): moving a Status or a pointer does not throw.
 class Event {
  public:
   /// Done, succeeded.

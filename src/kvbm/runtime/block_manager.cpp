@@ -24,9 +24,6 @@
 
 namespace kvbm {
 namespace {
-
-constexpr TierId kAllTiers[] = {TierId::kG1, TierId::kG2, TierId::kG3};
-
 constexpr uint64_t kGpuAlignment = 4096;  // of the memory of a group
 
 size_t index(TierId tier) { return static_cast<size_t>(tier); }

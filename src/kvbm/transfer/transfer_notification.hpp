@@ -102,6 +102,7 @@ class TransferSource {
 
   /// A device's event; without one the event is the notification itself. Requires: nobody has a
   /// notification yet.
+  // NOLINTNEXTLINE(bugprone-exception-escape): moving a Status or a pointer does not throw.
   void use_event(Event event) noexcept { state_->event = std::move(event); }
 
   /// Needs no memory: where there is none, the completion's status has a shorter message.

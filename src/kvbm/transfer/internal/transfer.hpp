@@ -64,6 +64,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   /// Makes the notification, with an event of its own, before anything is on its way.
   void open() { source_.emplace(frame_.context->executor()); }
   /// The notification has a device's event instead. Requires: nobody has been given it yet.
+  // NOLINTNEXTLINE(bugprone-exception-escape): moving a Status or a pointer does not throw.
   void use_event(Event event) noexcept { source_->use_event(std::move(event)); }
 
   /// Says that it has started without start_after.

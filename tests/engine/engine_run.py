@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the real vLLM on a tiny model through conversations, in this process; prints one line of JSON.
+
+  engine_run.py '{"connector": true, "load_mode": "auto", ...}'      (see Options)
+
+Each round plays all conversations turn by turn, and ends with a reset of the engine's own prefix cache.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "support" / "python"))
+
+
+@dataclasses.dataclass
+class Options:
+    connector: bool = True
+    load_mode: str = "auto"
+    hybrid: bool = False  # every other layer has a sliding window
+    gpu_blocks: int = 512  # of the engine
+    max_model_len: int = 2048
+    conversations: int = 6
+    turns: int = 3
+    rounds: int = 2
+    max_tokens: int = 16
+    seed: int = 1
+
+
+def engine_environment():
+    """Has to be set before vLLM is imported; PYTHONHASHSEED before Python starts."""
+    return {
+        "VLLM_TARGET_DEVICE": "cpu",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONHASHSEED": "0",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+class Conversations:
+    """Some share a system prompt; questions have mixed lengths."""
+
+    def __init__(self, options: Options):
+        self._random = random.Random(options.seed)
+        systems = [self._tokens(self._random.randrange(64, 320)) for _ in range(2)]
+        self.questions = [
+            [self._tokens(self._random.randrange(5, 150)) for _ in range(options.turns)]
+            for _ in range(options.conversations)
+        ]
+        self.starts = [list(self._random.choice(systems)) for _ in range(options.conversations)]
+
+    def _tokens(self, count):
+        return [self._random.randrange(4, 1024) for _ in range(count)]
+
+
+def make_engine(options: Options):
+    from tiny_model import make_tiny_model
+    from vllm import LLM
+    from vllm.config import KVTransferConfig
+
+    name = "hybrid" if options.hybrid else "llama"
+    model = make_tiny_model(ROOT / "build" / "models" / name, sliding_window=128 if options.hybrid else None)
+    transfer = None
+    if options.connector:
+        transfer = KVTransferConfig(
+            kv_connector="DynamoConnector",
+            kv_connector_module_path="kvbm.vllm_integration.connector",
+            kv_role="kv_both",
+            kv_load_failure_policy="recompute",
+            kv_connector_extra_config={"load_mode": options.load_mode},
+        )
+    layers = 2 if options.hybrid else 4  # layers of different groups share memory
+    return LLM(
+        model=str(model),
+        enforce_eager=True,
+        dtype="float32",
+        max_model_len=options.max_model_len,
+        block_size=32,
+        max_num_seqs=8,
+        max_num_batched_tokens=256,
+        kv_cache_memory_bytes=options.gpu_blocks * layers * 32768,
+        kv_transfer_config=transfer,
+        enable_prefix_caching=True,
+        disable_log_stats=False,
+    )
+
+
+def statistics_of(llm):
+    """What kvbm counted, by name."""
+    connector = llm.llm_engine.engine_core.engine_core.scheduler.connector
+    return connector._leader.native.statistics()
+
+
+def play(llm, options: Options):
+    """One round: the outputs by conversation and turn, and what the engine did not have to compute."""
+    from vllm import SamplingParams
+
+    conversations = Conversations(options)
+    sampling = SamplingParams(temperature=0, max_tokens=options.max_tokens, ignore_eos=True)
+    texts = [list(start) for start in conversations.starts]
+    outputs = [[] for _ in texts]
+    prompt_tokens = cached_tokens = 0
+    start = time.perf_counter()
+    for turn in range(options.turns):
+        for text, questions in zip(texts, conversations.questions):
+            text.extend(questions[turn])
+        for i, result in enumerate(llm.generate([{"prompt_token_ids": t} for t in texts], sampling, use_tqdm=False)):
+            answer = list(result.outputs[0].token_ids)
+            prompt_tokens += len(texts[i])
+            cached_tokens += result.num_cached_tokens or 0
+            outputs[i].append(answer)
+            texts[i].extend(answer)
+    return {
+        "outputs": outputs,
+        "prompt_tokens": prompt_tokens,
+        "cached_tokens": cached_tokens,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def main():
+    options = Options(**json.loads(sys.argv[1] if len(sys.argv) > 1 else "{}"))
+    os.environ.update(engine_environment())
+    llm = make_engine(options)
+    rounds = []
+    for _ in range(options.rounds):
+        before = statistics_of(llm) if options.connector else {}
+        played = play(llm, options)
+        if not llm.reset_prefix_cache():
+            raise RuntimeError("the engine still holds blocks after its requests have ended")
+        after = statistics_of(llm) if options.connector else {}
+        played["statistics"] = {name: value - before.get(name, 0) for name, value in after.items()}
+        rounds.append(played)
+    preempted = sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
+    report = {"rounds": rounds, "preemptions": preempted}
+    if options.connector:
+        native = llm.llm_engine.engine_core.engine_core.scheduler.connector._leader.native
+        report["open_requests"] = native.num_requests
+        report["open_loads"] = native.num_open_loads
+    print("RESULT " + json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main()
