@@ -256,7 +256,16 @@ NB_MODULE(_core, module) {
       .def(
           "end_step", [](KvbmWorker& worker) { worker.hooks().end_step(); },
           nb::call_guard<nb::gil_scoped_release>())
-      .def("take_received", [](KvbmWorker& worker) { return worker.hooks().take_received(); })
+      .def(
+          "take_ended_loads",
+          [](KvbmWorker& worker) {
+            std::vector<std::pair<std::string, std::vector<uint32_t>>> loads;
+            for (EndedLoad& load : worker.hooks().take_ended_loads()) {
+              loads.emplace_back(std::move(load.request), numbers(load.failed));
+            }
+            return loads;
+          },
+          "[(request, blocks that did not get their content), ...]")
       .def("take_failed_blocks",
            [](KvbmWorker& worker) { return numbers(worker.hooks().take_failed_blocks()); })
       .def(
@@ -313,6 +322,7 @@ NB_MODULE(_core, module) {
       .def_prop_ro("num_disk_blocks",
                    [](Leader& leader) { return leader.leader->num_disk_blocks(); })
       .def("statistics", [](Leader& leader) {
+        leader.leader->poll();
         Statistics statistics;
         leader.leader->metrics().visit(statistics);
         return statistics.found;

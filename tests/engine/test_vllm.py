@@ -69,9 +69,8 @@ def test_a_pool_so_small_that_requests_are_preempted(plain):
     assert moved(report, "g2_to_g1") > 0
 
 
-@pytest.mark.parametrize("load_mode", ["auto", "between_steps"])
-def test_a_hybrid_model_with_sliding_windows(plain, load_mode):
-    report = run_engine(HOST, hybrid=True, load_mode=load_mode)
+def test_a_hybrid_model_with_sliding_windows(plain):
+    report = run_engine(HOST, hybrid=True)
     check(report, plain.outputs(hybrid=True))
     played = report["rounds"][-1]
     assert played["cached_tokens"] > 0.8 * played["prompt_tokens"]

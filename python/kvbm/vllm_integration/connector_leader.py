@@ -6,13 +6,19 @@ from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS
 
 
 def window_blocks(spec, block_tokens: int) -> int:
-    """Blocks that a layer group needs to go on after a block boundary; 0: the whole prefix."""
-    window = getattr(spec, "sliding_window", None)
-    if window is None:
+    """Blocks that a layer group needs to go on after a block boundary; 0: the whole prefix.
+
+    By exact class, not by attribute: a full-attention group may say sliding_window too, where the engine keeps all its
+    blocks and other layers of the group read them. Raises NotImplementedError for what is not known.
+    """
+    kind = type(spec).__name__
+    if kind in ("FullAttentionSpec", "MLAAttentionSpec"):
         return 0
-    # The next token sees itself and the window - 1 tokens before it.
-    needed = window - 1 + getattr(spec, "extra_retained_tokens", 0)
-    return max(1, -(-needed // block_tokens))
+    if kind in ("SlidingWindowSpec", "SlidingWindowMLASpec"):
+        # The next token sees itself and the window - 1 tokens before it.
+        needed = spec.sliding_window - 1 + getattr(spec, "extra_retained_tokens", 0)
+        return max(1, -(-needed // block_tokens))
+    raise NotImplementedError(f"layers with a {kind} are not supported: full attention and sliding windows are")
 
 
 class KvConnectorLeader:
@@ -42,6 +48,10 @@ class KvConnectorLeader:
         unknown = set(extra) - {"load_mode"}
         if unknown:
             raise ValueError(f"kv_connector_extra_config: unknown {sorted(unknown)}; known is load_mode")
+        load_mode = extra.get("load_mode", "auto")
+        if len(groups) > 1:
+            # A load that fails in a step can be told by block alone, which the engine takes for one group only.
+            load_mode = "between_steps"
         variables = dynamo_variables()
         variables.pop("disk_directory")  # the workers'
         self._leader = KvbmLeader.create(
@@ -51,7 +61,7 @@ class KvConnectorLeader:
             scheme=f"vllm-{vllm_config.cache_config.prefix_caching_hash_algo}",
             block_tokens=self._block_tokens,
             window_blocks=[window_blocks(group.kv_cache_spec, self._block_tokens) for group in groups],
-            load_mode=extra.get("load_mode", "auto"),
+            load_mode=load_mode,
             **variables,
         )
         self._requests = {}

@@ -18,6 +18,8 @@ class KvConnectorWorker:
         self._worker = None
         self._layers: dict[str, int] = {}
         self._step = None
+        self._several_groups = len(kv_cache_config.kv_cache_groups) > 1
+        self._failed_blocks: set[int] = set()
 
     def register_kv_caches(self, kv_caches):
         """kv_caches: tensors by layer name, each [num_blocks, ...]; they stay until shutdown()."""
@@ -61,11 +63,27 @@ class KvConnectorWorker:
         self._worker.end_step()
         self._step = None
 
-    def take_received(self) -> set[str]:
-        return set(self._worker.take_received())
+    def take_ended_loads(self) -> tuple[set[str], set[str]]:
+        """Requests whose load between steps has ended, and those of them whose load has failed as a whole.
+
+        With several layer groups the engine takes no failed blocks, as their ids are not unique over groups.
+        """
+        received, failed = set(), set()
+        for request, blocks in self._worker.take_ended_loads():
+            received.add(request)
+            if blocks and self._several_groups:
+                failed.add(request)
+            else:
+                self._failed_blocks.update(blocks)
+        return received, failed
 
     def take_failed_blocks(self) -> set[int]:
-        return set(self._worker.take_failed_blocks())
+        blocks = set(self._worker.take_failed_blocks())
+        if self._several_groups:
+            return set()  # told by request when the load has ended
+        blocks |= self._failed_blocks
+        self._failed_blocks.clear()
+        return blocks
 
     def shutdown(self):
         if self._worker is not None:

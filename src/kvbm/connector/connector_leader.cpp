@@ -236,7 +236,9 @@ void ConnectorLeader::take_ended_loads(std::vector<EndedLoad>& ended) {
       continue;
     }
     EndedLoad end{.request = load.request, .failed = {}};
-    for (size_t group = 0; group < load.blocks.size(); ++group) {
+    const auto slot = slots_.find(load.request);
+    // Nobody needs the blocks of a request that has ended.
+    for (size_t group = 0; group < load.blocks.size() && slot != slots_.end(); ++group) {
       for (size_t i = 0; i < load.blocks[group].size(); ++i) {
         if (load.firsts[group] + i >= load.outcome->num_blocks) {
           end.failed.push_back(load.blocks[group][i]);
@@ -247,7 +249,6 @@ void ConnectorLeader::take_ended_loads(std::vector<EndedLoad>& ended) {
       KVBM_LOG_WARNING(log_, "connector", "{} blocks of request {} are computed anew: {}",
                        end.failed.size(), load.request, load.outcome->status.error().describe());
     }
-    const auto slot = slots_.find(load.request);
     if (slot != slots_.end() && slot->second->load == it->first) {
       slot->second->load.reset();
       slot->second->num_offered = std::min(slot->second->num_offered, load.outcome->num_blocks);

@@ -141,7 +141,7 @@ TEST_F(ConnectorTest, AStepBeginsWithWhatTheHostHas) {
        1);
   for (uint32_t i = 0; i < 3; ++i) EXPECT_TRUE(rig_->holds(10 + i, content(1, i)));
   EXPECT_THAT(worker_->take_failed_blocks(), IsEmpty());
-  EXPECT_THAT(worker_->take_received(), IsEmpty());
+  EXPECT_THAT(worker_->take_ended_loads(), IsEmpty());
 }
 
 TEST_F(ConnectorTest, TheBlockOfTheLastTokenIsNotLoaded) {
@@ -197,13 +197,13 @@ TEST_F(ConnectorTest, WhatComesFromDiskIsLoadedBetweenSteps) {
   EXPECT_EQ(offer.num_tokens, 3 * kTokens);
   EXPECT_TRUE(offer.between_steps);
   EXPECT_TRUE(leader_->allocated("c", {blocks(10, 3)}, offer.num_tokens));
-  std::vector<std::string> received;
-  for (int i = 0; i < 1000 && received.empty(); ++i) {
+  std::vector<EndedLoad> ended;
+  for (int i = 0; i < 1000 && ended.empty(); ++i) {
     empty_step();
-    received = worker_->take_received();
+    ended = worker_->take_ended_loads();
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  EXPECT_THAT(received, ElementsAre("c"));
+  EXPECT_THAT(ended, ElementsAre(EndedLoad{"c", {}}));
   EXPECT_THAT(worker_->take_failed_blocks(), IsEmpty());
   for (uint32_t i = 0; i < 3; ++i) EXPECT_TRUE(rig_->holds(10 + i, content(1, i)));
   EXPECT_TRUE(leader_->allocated("c", {blocks(10, 4)}, 0));
@@ -287,13 +287,13 @@ TEST_F(ConnectorTest, AnAbortDuringALoadHoldsTheBlocksUntilItHasStopped) {
   EXPECT_TRUE(leader_->allocated("b", {blocks(10, 3)}, offer.num_tokens));
   EXPECT_TRUE(leader_->finished("b"));
   EXPECT_EQ(leader_->num_requests(), 0U);
-  std::vector<std::string> received;
-  for (int i = 0; i < 1000 && received.empty(); ++i) {
+  std::vector<EndedLoad> ended;
+  for (int i = 0; i < 1000 && ended.empty(); ++i) {
     empty_step();
-    received = worker_->take_received();
+    ended = worker_->take_ended_loads();
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  EXPECT_THAT(received, ElementsAre("b"));
+  EXPECT_THAT(ended, ElementsAre(EndedLoad{"b", {}}));
   EXPECT_EQ(leader_->num_open_loads(), 0U);
 }
 

@@ -48,10 +48,7 @@ Status ConnectorWorker::begin_step(std::span<const std::byte> bytes) {
     MutexLock lock(loads_->mutex);
     for (const CopyOp& load : step.plan.loads) loads_->open.emplace(load.op, load.to);
   }
-  for (EndedLoad& load : step.ended_loads) {
-    received_.push_back(std::move(load.request));
-    failed_.insert(failed_.end(), load.failed.begin(), load.failed.end());
-  }
+  for (EndedLoad& load : step.ended_loads) ended_loads_.push_back(std::move(load));
   has_loads_ = !step.plan.loads.empty();
   in_step_ = true;
   KVBM_TRY(worker_.begin_step(step.plan, compute_));
@@ -76,14 +73,13 @@ void ConnectorWorker::end_step() {
   has_loads_ = false;
 }
 
-std::vector<std::string> ConnectorWorker::take_received() { return std::exchange(received_, {}); }
+std::vector<EndedLoad> ConnectorWorker::take_ended_loads() {
+  return std::exchange(ended_loads_, {});
+}
 
 std::vector<BlockId> ConnectorWorker::take_failed_blocks() {
-  std::vector<BlockId> failed = std::exchange(failed_, {});
   MutexLock lock(loads_->mutex);
-  failed.insert(failed.end(), loads_->failed.begin(), loads_->failed.end());
-  loads_->failed.clear();
-  return failed;
+  return std::exchange(loads_->failed, {});
 }
 
 }  // namespace kvbm

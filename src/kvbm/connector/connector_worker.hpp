@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <memory>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "kvbm/base/ids.hpp"
@@ -46,9 +45,9 @@ class ConnectorWorker {
   /// Ends the step: what it wrote can be stored.
   void end_step();
 
-  /// Moves out the requests whose load between steps has ended.
-  [[nodiscard]] std::vector<std::string> take_received();
-  /// Moves out engine blocks that did not get their content since the last call.
+  /// Moves out the loads between steps that have ended on every rank.
+  [[nodiscard]] std::vector<EndedLoad> take_ended_loads();
+  /// Moves out engine blocks that this rank could not give their content since the last call.
   [[nodiscard]] std::vector<BlockId> take_failed_blocks();
 
  private:
@@ -60,8 +59,7 @@ class ConnectorWorker {
   const EngineCompute where_;
   bool in_step_ = false;
   bool has_loads_ = false;
-  std::vector<std::string> received_;
-  std::vector<BlockId> failed_;
+  std::vector<EndedLoad> ended_loads_;
   std::shared_ptr<Loads> loads_;
 };
 

@@ -56,7 +56,8 @@ struct Gate {
   enum class Kind : uint8_t {
     kStepEnd,   ///< the compute of step `id` has ended
     kLayerEnd,  ///< layer `layer` of step `id` has been written
-    kOpDone,    ///< operation `id` has ended on this rank, whatever its outcome
+    kOpDone,    ///< operation `id` has ended on this rank, whatever its outcome; one that has not
+                ///< come yet is waited for
   };
   Kind kind = Kind::kStepEnd;
   uint64_t id = 0;

@@ -128,6 +128,7 @@ const TierMetrics& KvbmLeader::tier_metrics() const noexcept {
   return impl_->cluster->leader().metrics();
 }
 MetricsRegistry& KvbmLeader::metrics() noexcept { return impl_->metrics; }
+void KvbmLeader::poll() { impl_->cluster->exchange(); }
 Status KvbmLeader::wait_idle(TimePoint deadline) { return impl_->cluster->wait_idle(deadline); }
 
 }  // namespace kvbm

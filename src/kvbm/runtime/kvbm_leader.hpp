@@ -53,6 +53,8 @@ class KvbmLeader {
   [[nodiscard]] uint64_t resident_blocks(TierId tier) const;
   [[nodiscard]] const TierMetrics& tier_metrics() const noexcept;
   [[nodiscard]] MetricsRegistry& metrics() noexcept;
+  /// Takes in what has ended between steps.
+  void poll();
   /// Waits until nothing is copied that needs no step of the engine. Errors: kTimeout.
   Status wait_idle(TimePoint deadline);
 

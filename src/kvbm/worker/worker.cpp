@@ -105,6 +105,8 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   void end(OpResult result, Todo& todo) KVBM_REQUIRES(mutex_);
   void cancel_waiting(OpId id, Todo& todo) KVBM_REQUIRES(mutex_);
   void arm_timer(Todo& todo) KVBM_REQUIRES(mutex_);
+  bool has_come(OpId id) const KVBM_REQUIRES(mutex_);
+  void note_come(OpId id) KVBM_REQUIRES(mutex_);
   Step* find_step(uint64_t id) KVBM_REQUIRES(mutex_);
   Event ended_event(OpId id) KVBM_REQUIRES(mutex_);
 
@@ -130,6 +132,9 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   std::shared_ptr<const ResultCallback> callback_ KVBM_GUARDED_BY(mutex_);
   std::shared_ptr<const ResultObserver> observer_ KVBM_GUARDED_BY(mutex_);
   std::unordered_map<OpId, std::shared_ptr<Operation>> operations_ KVBM_GUARDED_BY(mutex_);
+  uint64_t come_up_to_ KVBM_GUARDED_BY(mutex_) = 0;  // all operations up to it have come
+  std::set<OpId> come_beyond_ KVBM_GUARDED_BY(mutex_);
+  std::map<OpId, EventSource> awaited_ KVBM_GUARDED_BY(mutex_);  // ends of what has not come yet
   std::set<std::pair<Priority, OpId>> ready_ KVBM_GUARDED_BY(mutex_);
   std::set<std::pair<TimePoint, OpId>> start_deadlines_ KVBM_GUARDED_BY(mutex_);
   TimePoint next_timer_ KVBM_GUARDED_BY(mutex_) = kNever;
@@ -293,7 +298,7 @@ Status Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
       steps_.pop_front();
     }
     for (OpId fence : plan.fences) {
-      if (operations_.contains(fence)) fences.push_back(ended_event(fence));
+      if (operations_.contains(fence) || !has_come(fence)) fences.push_back(ended_event(fence));
     }
     for (OpId cancelled : plan.cancels) cancel_waiting(cancelled, todo);
     step_loads_.clear();
@@ -395,7 +400,11 @@ void Worker::Core::add(const CopyOp& op, Todo& todo) {
     todo.repeated.push_back(op.op);  // the one that is open will answer
     return;
   }
+  note_come(op.op);
+  auto awaited = awaited_.extract(op.op);
   if (stopped_) {
+    if (!awaited.empty()) todo.ended.push_back(std::move(awaited.mapped()));
+
     answer({.op = op.op,
             .rank = options_.rank,
             .outcome = Outcome::kCancelled,
@@ -406,6 +415,7 @@ void Worker::Core::add(const CopyOp& op, Todo& todo) {
   }
   auto operation = std::make_shared<Operation>();
   operation->op = op;
+  if (!awaited.empty()) operation->ended.emplace(std::move(awaited.mapped()));
   operations_.emplace(op.op, operation);
   operation->closed_gates = 1;  // this one, until all others are closed
   for (const Gate& gate : op.after) {
@@ -457,7 +467,8 @@ bool Worker::Core::close_gate(const Gate& gate, const std::shared_ptr<Operation>
   const OpId id = operation->op.op;
   if (gate.kind == Gate::Kind::kOpDone) {
     const OpId other{gate.id};
-    if (other == id || !operations_.contains(other)) return false;  // has ended
+    if (other == id) return false;
+    if (!operations_.contains(other) && has_come(other)) return false;  // has ended
     waiting_for_op_[other].push_back(id);
     return true;
   }
@@ -576,8 +587,29 @@ void Worker::Core::answer(OpResult result, Todo& todo) {
   ++num_unheard_;
 }
 
+/// Operations come by two ways, by steps and by the channel, so that one may be named before it
+/// comes.
+bool Worker::Core::has_come(OpId id) const {
+  return id.value() <= come_up_to_ || come_beyond_.contains(id);
+}
+
+void Worker::Core::note_come(OpId id) {
+  if (id.value() <= come_up_to_) return;
+  come_beyond_.insert(id);
+  while (!come_beyond_.empty() && come_beyond_.begin()->value() == come_up_to_ + 1) {
+    ++come_up_to_;
+    come_beyond_.erase(come_beyond_.begin());
+  }
+}
+
 Event Worker::Core::ended_event(OpId id) {
-  Operation& operation = *operations_.at(id);
+  const auto found = operations_.find(id);
+  if (found == operations_.end()) {
+    const auto awaited = awaited_.find(id);
+    if (awaited != awaited_.end()) return awaited->second.event();
+    return awaited_.emplace(id, device_.create_event()).first->second.event();
+  }
+  Operation& operation = *found->second;
   if (!operation.ended) operation.ended.emplace(device_.create_event());
   return operation.ended->event();
 }
@@ -732,6 +764,8 @@ Status Worker::Core::stop(TimePoint deadline) {
     }
     std::sort(waiting.begin(), waiting.end());
     for (OpId id : waiting) cancel_waiting(id, todo);
+    for (auto& [id, source] : awaited_) todo.ended.push_back(std::move(source));  // will not come
+    awaited_.clear();
     if (!operations_.empty() || num_unheard_ > 0) {
       if (!empty_) empty_ = std::make_shared<Latch>();
       empty = empty_;

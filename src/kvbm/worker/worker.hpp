@@ -44,7 +44,9 @@ using ResultObserver = std::function<void(const OpResult&)>;
 /// step or layer that it waited for; for any other a gate is a matter of order alone. It ends in
 /// exactly one result, given when none of its blocks can be touched any more: cancelled if it never
 /// started or was refused, and nothing was read or written. One that is submitted again while it is
-/// open is left out, with an error in the log. Contract: ids are not used again.
+/// open is left out, with an error in the log. A gate or a fence on an operation that has not come
+/// yet waits for it, as operations come by two ways. Contract: ids count from 1, without gaps and
+/// in whatever order, and are not used again.
 ///
 /// Ownership: owns the places it provides; borrows device, file engine, executor and log, which
 /// outlive it, and the engine's tensors, which stay until stop(). Stream: begin_step, layer_needed,

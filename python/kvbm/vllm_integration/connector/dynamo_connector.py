@@ -10,6 +10,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
+try:
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+except ImportError:  # before 0.30; get_finished is called there
+    KVConnectorTransferResults = None
+
 from kvbm.vllm_integration.connector_leader import KvConnectorLeader
 from kvbm.vllm_integration.connector_worker import KvConnectorWorker
 
@@ -65,8 +70,15 @@ class DynamoConnector(KVConnectorBase_V1, SupportsHMA):
     def wait_for_save(self):
         self._worker.end_step()
 
+    def get_transfer_results(self, finished_req_ids):
+        received, failed = self._worker.take_ended_loads()
+        return KVConnectorTransferResults(finished_recving=received, failed_recving=failed)
+
     def get_finished(self, finished_req_ids):
-        return None, self._worker.take_received() or None
+        received, failed = self._worker.take_ended_loads()
+        if failed:
+            raise RuntimeError("this vLLM cannot be told of a failed load where a model has several layer groups")
+        return None, received or None
 
     def get_block_ids_with_load_errors(self):
         return self._worker.take_failed_blocks()

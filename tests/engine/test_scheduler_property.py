@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real Scheduler of vLLM with DynamoConnector in both roles, and a model whose KV is a function of token, position and
+layer, through random programs of add, step, abort and reset. Every byte that a step reads is compared.
+
+KVBM_ENGINE_PROGRAMS programs (default 200) from KVBM_SEED (default 1); a failure names its own seed.
+"""
+
+import os
+import pathlib
+import random
+import sys
+
+import numpy as np
+import pytest
+from engine_run import engine_environment
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "support" / "python"))
+
+PROGRAMS = int(os.environ.get("KVBM_ENGINE_PROGRAMS", "200"))
+SEED = int(os.environ.get("KVBM_SEED", "1"))
+BLOCK = 4  # tokens
+TOKEN_BYTES = 16  # of one layer
+
+
+def content(token, position, layer):
+    """What a layer keeps of a token: a function of what the model would have seen."""
+    rng = np.random.default_rng((token, position, layer))
+    return rng.integers(0, 256, TOKEN_BYTES, dtype=np.uint8)
+
+
+class Contents:
+    """content(), remembered."""
+
+    def __init__(self):
+        self._known = {}
+
+    def __call__(self, token, position, layer):
+        key = (token, position, layer)
+        if key not in self._known:
+            self._known[key] = content(*key)
+        return self._known[key]
+
+
+CONTENTS = Contents()
+
+
+@pytest.fixture(scope="module")
+def vllm_parts():
+    os.environ.update(engine_environment())
+    from tiny_model import make_tiny_model
+    from vllm.config import KVTransferConfig
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.hashing import get_hash_fn_by_name
+    from vllm.v1.core.kv_cache_utils import init_none_hash
+
+    model = make_tiny_model(ROOT / "build" / "models" / "llama")
+    hash_function = get_hash_fn_by_name("sha256")
+    init_none_hash(hash_function)
+
+    def config(num_blocks, load_mode):
+        made = EngineArgs(
+            model=str(model),
+            enforce_eager=True,
+            dtype="float32",
+            max_model_len=BLOCK * 40,
+            max_num_seqs=4,
+            max_num_batched_tokens=BLOCK * 6,
+            enable_prefix_caching=True,
+            kv_transfer_config=KVTransferConfig(
+                kv_connector="DynamoConnector",
+                kv_connector_module_path="kvbm.vllm_integration.connector",
+                kv_role="kv_both",
+                kv_load_failure_policy="recompute",
+                kv_connector_extra_config={"load_mode": load_mode},
+            ),
+        ).create_engine_config()
+        made.cache_config.block_size = BLOCK
+        made.cache_config.num_gpu_blocks = num_blocks
+        return made
+
+    return config, hash_function
+
+
+class Engine:
+    """One program's engine. The pool's tensors are shared by the groups, as vLLM's are."""
+
+    def __init__(self, parts, rng, folder):
+        import torch
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+        from vllm.v1.core.sched.scheduler import Scheduler
+        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+        from vllm.v1.structured_output import StructuredOutputManager
+        from kvbm.vllm_integration.connector import DynamoConnector
+
+        make_config, self.hash_function = parts
+        self.rng = rng
+        self.window = rng.choice([None, None, BLOCK * 2, BLOCK * 3 - 1])
+        num_blocks = rng.randrange(42, 90)
+        self.config = make_config(num_blocks, rng.choice(["auto", "auto", "between_steps"]))
+        shape = {"block_size": BLOCK, "num_kv_heads": 1, "head_size": TOKEN_BYTES // 2, "dtype": torch.uint8}
+        groups = [KVCacheGroupSpec(["layer0", "layer1"], FullAttentionSpec(**shape))]
+        if self.window is not None:
+            groups.append(
+                KVCacheGroupSpec(["layer2", "layer3"], SlidingWindowSpec(**shape, sliding_window=self.window))
+            )
+        self.kv_config = KVCacheConfig(
+            num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=groups, hash_block_size=BLOCK
+        )
+        memory = [np.zeros((num_blocks, BLOCK, TOKEN_BYTES), dtype=np.uint8) for _ in range(2)]
+        self.layers = {f"layer{i}": memory[i % 2] for i in range(2 * len(groups))}
+        self.worker = DynamoConnector(self.config, KVConnectorRole.WORKER, self.kv_config)
+        self.worker.register_kv_caches({name: torch.from_numpy(array) for name, array in self.layers.items()})
+        self.scheduler = Scheduler(
+            vllm_config=self.config,
+            kv_cache_config=self.kv_config,
+            structured_output_manager=StructuredOutputManager(self.config),
+            block_size=BLOCK,
+            hash_block_size=BLOCK,
+            log_stats=False,
+        )
+        self.blocks = {}  # the worker's block tables: request -> group -> blocks
+        self.requests = {}
+        self.num_requests = 0
+        self.loaded = 0
+        self.prefixes = [[rng.randrange(1, 50) for _ in range(BLOCK * rng.randrange(1, 12))] for _ in range(3)]
+
+    @property
+    def native(self):
+        return self.scheduler.connector._leader.native
+
+    def add(self):
+        from vllm import SamplingParams
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+        from vllm.v1.request import Request
+
+        prefix = self.rng.choice(self.prefixes)
+        prompt = prefix[: self.rng.randrange(1, len(prefix) + 1)] + [
+            self.rng.randrange(1, 50) for _ in range(self.rng.randrange(0, BLOCK * 4))
+        ]
+        self.num_requests += 1
+        request = Request(
+            request_id=f"r{self.num_requests}",
+            prompt_token_ids=prompt,
+            sampling_params=SamplingParams(max_tokens=self.rng.randrange(1, 20), ignore_eos=True, temperature=0),
+            pooling_params=None,
+            block_hasher=get_request_block_hasher(BLOCK, self.hash_function),
+        )
+        self.requests[request.request_id] = request
+        self.scheduler.add_request(request)
+
+    def abort(self):
+        from vllm.v1.request import RequestStatus
+
+        if self.requests:
+            self.scheduler.finish_requests(self.rng.choice(list(self.requests)), RequestStatus.FINISHED_ABORTED)
+
+    def step(self):
+        from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+
+        planned = self.scheduler.schedule()
+        metadata = planned.kv_connector_metadata
+        self.worker.handle_preemptions(metadata)
+        self.worker.bind_connector_metadata(metadata)
+        self.take_blocks(planned)
+        if planned.has_sync_kv_loads:
+            self.worker.start_load_kv(None)
+        for i, name in enumerate(self.layers):
+            if planned.num_scheduled_tokens:
+                self.worker.wait_for_layer_load(name)
+                self.compute(planned, i, name)
+                self.worker.save_kv_layer(name, None, None)
+        if not planned.has_sync_kv_loads:
+            self.worker.start_load_kv(None)
+        self.worker.wait_for_save()
+        results = self.worker.get_transfer_results(planned.finished_req_ids)
+        failed = self.worker.get_block_ids_with_load_errors()
+        self.worker.clear_connector_metadata()
+        # A load that was given up with its request may be told; no other one fails here.
+        assert not failed & self.live_blocks(), "no load fails here"
+        assert not results.failed_recving
+        ids = list(planned.num_scheduled_tokens)
+        sampled = []
+        for request_id in ids:
+            request = self.scheduler.requests[request_id]
+            done = request.num_computed_tokens >= request.num_tokens
+            sampled.append([self.rng.randrange(1, 50)] if done else [])
+        output = ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
+            sampled_token_ids=sampled,
+            kv_connector_output=KVConnectorOutput(
+                finished_sending=results.finished_sending,
+                finished_recving=results.finished_recving,
+                failed_recving=results.failed_recving,
+                invalid_block_ids=failed,
+            ),
+        )
+        self.scheduler.update_from_output(planned, output)
+        for request_id in list(self.requests):
+            if self.requests[request_id].is_finished():
+                del self.requests[request_id]
+
+    def live_blocks(self):
+        manager = self.scheduler.kv_cache_manager
+        live = [request_id for request_id, request in self.requests.items() if not request.is_finished()]
+        return {b for request_id in live for ids in manager.get_block_ids(request_id) for b in ids} - {0}
+
+    def take_blocks(self, planned):
+        for request_id in planned.finished_req_ids:
+            self.blocks.pop(request_id, None)
+        for new in planned.scheduled_new_reqs:
+            self.blocks[new.req_id] = [list(ids) for ids in new.block_ids]
+            if new.num_computed_tokens:
+                self.loaded += 1
+        cached = planned.scheduled_cached_reqs
+        for i, request_id in enumerate(cached.req_ids):
+            added = cached.new_block_ids[i]
+            if request_id in cached.resumed_req_ids:
+                self.blocks[request_id] = [list(ids) for ids in added]
+            elif added is not None:
+                for have, ids in zip(self.blocks[request_id], added):
+                    have.extend(ids)
+
+    def compute(self, planned, layer, name):
+        """Reads what attention would read, and writes the scheduled tokens."""
+        group = 0 if layer < 2 else 1
+        window = self.window if group else None
+        memory = self.layers[name]
+        for request_id, count in planned.num_scheduled_tokens.items():
+            request = self.scheduler.requests[request_id]
+            tokens = request.all_token_ids
+            end = request.num_computed_tokens  # the scheduler has advanced it already
+            begin = end - count
+            table = self.blocks[request_id][group]
+            for position in range(begin, end):
+                memory[table[position // BLOCK], position % BLOCK] = CONTENTS(tokens[position], position, layer)
+            first = 0 if window is None else max(0, begin - window + 1)
+            for position in range(first, begin):
+                found = memory[table[position // BLOCK], position % BLOCK]
+                if not np.array_equal(found, CONTENTS(tokens[position], position, layer)):
+                    raise AssertionError(f"{name} of {request_id} at token {position} of {begin}: {found[:4]} ...")
+
+    def finish(self):
+        for _ in range(5000):
+            if not self.scheduler.has_unfinished_requests() and not self.scheduler.has_finished_requests():
+                break
+            self.step()
+        self.step()
+        assert not self.requests
+        assert not self.scheduler.requests, "the scheduler still knows requests"
+        pool = self.scheduler.kv_cache_manager.block_pool
+        assert pool.get_num_free_blocks() == self.kv_config.num_blocks - 1, "blocks are leaked"  # one is the null block
+        assert (self.native.num_requests, self.native.num_open_loads) == (0, 0)
+
+    def close(self):
+        self.scheduler.shutdown()
+        self.worker.shutdown()
+
+
+def run_program(parts, seed, folder, monkeypatch):
+    rng = random.Random(seed)
+    monkeypatch.setenv("DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", str(rng.randrange(8, 120)))
+    if rng.random() < 0.4:
+        monkeypatch.setenv("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", str(rng.randrange(20, 200)))
+        monkeypatch.setenv("DYN_KVBM_DISK_CACHE_DIR", str(folder))
+    else:
+        monkeypatch.delenv("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", raising=False)
+    engine = Engine(parts, rng, folder)
+    try:
+        for _ in range(rng.randrange(20, 120)):
+            what = rng.random()
+            if what < 0.25 and len(engine.requests) < 8:
+                engine.add()
+            elif what < 0.28:
+                engine.abort()
+            elif what < 0.31:
+                engine.scheduler.reset_prefix_cache()
+            else:
+                engine.step()
+        engine.finish()
+        return engine.native.statistics()
+    finally:
+        engine.close()
+
+
+def test_random_programs(vllm_parts, tmp_path, monkeypatch):
+    moved = {}
+    for seed in range(SEED, SEED + PROGRAMS):
+        try:
+            statistics = run_program(vllm_parts, seed, tmp_path, monkeypatch)
+        except BaseException as error:
+            raise AssertionError(f"KVBM_SEED={seed} KVBM_ENGINE_PROGRAMS=1 fails: {error!r}") from error
+        for name, value in statistics.items():
+            moved[name] = moved.get(name, 0) + value
+    # The programs reach what they are for.
+    if PROGRAMS >= 100:
+        for route in ("g1_to_g2", "g2_to_g1", "g2_to_g3", "g3_to_g2"):
+            assert moved[f"kvbm_transfer_blocks_total{{route={route}}}"] > 0, route

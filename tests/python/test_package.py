@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package by itself: no engine, no GPU."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import kvbm
+from kvbm._core import dynamo_variables
+
+
+def test_import_starts_no_thread_and_needs_no_engine():
+    code = "import kvbm, os, sys; assert len(os.listdir('/proc/self/task')) == 1; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_errors_have_codes():
+    with pytest.raises(kvbm.Error) as caught:
+        kvbm.KvbmWorker.create(rank=0, num_blocks=0, groups=[])
+    assert caught.value.code == "invalid_argument"
+    assert "no blocks" in str(caught.value)
+
+
+def test_classes_are_made_by_create():
+    for made in (kvbm.KvbmWorker, kvbm.KvbmLeader):
+        with pytest.raises(TypeError, match="create"):
+            made()
+
+
+def test_variables_are_read(monkeypatch):
+    monkeypatch.setenv("DYN_KVBM_CPU_CACHE_GB", "1.5")
+    assert dynamo_variables()["host_bytes"] == 1_500_000_000
+    monkeypatch.setenv("DYN_KVBM_CPU_CACHE_GB", "lots")
+    with pytest.raises(kvbm.Error, match="DYN_KVBM_CPU_CACHE_GB"):
+        dynamo_variables()
+
+
+class Engine:
+    """A pretended engine: a KV tensor, and steps of one request that computes everything at once."""
+
+    def __init__(self, **tiers):
+        self.tensor = np.zeros((16, 64), dtype=np.uint8)
+        self.worker = kvbm.KvbmWorker.create(
+            rank=0, num_blocks=16, groups=[(64, [(self.tensor.ctypes.data, 64)])]
+        )
+        self.leader = kvbm.KvbmLeader.create(
+            [self.worker], model="m", dtype="u8", scheme="test", block_tokens=4, window_blocks=[0], **tiers
+        )
+
+    def step(self, request, blocks, computed, scheduled, values=()):
+        self.worker.begin_step(self.leader.build_step([(request, [blocks], True, computed, scheduled)]))
+        if self.worker.has_loads:
+            self.worker.layer_needed(0)
+        for block, value in values:
+            self.tensor[block] = value
+        self.worker.end_step()
+
+
+def test_what_a_step_wrote_comes_back():
+    engine = Engine(host_blocks=8)
+    hashes = [bytes([i]) * 32 for i in range(3)]
+    engine.leader.extend("a", hashes)
+    engine.step("a", [0, 1, 2], 0, 12, values=[(0, 7), (1, 8), (2, 9)])
+    assert not engine.leader.finished("a")
+    deadline = time.monotonic() + 10
+    while "stores are under way":
+        engine.leader.extend("b", hashes)
+        tokens, between_steps = engine.leader.match("b", 0, 13)
+        if tokens == 12 or time.monotonic() > deadline:
+            break
+        engine.leader.finished("b")
+    assert (tokens, between_steps) == (12, False)
+    engine.tensor[:] = 0
+    engine.leader.allocated("b", [[10, 11, 12, 13]], tokens)
+    engine.step("b", [10, 11, 12, 13], 12, 1)
+    assert [int(engine.tensor[block, 63]) for block in (10, 11, 12)] == [7, 8, 9]
+    assert engine.worker.take_failed_blocks() == []
+    assert engine.leader.statistics()["kvbm_transfer_blocks_total{route=g2_to_g1}"] == 3
+    engine.worker.stop()
+
+
+def test_a_step_that_is_no_step_is_refused():
+    engine = Engine(host_blocks=8)
+    with pytest.raises(kvbm.Error) as caught:
+        engine.worker.begin_step(b"nonsense")
+    assert caught.value.code == "corrupt"
+    engine.worker.stop()
