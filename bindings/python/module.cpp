@@ -210,6 +210,12 @@ class Statistics final : public StatisticsVisitor {
   }
 };
 
+nb::dict statistics_of(const MetricsRegistry& metrics) {
+  Statistics statistics;
+  metrics.visit(statistics);
+  return statistics.found;
+}
+
 }  // namespace
 }  // namespace kvbm
 
@@ -253,6 +259,9 @@ NB_MODULE(_core, module) {
             check(loaded);
           },
           "layer"_a, "Waits for what the layer reads.")
+      .def(
+          "statistics", [](KvbmWorker& worker) { return statistics_of(worker.metrics()); },
+          "What the copies of this rank have counted, by name and labels.")
       .def(
           "end_step", [](KvbmWorker& worker) { worker.hooks().end_step(); },
           nb::call_guard<nb::gil_scoped_release>())
@@ -323,9 +332,7 @@ NB_MODULE(_core, module) {
                    [](Leader& leader) { return leader.leader->num_disk_blocks(); })
       .def("statistics", [](Leader& leader) {
         leader.leader->poll();
-        Statistics statistics;
-        leader.leader->metrics().visit(statistics);
-        return statistics.found;
+        return statistics_of(leader.leader->metrics());
       });
 
   module.def(

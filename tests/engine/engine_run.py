@@ -31,6 +31,7 @@ class Options:
     rounds: int = 2
     max_tokens: int = 16
     seed: int = 1
+    corrupt_disk: bool = False  # between rounds
 
 
 def engine_environment():
@@ -101,6 +102,22 @@ def statistics_of(llm):
     return connector._leader.native.statistics()
 
 
+def corrupt_disk():
+    """Writes nonsense all over the nameless files of the disk tier."""
+    folder = os.environ["DYN_KVBM_DISK_CACHE_DIR"]
+    for descriptor in pathlib.Path("/proc/self/fd").iterdir():
+        try:
+            is_tier = os.readlink(descriptor).startswith(folder)
+        except FileNotFoundError:
+            continue
+        if not is_tier:
+            continue
+        with open(descriptor, "r+b", buffering=0) as file:
+            for offset in range(0, file.seek(0, os.SEEK_END), 16384):
+                file.seek(offset)
+                file.write(b"nonsense" * 512)
+
+
 def play(llm, options: Options):
     """One round: the outputs by conversation and turn, and what the engine did not have to compute."""
     from vllm import SamplingParams
@@ -138,6 +155,8 @@ def main():
         played = play(llm, options)
         if not llm.reset_prefix_cache():
             raise RuntimeError("the engine still holds blocks after its requests have ended")
+        if options.corrupt_disk:
+            corrupt_disk()
         after = statistics_of(llm) if options.connector else {}
         played["statistics"] = {name: value - before.get(name, 0) for name, value in after.items()}
         rounds.append(played)
@@ -147,6 +166,10 @@ def main():
         native = llm.llm_engine.engine_core.engine_core.scheduler.connector._leader.native
         report["open_requests"] = native.num_requests
         report["open_loads"] = native.num_open_loads
+        from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS
+
+        (worker,) = LOCAL_WORKERS.values()
+        report["worker_statistics"] = worker.statistics()
     print("RESULT " + json.dumps(report), flush=True)
 
 

@@ -61,6 +61,16 @@ def test_disk_alone(plain, tmp_path):
     assert moved(report, "g3_to_g1") > 0
 
 
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_a_corrupt_disk_is_a_miss(plain, tmp_path, hybrid):
+    """The engine goes on with equal answers, and a line in the log and a metric say what happened."""
+    variables = {**LITTLE_HOST, "DYN_KVBM_DISK_CACHE_GB": "1", "DYN_KVBM_DISK_CACHE_DIR": str(tmp_path)}
+    report = run_engine(variables, hybrid=hybrid, rounds=3, corrupt_disk=True)
+    check(report, plain.outputs(hybrid=hybrid))
+    assert report["worker_statistics"]["kvbm_corrupt_blocks_total"] > 0
+    assert "are computed anew" in report["stderr"]
+
+
 def test_a_pool_so_small_that_requests_are_preempted(plain):
     options = {"conversations": 8, "turns": 2, "max_tokens": 100}
     report = run_engine(HOST, **options, gpu_blocks=40, max_model_len=1024)

@@ -17,6 +17,7 @@ struct KvbmWorker::Impl {
   explicit Impl(LogSink& log) : executor(log) {}
 
   ThreadExecutor executor;
+  MetricsRegistry metrics;
   std::unique_ptr<HostDevice> device;
   std::unique_ptr<PosixFileEngine> files;
   StreamRef compute;
@@ -107,7 +108,8 @@ Result<std::unique_ptr<KvbmWorker>> KvbmWorker::create(KvbmWorkerOptions options
                         Worker::create({.rank = RankId(options.rank),
                                         .worker = WorkerId(options.rank),
                                         .model = model,
-                                        .disk_directory = options.disk_directory},
+                                        .disk_directory = options.disk_directory,
+                                        .metrics = &impl->metrics},
                                        *impl->device, impl->files.get(), impl->executor, log));
   for (size_t i = 0; i < options.groups.size(); ++i) {
     KVBM_ASSIGN_OR_RETURN(PhysicalLayout tensors,
@@ -127,6 +129,8 @@ KvbmWorker::~KvbmWorker() = default;
 Worker& KvbmWorker::worker() noexcept { return *impl_->worker; }
 ConnectorWorker& KvbmWorker::hooks() noexcept { return *impl_->hooks; }
 const std::vector<PlaceSpec>& KvbmWorker::engine_places() const noexcept { return impl_->places; }
+
+MetricsRegistry& KvbmWorker::metrics() noexcept { return impl_->metrics; }
 
 Status KvbmWorker::stop(TimePoint deadline) {
   impl_->hooks->end_step();

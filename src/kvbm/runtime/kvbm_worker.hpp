@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kvbm/base/log.hpp"
+#include "kvbm/base/metrics.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/connector/connector_worker.hpp"
 #include "kvbm/protocol/messages.hpp"
@@ -56,6 +57,9 @@ class KvbmWorker {
   [[nodiscard]] ConnectorWorker& hooks() noexcept;
   /// G1, group by group.
   [[nodiscard]] const std::vector<PlaceSpec>& engine_places() const noexcept;
+
+  /// What the copies of this rank have counted.
+  [[nodiscard]] MetricsRegistry& metrics() noexcept;
 
   /// Waits for running copies and takes no more. Errors: kTimeout (the tensors must stay).
   Status stop(TimePoint deadline = kNever);
