@@ -24,6 +24,7 @@ struct ConnectorLeader::Slot {
 struct ConnectorLeader::OpenLoad {
   std::string request;
   bool between_steps = false;
+  bool given_up = false;                     // with its request
   uint64_t step = 0;                         // the one that begins with it, or is next
   std::vector<uint32_t> firsts;              // by group: the position of blocks[group][0]
   std::vector<std::vector<BlockId>> blocks;  // by group
@@ -31,18 +32,33 @@ struct ConnectorLeader::OpenLoad {
 };
 
 Result<std::unique_ptr<ConnectorLeader>> ConnectorLeader::create(ConnectorLeaderOptions options,
-                                                                 Cluster& cluster, LogSink& log) {
+                                                                 Cluster& cluster,
+                                                                 const Clock& clock,
+                                                                 MetricsRegistry& metrics,
+                                                                 LogSink& log) {
   if (options.groups.empty()) {
     return make_error(ErrorCode::kInvalidArgument, "a connector needs at least one layer group");
   }
   if (options.block_tokens == 0) {
     return make_error(ErrorCode::kInvalidArgument, "block_tokens is 0");
   }
-  return std::unique_ptr<ConnectorLeader>(new ConnectorLeader(std::move(options), cluster, log));
+  return std::unique_ptr<ConnectorLeader>(
+      new ConnectorLeader(std::move(options), cluster, clock, metrics, log));
 }
 
-ConnectorLeader::ConnectorLeader(ConnectorLeaderOptions options, Cluster& cluster, LogSink& log)
-    : options_(std::move(options)), cluster_(cluster), log_(log) {}
+ConnectorLeader::ConnectorLeader(ConnectorLeaderOptions options, Cluster& cluster,
+                                 const Clock& clock, MetricsRegistry& metrics, LogSink& log)
+    : options_(std::move(options)),
+      cluster_(cluster),
+      clock_(clock),
+      log_(log),
+      bypass_open_(metrics.gauge(
+          {"kvbm_bypass_open", "1 while nothing is offered because loads kept failing.", "", {}})),
+      bypassed_(metrics.counter({"kvbm_bypassed_lookups_total",
+                                 "Look-ups that were not made because loads kept failing.",
+                                 "",
+                                 {}})),
+      breaker_(options_.breaker) {}
 
 ConnectorLeader::~ConnectorLeader() = default;
 
@@ -76,6 +92,10 @@ ExternalMatch ConnectorLeader::match(std::string_view request, uint32_t num_comp
   slot.match.reset();
   if (slot.load || num_tokens == 0 || num_computed_tokens % options_.block_tokens != 0) return {};
   cluster_.exchange();
+  if (!breaker_.allows(clock_.now())) {
+    bypassed_.add();
+    return {};
+  }
   const uint32_t computed = num_computed_tokens / options_.block_tokens;
   // The engine computes at least the last token.
   const auto most =
@@ -237,6 +257,7 @@ void ConnectorLeader::take_ended_loads(std::vector<EndedLoad>& ended) {
     }
     EndedLoad end{.request = load.request, .failed = {}};
     const auto slot = slots_.find(load.request);
+    if (!load.given_up) note_outcome(load.outcome->status);
     // Nobody needs the blocks of a request that has ended.
     for (size_t group = 0; group < load.blocks.size() && slot != slots_.end(); ++group) {
       for (size_t i = 0; i < load.blocks[group].size(); ++i) {
@@ -258,6 +279,24 @@ void ConnectorLeader::take_ended_loads(std::vector<EndedLoad>& ended) {
   }
 }
 
+void ConnectorLeader::note_outcome(const Status& outcome) {
+  if (outcome) {
+    if (breaker_.is_open()) {
+      KVBM_LOG_WARNING(log_, "connector", "loads succeed again: blocks are offered as before");
+    }
+    breaker_.succeeded();
+  } else if (breaker_.failed(clock_.now())) {
+    KVBM_LOG_ERROR(
+        log_, "connector",
+        "{} loads in a row have failed: nothing is offered for {} s, the engine computes "
+        "everything; the last one: {}",
+        options_.breaker.max_failures,
+        std::chrono::duration_cast<std::chrono::seconds>(options_.breaker.pause).count(),
+        outcome.error().describe());
+  }
+  bypass_open_.set(breaker_.is_open() ? 1 : 0);
+}
+
 bool ConnectorLeader::finished(std::string_view request) {
   const auto found = slots_.find(request);
   if (found == slots_.end()) return false;
@@ -267,6 +306,7 @@ bool ConnectorLeader::finished(std::string_view request) {
   OpenLoad& open = loads_.at(*load);
   if (!open.outcome) {
     cluster_.leader().give_up(*load);
+    open.given_up = true;
     open.outcome = LoadOutcome{.load = *load, .status = {}, .num_blocks = 0};
   }
   return open.between_steps;

@@ -13,12 +13,15 @@
 #include <unordered_map>
 #include <vector>
 
+#include "kvbm/base/clock.hpp"
 #include "kvbm/base/ids.hpp"
 #include "kvbm/base/log.hpp"
+#include "kvbm/base/metrics.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/blocks/block_key.hpp"
 #include "kvbm/blocks/retention.hpp"
 #include "kvbm/cluster/cluster.hpp"
+#include "kvbm/connector/circuit_breaker.hpp"
 #include "kvbm/connector/connector_step.hpp"
 
 namespace kvbm {
@@ -34,6 +37,7 @@ struct ConnectorLeaderOptions {
   NamespaceId ns;
   uint32_t block_tokens = 0;  ///< tokens of a block, alike in all groups
   LoadMode load_mode = LoadMode::kAuto;
+  CircuitBreakerOptions breaker = {};  ///< after so many failed loads in a row nothing is offered
 };
 
 /// What the tiers have of a request beyond the engine's own prefix hit.
@@ -61,14 +65,18 @@ struct ScheduledRequest {
 /// never loaded, as the engine has to compute something. A step fences whatever still touches the
 /// engine blocks that were allocated for it, so that blocks need not be held when a request ends.
 ///
-/// Ownership: borrows cluster and log, which outlive it. The cluster keeps operations on the
-/// engine's place for steps.
-/// Threads: one thread at a time, the engine's scheduler.
+/// When loads keep failing, nothing is offered for a while: the engine computes, and hears of it in
+/// the log and in kvbm_bypass_open.
+///
+/// Ownership: borrows cluster, clock, metrics and log, which outlive it. The cluster keeps
+/// operations on the engine's place for steps. Threads: one thread at a time, the engine's
+/// scheduler.
 class ConnectorLeader {
  public:
   /// Errors: kInvalidArgument (no group, no tokens in a block).
   [[nodiscard]] static Result<std::unique_ptr<ConnectorLeader>> create(
-      ConnectorLeaderOptions options, Cluster& cluster, LogSink& log);
+      ConnectorLeaderOptions options, Cluster& cluster, const Clock& clock,
+      MetricsRegistry& metrics, LogSink& log);
   ~ConnectorLeader();
   ConnectorLeader(const ConnectorLeader&) = delete;
   ConnectorLeader& operator=(const ConnectorLeader&) = delete;
@@ -106,16 +114,22 @@ class ConnectorLeader {
   /// What is sure to be what its key says.
   enum class Trust : uint8_t { kNone, kEarlierSteps, kThisStep };
 
-  ConnectorLeader(ConnectorLeaderOptions options, Cluster& cluster, LogSink& log);
+  ConnectorLeader(ConnectorLeaderOptions options, Cluster& cluster, const Clock& clock,
+                  MetricsRegistry& metrics, LogSink& log);
   [[nodiscard]] Slot& slot_of(std::string_view request);
   void take_scheduled(const ScheduledRequest& scheduled, Trust trust, std::vector<OpId>& fences);
   [[nodiscard]] Trust trust_in_steps() const;
   void store_written(Slot& slot, uint32_t end);
   void take_ended_loads(std::vector<EndedLoad>& ended);
+  void note_outcome(const Status& outcome);
 
   const ConnectorLeaderOptions options_;
   Cluster& cluster_;
+  const Clock& clock_;
   LogSink& log_;
+  Gauge& bypass_open_;
+  Counter& bypassed_;
+  CircuitBreaker breaker_;
   uint64_t step_ = 0;  // the last one that was built
   std::map<std::string, std::unique_ptr<Slot>, std::less<>> slots_;
   std::map<LoadId, OpenLoad> loads_;

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -22,7 +23,9 @@
 namespace kvbm {
 namespace {
 
+using std::chrono::milliseconds;
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using testing::RankRig;
 using testing::RankRigOptions;
@@ -53,8 +56,9 @@ class ConnectorTest : public ::testing::Test {
     leader_ = ConnectorLeader::create({.groups = {{kGroup, Retention::full_prefix()}},
                                        .ns = NamespaceId(1),
                                        .block_tokens = kTokens,
-                                       .load_mode = mode},
-                                      *cluster_, log_)
+                                       .load_mode = mode,
+                                       .breaker = {.max_failures = 2, .pause = milliseconds(50)}},
+                                      *cluster_, executor_.clock(), metrics_, log_)
                   .value();
     worker_ = std::make_unique<ConnectorWorker>(*rig_->worker, *rig_->device, rig_->compute,
                                                 EngineCompute::kOnHost);
@@ -109,6 +113,11 @@ class ConnectorTest : public ::testing::Test {
   }
   void settle() {
     EXPECT_TRUE(cluster_->wait_idle(executor_.clock().now() + std::chrono::seconds(10)));
+  }
+  std::string metrics() const {
+    std::ostringstream text;
+    write_prometheus_text(metrics_, text);
+    return text.str();
   }
   uint64_t stored() { return cluster_->leader().resident_blocks(TierId::kG2); }
 
@@ -295,6 +304,48 @@ TEST_F(ConnectorTest, AnAbortDuringALoadHoldsTheBlocksUntilItHasStopped) {
   }
   EXPECT_THAT(ended, ElementsAre(EndedLoad{"b", {}}));
   EXPECT_EQ(leader_->num_open_loads(), 0U);
+}
+
+TEST_F(ConnectorTest, WhatKeepsFailingIsLeftAloneForAWhile) {
+  run("a", 1, 0, 3);
+  const auto fail_a_load = [this](const std::string& request) {
+    extend(request, 1, 3);
+    const ExternalMatch offer = leader_->match(request, 0, 3 * kTokens + 1);
+    ASSERT_GT(offer.num_tokens, 0U);
+    EXPECT_TRUE(leader_->allocated(request, {blocks(10, 4)}, offer.num_tokens));
+    const ScheduledRequest scheduled{.request = request,
+                                     .blocks = {blocks(10, 4)},
+                                     .replaces_blocks = true,
+                                     .num_computed_tokens = 3 * kTokens,
+                                     .num_scheduled_tokens = 1};
+    ConnectorStep broken = decode_connector_step(leader_->build_step({&scheduled, 1})).value();
+    broken.plan.loads.at(0).from[0] = BlockId(1 << 20);
+    EXPECT_TRUE(worker_->begin_step(encode(broken)));
+    EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+    worker_->end_step();
+    settle();
+    empty_step();
+    EXPECT_FALSE(leader_->finished(request));
+  };
+  fail_a_load("b");
+  fail_a_load("c");
+  EXPECT_THAT(metrics(), HasSubstr("\nkvbm_bypass_open 1\n"));
+  extend("d", 1, 3);
+  EXPECT_EQ(leader_->match("d", 0, 3 * kTokens + 1).num_tokens, 0U);
+  EXPECT_THAT(metrics(), HasSubstr("\nkvbm_bypassed_lookups_total 1\n"));
+  std::this_thread::sleep_for(milliseconds(60));
+  const ExternalMatch offer = leader_->match("d", 0, 3 * kTokens + 1);
+  EXPECT_EQ(offer.num_tokens, 3 * kTokens);
+  EXPECT_TRUE(leader_->allocated("d", {blocks(10, 4)}, offer.num_tokens));
+  step({.request = "d",
+        .blocks = {blocks(10, 4)},
+        .replaces_blocks = true,
+        .num_computed_tokens = 3 * kTokens,
+        .num_scheduled_tokens = 1},
+       1);
+  settle();
+  empty_step();
+  EXPECT_THAT(metrics(), HasSubstr("\nkvbm_bypass_open 0\n"));
 }
 
 TEST_F(ConnectorTest, AnOfferThatIsNotTakenLeavesNothingPinned) {

@@ -106,12 +106,13 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
                                       impl->executor.clock(), impl->events, impl->metrics, log));
   impl->cluster = std::make_unique<Cluster>(std::move(tiers), *impl->channel,
                                             impl->executor.clock(), EngineOperations::kBySteps);
-  KVBM_ASSIGN_OR_RETURN(impl->requests,
-                        ConnectorLeader::create({.groups = groups,
-                                                 .ns = options.ns.id(),
-                                                 .block_tokens = options.block_tokens,
-                                                 .load_mode = options.load_mode},
-                                                *impl->cluster, log));
+  KVBM_ASSIGN_OR_RETURN(
+      impl->requests,
+      ConnectorLeader::create({.groups = groups,
+                               .ns = options.ns.id(),
+                               .block_tokens = options.block_tokens,
+                               .load_mode = options.load_mode},
+                              *impl->cluster, impl->executor.clock(), impl->metrics, log));
   return std::unique_ptr<KvbmLeader>(new KvbmLeader(std::move(impl)));
 }
 
