@@ -64,9 +64,11 @@ std::vector<std::vector<BlockId>> block_ids(const std::vector<std::vector<uint32
 std::unique_ptr<KvbmWorker> make_worker(
     uint16_t rank, uint32_t num_blocks,
     const std::vector<std::pair<uint64_t, std::vector<std::pair<uint64_t, uint64_t>>>>& groups,
-    const std::string& disk_directory) {
+    const std::string& disk_directory, bool disk_direct_io, bool disk_zero_fill) {
   KvbmWorkerOptions options{.rank = rank, .num_blocks = num_blocks};
   options.disk_directory = disk_directory;
+  options.direct_io = disk_direct_io ? DirectIo::kTry : DirectIo::kOff;
+  options.zero_fill = disk_zero_fill;
   for (const auto& [run_bytes, runs] : groups) {
     EngineGroup& group = options.groups.emplace_back();
     group.run_bytes = run_bytes;
@@ -93,10 +95,13 @@ struct Leader {
   ConnectorLeader& requests() { return leader->requests(); }
 };
 
-std::unique_ptr<Leader> make_leader(
-    nb::list workers, const std::string& model, const std::string& dtype, const std::string& scheme,
-    uint32_t block_tokens, const std::vector<uint32_t>& window_blocks, const std::string& load_mode,
-    uint64_t host_bytes, uint64_t disk_bytes, uint32_t host_blocks, uint32_t disk_blocks) {
+std::unique_ptr<Leader> make_leader(nb::list workers, const std::string& model,
+                                    const std::string& dtype, const std::string& scheme,
+                                    uint32_t block_tokens,
+                                    const std::vector<uint32_t>& window_blocks,
+                                    const std::string& load_mode, uint64_t host_bytes,
+                                    uint64_t disk_bytes, uint32_t host_blocks, uint32_t disk_blocks,
+                                    bool disk_filter, uint32_t min_priority) {
   auto made = std::make_unique<Leader>();
   for (nb::handle worker : workers) {
     made->workers.push_back(nb::cast<KvbmWorker*>(worker));
@@ -128,6 +133,8 @@ std::unique_ptr<Leader> make_leader(
   options.disk_bytes = disk_bytes;
   options.host_blocks = host_blocks;
   options.disk_blocks = disk_blocks;
+  options.disk_filter = disk_filter;
+  options.min_priority = min_priority;
   made->leader = take(KvbmLeader::create(options, made->workers, log_sink()));
   return made;
 }
@@ -139,11 +146,12 @@ Identity identity_of(nb::handle hash) {
   return take(Identity::from_bytes(std::as_bytes(std::span(data, static_cast<size_t>(size)))));
 }
 
-void extend(Leader& leader, const std::string& request, nb::list hashes) {
+void extend(Leader& leader, const std::string& request, nb::list hashes,
+            std::optional<uint32_t> priority) {
   std::vector<Identity> identities;
   identities.reserve(nb::len(hashes));
   for (nb::handle hash : hashes) identities.push_back(identity_of(hash));
-  leader.requests().extend(request, identities);
+  leader.requests().extend(request, identities, priority);
 }
 
 struct Scheduled {
@@ -231,8 +239,8 @@ NB_MODULE(_core, module) {
       .def(
           "__init__",
           [](nb::pointer_and_handle<KvbmWorker>) { throw nb::type_error("use KvbmWorker.create"); })
-      .def_static("create", &make_worker, "rank"_a, "num_blocks"_a, "groups"_a,
-                  "disk_directory"_a = "",
+      .def_static("create", &make_worker, "rank"_a, "num_blocks"_a, "groups"_a, nb::kw_only(),
+                  "disk_directory"_a = "", "disk_direct_io"_a = true, "disk_zero_fill"_a = false,
                   "groups: per layer group (run_bytes, [(address, block_stride), ...]), in bytes. "
                   "Borrows the memory until stop().")
       .def(
@@ -294,12 +302,15 @@ NB_MODULE(_core, module) {
            [](nb::pointer_and_handle<Leader>) { throw nb::type_error("use KvbmLeader.create"); })
       .def_static("create", &make_leader, "workers"_a, nb::kw_only(), "model"_a, "dtype"_a,
                   "scheme"_a, "block_tokens"_a, "window_blocks"_a, "load_mode"_a = "auto",
-                  "host_bytes"_a = 0, "disk_bytes"_a = 0, "host_blocks"_a = 0, "disk_blocks"_a = 0)
+                  "host_bytes"_a = 0, "disk_bytes"_a = 0, "host_blocks"_a = 0, "disk_blocks"_a = 0,
+                  "disk_filter"_a = false, "min_priority"_a = 0)
       .def("num_identities",
            [](Leader& leader, const std::string& request) {
              return leader.requests().num_identities(request);
            })
-      .def("extend", &extend, "request"_a, "hashes"_a)
+      .def(
+          "extend", &extend, "request"_a, "hashes"_a, "priority"_a = nb::none(),
+          "The next full blocks of a request. priority: 0 to 100, how much they are worth keeping.")
       .def(
           "match",
           [](Leader& leader, const std::string& request, uint32_t num_computed_tokens,
@@ -344,7 +355,11 @@ NB_MODULE(_core, module) {
         values["disk_bytes"] = found.disk_bytes;
         values["host_blocks"] = found.host_blocks;
         values["disk_blocks"] = found.disk_blocks;
+        values["disk_filter"] = found.disk_filter;
+        values["min_priority"] = found.min_priority;
         values["disk_directory"] = found.disk_directory;
+        values["disk_direct_io"] = found.disk_direct_io;
+        values["disk_zero_fill"] = found.disk_zero_fill;
         return values;
       },
       "The DYN_KVBM_* variables of this process.");

@@ -60,6 +60,7 @@ def main():
             {
                 "DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS": "24",
                 "DYN_KVBM_DISK_CACHE_GB": "1",
+                "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER": "true",
                 "DYN_KVBM_DISK_CACHE_DIR": folder,
             },
             **shape,

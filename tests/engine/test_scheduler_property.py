@@ -264,6 +264,8 @@ def run_program(parts, seed, folder, monkeypatch):
     if rng.random() < 0.4:
         monkeypatch.setenv("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", str(rng.randrange(20, 200)))
         monkeypatch.setenv("DYN_KVBM_DISK_CACHE_DIR", str(folder))
+        monkeypatch.setenv("DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER", rng.choice(["true", "false"]))
+        monkeypatch.setenv("DYN_KVBM_DISK_DISABLE_O_DIRECT", rng.choice(["true", "false"]))
     else:
         monkeypatch.delenv("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", raising=False)
     engine = Engine(parts, rng, folder)

@@ -46,12 +46,22 @@ def test_loads_between_steps(plain):
 
 def test_a_host_tier_too_small_spills_to_disk(plain, tmp_path):
     variables = {**LITTLE_HOST, "DYN_KVBM_DISK_CACHE_GB": "1", "DYN_KVBM_DISK_CACHE_DIR": str(tmp_path)}
-    report = run_engine(variables, rounds=3)
+    report = run_engine({**variables, "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER": "true"}, rounds=3)
     check(report, plain.outputs())
     assert moved(report, "g2_to_g3", 0) > 0
     assert moved(report, "g3_to_g2") + moved(report, "g3_to_g1") > 0
     played = report["rounds"][-1]
     assert played["cached_tokens"] > 0.5 * played["prompt_tokens"]
+
+
+def test_the_disk_filter_writes_what_was_seen_twice(plain, tmp_path):
+    variables = {**LITTLE_HOST, "DYN_KVBM_DISK_CACHE_GB": "1", "DYN_KVBM_DISK_CACHE_DIR": str(tmp_path)}
+    report = run_engine(variables, rounds=3)
+    check(report, plain.outputs())
+    assert report["rounds"][0]["statistics"]["kvbm_disk_filtered_blocks_total"] > 0
+    first, second, third = (played["cached_tokens"] for played in report["rounds"])
+    assert third > second > first
+    assert moved(report, "g3_to_g2") + moved(report, "g3_to_g1") > 0
 
 
 def test_disk_alone(plain, tmp_path):
@@ -65,6 +75,7 @@ def test_disk_alone(plain, tmp_path):
 def test_a_corrupt_disk_is_a_miss(plain, tmp_path, hybrid):
     """The engine goes on with equal answers, and a line in the log and a metric say what happened."""
     variables = {**LITTLE_HOST, "DYN_KVBM_DISK_CACHE_GB": "1", "DYN_KVBM_DISK_CACHE_DIR": str(tmp_path)}
+    variables["DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER"] = "true"
     report = run_engine(variables, hybrid=hybrid, rounds=3, corrupt_disk=True)
     check(report, plain.outputs(hybrid=hybrid))
     assert report["worker_statistics"]["kvbm_corrupt_blocks_total"] > 0

@@ -94,6 +94,7 @@ struct RankRigOptions {
   uint32_t host_blocks = 8;  ///< 0: no such place
   uint32_t disk_blocks = 8;  ///< 0: no such place
   uint32_t max_running_operations = 8;
+  DirectIo direct_io = DirectIo::kOff;
   std::optional<DeviceFaults> faults = std::nullopt;
   /// Puts something in front of the file engine.
   std::function<std::unique_ptr<FileEngine>(std::unique_ptr<FileEngine>)> wrap_files = nullptr;
@@ -133,6 +134,7 @@ class RankRig {
                              .worker = WorkerId(options.rank),
                              .model = rig_model(options.num_groups),
                              .disk_directory = folder.path().string(),
+                             .direct_io = options.direct_io,
                              .max_running_operations = options.max_running_operations},
                             used, files.get(), executor, log)
                  .value();

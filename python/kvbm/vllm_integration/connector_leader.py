@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler half: vLLM's requests over kvbm.KvbmLeader."""
 
+import logging
+
 from kvbm._core import KvbmLeader, dynamo_variables
-from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS
+from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS, WORKER_VARIABLES
+
+logger = logging.getLogger("kvbm")
 
 
 def window_blocks(spec, block_tokens: int) -> int:
@@ -19,6 +23,17 @@ def window_blocks(spec, block_tokens: int) -> int:
         needed = spec.sliding_window - 1 + getattr(spec, "extra_retained_tokens", 0)
         return max(1, -(-needed // block_tokens))
     raise NotImplementedError(f"layers with a {kind} are not supported: full attention and sliding windows are")
+
+
+def priority_of(request) -> int | None:
+    """What the request's kv_transfer_params say its blocks are worth keeping, 0 to 100."""
+    priority = (getattr(request, "kv_transfer_params", None) or {}).get("priority")
+    if priority is None:
+        return None
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 100:
+        logger.warning("request %s: kv_transfer_params priority is %r, not 0 to 100", request.request_id, priority)
+        return None
+    return priority
 
 
 class KvConnectorLeader:
@@ -53,7 +68,8 @@ class KvConnectorLeader:
             # A load that fails in a step can be told by block alone, which the engine takes for one group only.
             load_mode = "between_steps"
         variables = dynamo_variables()
-        variables.pop("disk_directory")  # the workers'
+        for name in WORKER_VARIABLES:
+            variables.pop(name)
         self._leader = KvbmLeader.create(
             workers,
             model=f"{model.model}@{model.revision or ''}",
@@ -80,7 +96,7 @@ class KvConnectorLeader:
         if full > known:
             # A hash holds all before it: the last one of a block names the block.
             new = [bytes(hashes[(i + 1) * per_block - 1]) for i in range(known, full)]
-            self._leader.extend(request.request_id, new)
+            self._leader.extend(request.request_id, new, priority_of(request))
 
     def get_num_new_matched_tokens(self, request, num_computed_tokens: int) -> tuple[int, bool]:
         self._requests[request.request_id] = request

@@ -4,6 +4,9 @@
 from kvbm._core import KvbmWorker, dynamo_variables
 from kvbm.vllm_integration.layout import runs_of
 
+# Of dynamo_variables(): those that KvbmWorker.create takes.
+WORKER_VARIABLES = ("disk_directory", "disk_direct_io", "disk_zero_fill")
+
 # The workers of this process, by engine id and rank: what a leader of the same process finds.
 LOCAL_WORKERS: dict[tuple[str, int], KvbmWorker] = {}
 
@@ -36,12 +39,14 @@ class KvConnectorWorker:
             groups.append((layers[0].run_bytes, runs))
             self._layers.update({name: i for i, name in enumerate(group.layer_names)})
         variables = dynamo_variables()
-        uses_disk = variables["disk_bytes"] or variables["disk_blocks"]
+        options = {name: variables[name] for name in WORKER_VARIABLES}
+        if not variables["disk_bytes"] and not variables["disk_blocks"]:
+            options["disk_directory"] = ""
         self._worker = KvbmWorker.create(
             rank=self._rank,
             num_blocks=config.num_blocks,
             groups=groups,
-            disk_directory=variables["disk_directory"] if uses_disk else "",
+            **options,
         )
         LOCAL_WORKERS[self._engine_id, self._rank] = self._worker
 

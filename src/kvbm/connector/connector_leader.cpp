@@ -15,6 +15,7 @@ struct ConnectorLeader::Slot {
   std::vector<std::vector<BlockKey>> keys;   // by group, of the same positions
   std::vector<std::vector<BlockId>> blocks;  // by group and position, the engine's
   uint32_t num_offered = 0;                  // positions that were offered for storing
+  uint32_t max_stored = UINT32_MAX;          // positions from here on are not stored
   std::optional<Match> match;                // pinned for the engine
   bool between_steps = false;
   std::optional<LoadId> load;
@@ -76,8 +77,12 @@ uint32_t ConnectorLeader::num_identities(std::string_view request) const {
   return found == slots_.end() ? 0 : static_cast<uint32_t>(found->second->identities.size());
 }
 
-void ConnectorLeader::extend(std::string_view request, std::span<const Identity> identities) {
+void ConnectorLeader::extend(std::string_view request, std::span<const Identity> identities,
+                             std::optional<uint32_t> priority) {
   Slot& slot = slot_of(request);
+  if (priority && *priority < options_.min_priority) {
+    slot.max_stored = std::min(slot.max_stored, static_cast<uint32_t>(slot.identities.size()));
+  }
   slot.identities.insert(slot.identities.end(), identities.begin(), identities.end());
   for (size_t group = 0; group < options_.groups.size(); ++group) {
     for (const Identity& identity : identities) {
@@ -220,7 +225,8 @@ void ConnectorLeader::take_scheduled(const ScheduledRequest& scheduled, Trust tr
   const uint32_t written_tokens = scheduled.num_computed_tokens +
                                   (trust == Trust::kThisStep ? scheduled.num_scheduled_tokens : 0);
   const uint32_t written = written_tokens / options_.block_tokens;
-  store_written(slot, std::min<uint32_t>(written, static_cast<uint32_t>(slot.identities.size())));
+  store_written(
+      slot, std::min({written, static_cast<uint32_t>(slot.identities.size()), slot.max_stored}));
 }
 
 void ConnectorLeader::store_written(Slot& slot, uint32_t end) {

@@ -37,6 +37,8 @@ struct ConnectorLeaderOptions {
   NamespaceId ns;
   uint32_t block_tokens = 0;  ///< tokens of a block, alike in all groups
   LoadMode load_mode = LoadMode::kAuto;
+  /// Of a request's blocks those before the first one of a lower priority are stored, 0 to 100.
+  uint32_t min_priority = 0;
   CircuitBreakerOptions breaker = {};  ///< after so many failed loads in a row nothing is offered
 };
 
@@ -83,8 +85,10 @@ class ConnectorLeader {
 
   /// Identities of a request's full blocks that are known: what extend() goes on from.
   [[nodiscard]] uint32_t num_identities(std::string_view request) const;
-  /// The next full blocks of a request, whose tokens are all accepted.
-  void extend(std::string_view request, std::span<const Identity> identities);
+  /// The next full blocks of a request, whose tokens are all accepted. Their priority is how much
+  /// they are worth keeping, 0 to 100; without one they are worth it.
+  void extend(std::string_view request, std::span<const Identity> identities,
+              std::optional<uint32_t> priority = std::nullopt);
 
   /// What can be loaded beyond `num_computed_tokens`, for a request of `num_tokens` tokens. Pins
   /// it until allocated(), the next match() or the end of the request; may be asked again.

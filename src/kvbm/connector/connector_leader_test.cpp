@@ -57,6 +57,7 @@ class ConnectorTest : public ::testing::Test {
                                        .ns = NamespaceId(1),
                                        .block_tokens = kTokens,
                                        .load_mode = mode,
+                                       .min_priority = 30,
                                        .breaker = {.max_failures = 2, .pause = milliseconds(50)}},
                                       *cluster_, executor_.clock(), metrics_, log_)
                   .value();
@@ -346,6 +347,17 @@ TEST_F(ConnectorTest, WhatKeepsFailingIsLeftAloneForAWhile) {
   settle();
   empty_step();
   EXPECT_THAT(metrics(), HasSubstr("\nkvbm_bypass_open 0\n"));
+}
+
+TEST_F(ConnectorTest, BlocksFromTheFirstOneOfALowPriorityOnAreNotStored) {
+  const std::vector<Identity> chain = {identity(1, 0), identity(1, 1), identity(1, 2),
+                                       identity(1, 3)};
+  leader_->extend("a", std::span(chain).first(1), 30);
+  leader_->extend("a", std::span(chain).subspan(1, 1));
+  leader_->extend("a", std::span(chain).subspan(2, 1), 29);
+  leader_->extend("a", std::span(chain).subspan(3, 1), 100);
+  run("a", 1, 0, 4);
+  EXPECT_EQ(stored(), 2U);
 }
 
 TEST_F(ConnectorTest, AnOfferThatIsNotTakenLeavesNothingPinned) {

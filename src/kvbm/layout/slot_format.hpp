@@ -31,6 +31,9 @@ struct SlotOptions {
   uint64_t alignment = 4096;  ///< of slots; a power of two from 64 on
 };
 
+/// What files with direct I/O take.
+inline constexpr SlotOptions kDirectSlots{.header_bytes = 4096, .alignment = 4096};
+
 /// Errors: kInvalidArgument (an option outside its range, no payload, more than 2^63 bytes).
 [[nodiscard]] Result<SlotGeometry> slot_geometry(uint64_t payload_bytes,
                                                  const SlotOptions& options = {});

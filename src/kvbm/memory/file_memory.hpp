@@ -17,6 +17,8 @@ struct FileOptions {
   uint64_t size_bytes = 0;
   std::string name_hint = "kvbm";  ///< for messages, and for the moment a file has a name
   DirectIo direct = DirectIo::kOff;
+  /// Where the file system cannot reserve space: write all of it instead, at the speed of the disk.
+  bool zero_fill = false;
   LogSink* log = nullptr;  ///< told where the file is less than was asked for (sparse, not direct)
 };
 
@@ -28,7 +30,8 @@ class FileMemory {
   /// Owns nothing.
   FileMemory() noexcept = default;
 
-  /// A file system that cannot reserve space gives a sparse file, and the log says so.
+  /// A file system that cannot reserve space gives a sparse file unless it is to be filled, and the
+  /// log says so.
   /// Errors: kInvalidArgument (no byte, no directory name), kExhausted (no space, with the bytes
   /// asked and free; no file descriptor), kNotFound (the directory is missing), kIo (it is none, or
   /// cannot be written to), and others as Error::from_errno has them; each from the system with

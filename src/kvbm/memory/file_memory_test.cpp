@@ -248,6 +248,43 @@ TEST_F(FileMemoryTest, IsSparseWhereSpaceCannotBeReservedAndLogsIt) {
   EXPECT_THAT(log_.records().front().line, HasSubstr(directory_));
 }
 
+TEST_F(FileMemoryTest, IsFilledWithZerosWhereSpaceCannotBeReservedIfAsked) {
+  internal::FileCalls no_fallocate = calls();
+  no_fallocate.allocate = [](int, off_t) {
+    errno = EOPNOTSUPP;
+    return -1;
+  };
+  static int num_writes;
+  num_writes = 0;
+  no_fallocate.write = [](int fd, const void* bytes, size_t size, off_t offset) -> ssize_t {
+    if (num_writes++ == 1) {
+      errno = EINTR;
+      return -1;
+    }
+    return ::pwrite(fd, bytes, std::min<size_t>(size, 24 * kKiB), offset);
+  };
+  FileOptions options = this->options();
+  options.zero_fill = true;
+  const auto file = internal::create_anonymous_file(options, no_fallocate);
+  ASSERT_TRUE(file) << file.error();
+  EXPECT_TRUE(file->reserved);
+  EXPECT_EQ(num_writes, 4);
+  struct stat facts {};
+  ASSERT_EQ(::fstat(file->file.fd(), &facts), 0);
+  EXPECT_EQ(facts.st_size, static_cast<off_t>(64 * kKiB));
+  EXPECT_GE(facts.st_blocks * 512, static_cast<off_t>(64 * kKiB));
+  EXPECT_THAT(log_.records().front().line, HasSubstr("filled with zeros"));
+
+  no_fallocate.write = [](int, const void*, size_t, off_t) -> ssize_t {
+    errno = ENOSPC;
+    return -1;
+  };
+  const auto full = internal::create_anonymous_file(options, no_fallocate);
+  ASSERT_FALSE(full);
+  EXPECT_EQ(full.error().code(), ErrorCode::kExhausted);
+  expect_nothing_left();
+}
+
 TEST_F(FileMemoryTest, RefusesASparseFileThatCouldNotBeFilled) {
   internal::FileCalls full = calls();
   full.allocate = [](int, off_t) {

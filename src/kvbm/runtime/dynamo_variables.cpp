@@ -19,13 +19,9 @@ constexpr std::string_view kPrefix = "DYN_KVBM_";
 
 // Known to Dynamo's KVBM, and without a part here that they could act on.
 constexpr std::string_view kNotYet[] = {
-    "DYN_KVBM_DISK_ZEROFILL_FALLBACK",
-    "DYN_KVBM_DISK_DISABLE_O_DIRECT",
     "DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS",
     "DYN_KVBM_METRICS",
     "DYN_KVBM_METRICS_PORT",
-    "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER",
-    "DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY",
 };
 
 tl::unexpected<Error> wrong(const EnvironmentVariable& variable, std::string_view allowed) {
@@ -49,6 +45,25 @@ Status read_gigabytes(const EnvironmentVariable& variable, uint64_t& bytes) {
     return wrong(variable, "a number of gigabytes from 0 to 1000000, such as 4 or 0.5");
   }
   bytes = static_cast<uint64_t>(std::llround(gigabytes * 1e9));
+  return {};
+}
+
+Status read_switch(const EnvironmentVariable& variable, bool& value) {
+  const std::string& text = variable.value;
+  if (text == "true" || text == "1") {
+    value = true;
+  } else if (text == "false" || text == "0") {
+    value = false;
+  } else {
+    return wrong(variable, "true, false, 1 or 0");
+  }
+  return {};
+}
+
+Status read_unless(const EnvironmentVariable& variable, bool& value) {
+  bool off = !value;
+  KVBM_TRY(read_switch(variable, off));
+  value = !off;
   return {};
 }
 
@@ -87,6 +102,16 @@ Result<DynamoVariables> read_dynamo_variables(const std::vector<EnvironmentVaria
     } else if (name == "DYN_KVBM_DISK_CACHE_DIR") {
       if (variable.value.empty()) return wrong(variable, "the path of a directory");
       found.disk_directory = variable.value;
+    } else if (name == "DYN_KVBM_DISK_ZEROFILL_FALLBACK") {
+      KVBM_TRY(read_switch(variable, found.disk_zero_fill));
+    } else if (name == "DYN_KVBM_DISK_DISABLE_O_DIRECT") {
+      KVBM_TRY(read_unless(variable, found.disk_direct_io));
+    } else if (name == "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER") {
+      KVBM_TRY(read_unless(variable, found.disk_filter));
+    } else if (name == "DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY") {
+      if (!parse_all(variable.value, found.min_priority) || found.min_priority > 100) {
+        return wrong(variable, "an integer from 0 to 100");
+      }
     } else if (std::find(std::begin(kNotYet), std::end(kNotYet), name) != std::end(kNotYet)) {
       return make_error(ErrorCode::kUnsupported,
                         format_text("{} is not acted on by this version: unset it", name));

@@ -18,6 +18,11 @@ struct DynamoVariables {
   uint32_t host_blocks = 0;              ///< DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS
   uint32_t disk_blocks = 0;              ///< DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS
   std::string disk_directory = "/tmp/";  ///< DYN_KVBM_DISK_CACHE_DIR
+  bool disk_zero_fill = false;           ///< DYN_KVBM_DISK_ZEROFILL_FALLBACK
+  bool disk_direct_io = true;            ///< not DYN_KVBM_DISK_DISABLE_O_DIRECT
+  bool disk_filter = true;               ///< not DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER
+  /// DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY, 0 to 100
+  uint32_t min_priority = 0;
 
   friend bool operator==(const DynamoVariables&, const DynamoVariables&) = default;
 };

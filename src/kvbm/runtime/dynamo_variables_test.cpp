@@ -30,6 +30,33 @@ TEST(DynamoVariables, AreRead) {
   EXPECT_EQ(found->disk_blocks, 8U);
 }
 
+TEST(DynamoVariables, SwitchesSayWhatTheySay) {
+  for (const auto& [text, value] :
+       {std::pair("true", true), {"1", true}, {"false", false}, {"0", false}}) {
+    const auto found = read_dynamo_variables({{"DYN_KVBM_DISK_ZEROFILL_FALLBACK", text},
+                                              {"DYN_KVBM_DISK_DISABLE_O_DIRECT", text},
+                                              {"DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER", text}});
+    ASSERT_TRUE(found) << found.error();
+    EXPECT_EQ(found->disk_zero_fill, value);
+    EXPECT_EQ(found->disk_direct_io, !value);
+    EXPECT_EQ(found->disk_filter, !value);
+  }
+  for (const char* name : {"DYN_KVBM_DISK_ZEROFILL_FALLBACK", "DYN_KVBM_DISK_DISABLE_O_DIRECT",
+                           "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER"}) {
+    const auto found = read_dynamo_variables({{name, "yes"}});
+    ASSERT_FALSE(found);
+    EXPECT_EQ(found.error().code(), ErrorCode::kInvalidArgument);
+  }
+}
+
+TEST(DynamoVariables, APriorityIsFromZeroToAHundred) {
+  const std::string name = "DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY";
+  EXPECT_EQ(read_dynamo_variables({{name, "35"}})->min_priority, 35U);
+  EXPECT_EQ(read_dynamo_variables({{name, "100"}})->min_priority, 100U);
+  EXPECT_FALSE(read_dynamo_variables({{name, "101"}}));
+  EXPECT_FALSE(read_dynamo_variables({{name, "-1"}}));
+}
+
 TEST(DynamoVariables, AreRefusedWithTheNameAndWhatIsAllowed) {
   for (const char* value : {"", "four", "-1", "1e99", "nan", "4 ", "4GB"}) {
     const auto found = read_dynamo_variables({{"DYN_KVBM_CPU_CACHE_GB", value}});

@@ -64,7 +64,9 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
   uint64_t host_bytes = 0;
   uint64_t disk_bytes = 0;
   for (const PlaceSpec& place : places) {
-    KVBM_ASSIGN_OR_RETURN(const SlotGeometry slot, slot_geometry(place.rank_block_bytes));
+    // The workers may or may not use direct I/O: these are the larger slots.
+    KVBM_ASSIGN_OR_RETURN(const SlotGeometry slot,
+                          slot_geometry(place.rank_block_bytes, kDirectSlots));
     host_bytes += place.rank_block_bytes * workers.size();
     disk_bytes += slot.slot_bytes * workers.size();
   }
@@ -102,6 +104,7 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
                                        .num_ranks = static_cast<uint32_t>(workers.size()),
                                        .policy = policy,
                                        .timeout = options.timeout,
+                                       .disk_filter = options.disk_filter,
                                        .worker = WorkerId{0}},
                                       impl->executor.clock(), impl->events, impl->metrics, log));
   impl->cluster = std::make_unique<Cluster>(std::move(tiers), *impl->channel,
@@ -111,7 +114,8 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
       ConnectorLeader::create({.groups = groups,
                                .ns = options.ns.id(),
                                .block_tokens = options.block_tokens,
-                               .load_mode = options.load_mode},
+                               .load_mode = options.load_mode,
+                               .min_priority = options.min_priority},
                               *impl->cluster, impl->executor.clock(), impl->metrics, log));
   return std::unique_ptr<KvbmLeader>(new KvbmLeader(std::move(impl)));
 }

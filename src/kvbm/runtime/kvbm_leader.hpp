@@ -30,6 +30,8 @@ struct KvbmLeaderOptions {
   uint32_t host_blocks = 0;
   uint32_t disk_blocks = 0;
   std::string policy = "lineage";
+  bool disk_filter = false;                    ///< see TierManagerOptions
+  uint32_t min_priority = 0;                   ///< see ConnectorLeaderOptions
   Duration timeout{std::chrono::seconds(30)};  ///< of a load, and of a copy that waits to start
 };
 

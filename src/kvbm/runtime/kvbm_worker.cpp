@@ -109,6 +109,8 @@ Result<std::unique_ptr<KvbmWorker>> KvbmWorker::create(KvbmWorkerOptions options
                                         .worker = WorkerId(options.rank),
                                         .model = model,
                                         .disk_directory = options.disk_directory,
+                                        .direct_io = options.direct_io,
+                                        .zero_fill = options.zero_fill,
                                         .metrics = &impl->metrics},
                                        *impl->device, impl->files.get(), impl->executor, log));
   for (size_t i = 0; i < options.groups.size(); ++i) {

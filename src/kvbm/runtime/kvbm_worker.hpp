@@ -12,6 +12,7 @@
 #include "kvbm/base/metrics.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/connector/connector_worker.hpp"
+#include "kvbm/memory/file.hpp"
 #include "kvbm/protocol/messages.hpp"
 #include "kvbm/worker/worker.hpp"
 
@@ -36,6 +37,8 @@ struct KvbmWorkerOptions {
   uint32_t num_blocks = 0;          ///< of every group
   std::vector<EngineGroup> groups;  ///< their index is their GroupId
   std::string disk_directory;
+  DirectIo direct_io = DirectIo::kTry;  ///< of the disk tier
+  bool zero_fill = false;               ///< of the disk tier, see FileOptions
   uint32_t copy_threads = 2;
   uint32_t disk_threads = 4;
 };

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kvbm/base/hash.hpp"
+#include "kvbm/tiers/internal/frequency_sketch.hpp"
 #include "kvbm/tiers/internal/open_by_block.hpp"
 
 namespace kvbm {
@@ -212,6 +213,16 @@ Status TierManager::set_up() {
       for (const auto& group : groups_) nearest_blocks += group->pools[index(tier)]->num_blocks();
     }
   }
+  if (options_.disk_filter) {
+    uint64_t num_blocks = 0;
+    for (const auto& group : groups_) {
+      for (TierId tier : kLowerTiers) {
+        const auto& pool = group->pools[index(tier)];
+        if (pool) num_blocks += pool->num_blocks();
+      }
+    }
+    seen_ = std::make_unique<internal::FrequencySketch>(num_blocks);
+  }
   max_open_store_blocks_ =
       options_.max_open_store_blocks != 0 ? options_.max_open_store_blocks : nearest_blocks;
   return {};
@@ -304,6 +315,7 @@ Result<LoadId> TierManager::load(Match&& match, std::span<const EngineBlocks> de
     std::optional<BlockKey> parent = part.parent;
     for (size_t k = 0; k < part.blocks.size(); ++k) {
       const BlockKey key = part.blocks[k].key();
+      note_seen(key);
       Part& to = parts[index(part.blocks[k].tier())];
       to.blocks.push_back(std::move(part.blocks[k]));
       to.keyed.push_back({key, parent});
@@ -431,6 +443,7 @@ StoreReceipt TierManager::store(const StoreRequest& request) {
   Group& group = group_of(request.group);
   BlockPool& pool = *group.pools[index(*nearest_)];
 
+  for (const BlockKey& key : request.keys) note_seen(key);
   for (uint32_t i = 0; i < asked; ++i) {
     KVBM_CONTRACT(request.keys[i].group == request.group, "a key of another group");
     KVBM_CONTRACT(request.blocks[i].value() < group.num_engine_blocks,
@@ -491,6 +504,16 @@ std::vector<bool> TierManager::are_present(const Group& group, std::span<const B
   return present;
 }
 
+void TierManager::note_seen(const BlockKey& key) {
+  if (seen_) seen_->see(hash_of(key));
+}
+
+bool TierManager::is_worth_disk(const BlockKey& key) {
+  if (!seen_ || seen_->frequency(hash_of(key)) >= 2) return true;
+  metrics_.filtered.add();
+  return false;
+}
+
 /// Writes the evicted blocks that no lower tier has to G3. Until that operation has ended their
 /// slots, which `slots` owns, must not be overwritten: the caller gates on it, and lends it its
 /// priority.
@@ -503,7 +526,7 @@ std::optional<OpId> TierManager::save_evicted(
   std::vector<BlockId> from;
   const std::vector<bool> clean = are_present(group, keys_of(evicted), TierId::kG3);
   for (size_t i = 0; i < evicted.size(); ++i) {
-    if (clean[i]) continue;
+    if (clean[i] || !is_worth_disk(evicted[i].key)) continue;
     keyed.push_back({evicted[i].key, evicted[i].parent});
     from.push_back(evicted[i].block);
   }
@@ -568,6 +591,8 @@ uint32_t TierManager::drain_group(Group& group, uint32_t max_blocks) {
       if (present[i]) {
         // On disk it had better outlive what is not in host memory.
         if (auto copy = below->find(blocks[i].key)) clean.push_back(*std::move(copy));
+      } else if (!is_worth_disk(blocks[i].key)) {
+        continue;
       } else if (auto block = above->find(blocks[i].key)) {
         keyed.push_back({blocks[i].key, blocks[i].parent});
         sources.push_back(*std::move(block));

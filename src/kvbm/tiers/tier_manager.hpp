@@ -26,6 +26,7 @@ namespace kvbm {
 
 namespace internal {
 struct LoadIdTag : IdTag {};
+class FrequencySketch;
 }  // namespace internal
 using LoadId = StrongId<internal::LoadIdTag, uint64_t>;  ///< one load of a leader
 
@@ -69,7 +70,10 @@ struct TierManagerOptions {
   PolicyKind policy = PolicyKind::kLineage;
   Duration timeout{0};  ///< of a load, and of an operation that waits to start; 0: none
   uint32_t max_open_store_blocks =
-      0;               ///< above it stores are dropped; 0: what the nearest tier holds
+      0;  ///< above it stores are dropped; 0: what the nearest tier holds
+  /// Spares the disk: G2 writes down only what was stored or loaded twice, as far back as ten times
+  /// the blocks of both tiers. What was seen once and evicted is computed again at most once more.
+  bool disk_filter = false;
   WorkerId worker{0};  ///< named in events
 };
 
@@ -180,6 +184,8 @@ class TierManager {
                                    const std::shared_ptr<std::vector<MutableBlock>>& slots,
                                    Priority priority);
   void finish_load_if_done(LoadId id);
+  void note_seen(const BlockKey& key);
+  [[nodiscard]] bool is_worth_disk(const BlockKey& key);
   void list_for_drain(Group& group);
   uint32_t drain_group(Group& group, uint32_t max_blocks);
   void emit(KvEventType type, const BlockKey& key, BlockId block, TierId tier, TierId from);
@@ -197,6 +203,7 @@ class TierManager {
   std::optional<BlockRegistry> registry_;
   std::vector<std::unique_ptr<Group>> groups_;
   std::optional<TierId> nearest_;  ///< the tier that stores go to; none: nothing below the engine
+  std::unique_ptr<internal::FrequencySketch> seen_;  ///< of the disk filter; none: no filter
   uint32_t max_open_store_blocks_ = 0;
   uint32_t open_store_blocks_ = 0;
   bool rank_lost_ = false;

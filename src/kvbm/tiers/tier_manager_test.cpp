@@ -43,6 +43,7 @@ struct Shape {
   Duration timeout{0};
   uint32_t max_open_store_blocks = 1000;
   PolicyKind policy = PolicyKind::kLineage;
+  bool disk_filter = false;
 };
 
 TierManagerOptions options_of(const Shape& shape) {
@@ -65,6 +66,7 @@ TierManagerOptions options_of(const Shape& shape) {
   options.policy = shape.policy;
   options.timeout = shape.timeout;
   options.max_open_store_blocks = shape.max_open_store_blocks;
+  options.disk_filter = shape.disk_filter;
   options.worker = WorkerId(9);
   return options;
 }
@@ -629,6 +631,38 @@ TEST(TierManager, VictimsThatDiskHasNoRoomForAreCounted) {
   leader.end(store);
   EXPECT_EQ(leader.num_findable(on_disk), 2U);
   leader.expect_events_agree();
+}
+
+TEST(TierManager, TheDiskFilterWritesDownWhatWasSeenTwice) {
+  Leader leader({.host_blocks = 4, .disk_filter = true});
+  const auto seen_once = test_chain(1, 2);
+  const auto seen_twice = test_chain(100, 2);
+  leader.keep(seen_once);
+  leader.keep(seen_twice);
+  EXPECT_EQ(leader.store(seen_twice, ids_from(0, 2)).present, 2U);
+  leader.keep(test_chain(200, 4));
+  EXPECT_EQ(leader.num_findable(seen_once), 0U);
+  EXPECT_EQ(leader.num_findable(seen_twice), 2U);
+  EXPECT_EQ(leader->metrics().filtered.value(), 2U);
+  // Evicted and computed again, a block has been seen twice.
+  leader.keep(seen_once);
+  leader.keep(test_chain(300, 4));
+  EXPECT_EQ(leader.num_findable(seen_once), 2U);
+}
+
+TEST(TierManager, ForTheDiskFilterALoadIsASight) {
+  Leader leader({.host_blocks = 4, .disk_filter = true});
+  const auto chain = test_chain(1, 2);
+  leader.keep(chain);
+  leader.load(leader.find(chain), {ids({10, 11})});
+  leader.end_all();
+  EXPECT_TRUE(leader.take_outcome().status);
+  leader.keep(test_chain(100, 2));
+  EXPECT_EQ(leader->drain(100), 2U);
+  leader.end_all();
+  EXPECT_EQ(leader->resident_blocks(TierId::kG3), 2U);
+  leader.keep(test_chain(200, 4));
+  EXPECT_EQ(leader.num_findable(chain), 2U);
 }
 
 TEST(TierManager, APromotedBlockKeepsItsDiskCopyAndIsNotWrittenAgain) {

@@ -57,6 +57,7 @@ struct TierMetrics {
   Counter& store_dropped_no_room;             ///< blocks not stored: every slot was pinned
   Counter& store_dropped_backlog;             ///< blocks not stored: too many stores under way
   Counter& evicted_unsaved;                   ///< dirty blocks evicted with no room below
+  Counter& filtered;                          ///< dirty blocks that the disk filter held back
   Counter& drained_blocks;                    ///< dirty blocks that a drain has written
   Counter& corrupt_or_unreadable;             ///< blocks given up because a load failed
   Counter& loads_timed_out;                   ///< loads that passed their deadline

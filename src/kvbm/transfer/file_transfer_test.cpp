@@ -521,7 +521,7 @@ TEST(FileTransfer, ADroppedManagerWaitsForItsFilesOnThreads) {
   }
 }
 
-TEST(FileTransfer, ADirectFileTakesAlignedMemoryWithoutACopy) {
+TEST(FileTransfer, ADirectFileTakesAlignedMemoryAsItIsAndAnyOtherThroughBuffers) {
   LayoutConfig config = kConfig;
   config.inner_dim = 64;  // chunks of 512 bytes
   const FileAlignment direct{.memory = 512, .offset = 512};
@@ -543,16 +543,17 @@ TEST(FileTransfer, ADirectFileTakesAlignedMemoryWithoutACopy) {
   ASSERT_TRUE(status) << status.error().describe();
   for (uint32_t i = 0; i < kNumBlocks; ++i) EXPECT_TRUE(setup.dst.holds(BlockId{i}, i));
 
-  // Headers, slots or memory that the file cannot take are refused before anything happens.
-  const auto refused = [&](const PhysicalLayout& file, LayoutHandle src, const std::string& word) {
-    const LayoutHandle handle = setup.rig.manager->register_layout(file).value();
-    const auto write = setup.rig.execute(src, setup.ids, handle, setup.ids, {.tags = setup.tags});
-    ASSERT_FALSE(write);
-    EXPECT_EQ(write.error().code(), ErrorCode::kUnsupported);
-    EXPECT_NE(write.error().message().find(word), std::string::npos) << write.error().message();
-  };
-  refused(as_direct(setup.file, {.header_bytes = 64, .alignment = 512}), setup.src_handle,
-          "SlotOptions");
+  // Slots that the file cannot take are refused before anything happens.
+  const LayoutHandle unaligned =
+      setup.rig.manager
+          ->register_layout(as_direct(setup.file, {.header_bytes = 64, .alignment = 512}))
+          .value();
+  const auto refused =
+      setup.rig.execute(setup.src_handle, setup.ids, unaligned, setup.ids, {.tags = setup.tags});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code(), ErrorCode::kUnsupported);
+  EXPECT_NE(refused.error().message().find("SlotOptions"), std::string::npos);
+
   std::vector<std::byte> memory(config.block_bytes() * kNumBlocks + 4096);
   const auto start = reinterpret_cast<uintptr_t>(memory.data());
   const uintptr_t odd = (start + 511) / 512 * 512 + 8 - start;
@@ -561,8 +562,32 @@ TEST(FileTransfer, ADirectFileTakesAlignedMemoryWithoutACopy) {
           config, MemoryRegion::of_bytes(StorageKind::kSystem, memory.data() + odd,
                                          config.block_bytes() * kNumBlocks))
           .value();
-  refused(as_direct(setup.file, slots), setup.rig.manager->register_layout(shifted).value(),
-          "align the layout");
+  const LayoutHandle shifted_handle = setup.rig.manager->register_layout(shifted).value();
+  const auto copy = [&](LayoutHandle from, LayoutHandle to) {
+    auto started = setup.rig.execute(from, setup.ids, to, setup.ids, {.tags = setup.tags});
+    ASSERT_TRUE(started) << started.error().describe();
+    const Status done = started->wait();
+    EXPECT_TRUE(done) << done.error().describe();
+  };
+  copy(setup.file_handle, shifted_handle);
+  for (uint32_t i = 0; i < kNumBlocks; ++i) {
+    setup.flip(BlockId{i}, 600);
+    setup.dst.fill(BlockId{i}, 99);
+  }
+  copy(shifted_handle, setup.file_handle);
+  copy(setup.file_handle, setup.dst_handle);
+  for (uint32_t i = 0; i < kNumBlocks; ++i) EXPECT_TRUE(setup.dst.holds(BlockId{i}, i));
+  EXPECT_TRUE(setup.file.guards_hold());
+
+  setup.flip(BlockId{2}, 600);
+  std::ranges::fill(memory, std::byte{7});
+  const auto corrupt = setup.rig.execute(setup.file_handle, setup.ids, shifted_handle, setup.ids,
+                                         {.tags = setup.tags});
+  ASSERT_TRUE(corrupt);
+  EXPECT_EQ(corrupt->wait().error().code(), ErrorCode::kCorrupt);
+  const std::span<const std::byte> block(memory.data() + odd + 2 * config.block_bytes(),
+                                         config.block_bytes());
+  EXPECT_TRUE(std::ranges::all_of(block, [](std::byte byte) { return byte == std::byte{7}; }));
 }
 
 }  // namespace

@@ -284,8 +284,8 @@ class TransferManager::Core {
                                                      TransferRoute route) {
     const bool writes = route == TransferRoute::kMemoryToFile;
     const PhysicalLayout& file = writes ? dst : src;
+    KVBM_TRY(internal::check_slot_alignment(file));
     std::vector<internal::AddressedRun> runs = internal::addressed_runs(writes ? src : dst);
-    KVBM_TRY(internal::check_file_alignment(file, runs));
     const std::span<const SlotTag> tags = request.options.tags;
     KVBM_ASSIGN_OR_RETURN(const auto transfer,
                           internal::FileTransfer::create(

@@ -11,6 +11,7 @@
 
 #include "kvbm/base/latch.hpp"
 #include "kvbm/base/mutex.hpp"
+#include "kvbm/base/text.hpp"
 #include "kvbm/memory/file_memory.hpp"
 #include "kvbm/memory/system_memory.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
@@ -222,15 +223,26 @@ Status Worker::Core::provide(const PlaceSpec& spec) {
                           PhysicalLayout::fully_contiguous(config, place->memory.region()));
     KVBM_TRY(add_layout(spec.place, std::move(layout)));
   } else if (spec.place.tier == TierId::kG3 && files_ != nullptr) {
-    KVBM_ASSIGN_OR_RETURN(const uint64_t bytes, required_bytes(config, LayoutKind::kFileSlots));
+    const SlotOptions slots = options_.direct_io == DirectIo::kOff ? SlotOptions{} : kDirectSlots;
+    KVBM_ASSIGN_OR_RETURN(const uint64_t bytes,
+                          required_bytes(config, LayoutKind::kFileSlots, slots));
     KVBM_ASSIGN_OR_RETURN(place->file,
                           FileMemory::create({.directory = options_.disk_directory,
                                               .size_bytes = bytes,
                                               .name_hint = "kvbm-rank" + to_string(options_.rank) +
                                                            "-group" + to_string(spec.place.group),
+                                              .direct = options_.direct_io,
+                                              .zero_fill = options_.zero_fill,
                                               .log = &log_}));
+    if (slots.alignment % place->file.alignment().offset != 0) {
+      return make_error(
+          ErrorCode::kUnsupported,
+          format_text("direct I/O in \"{}\" asks for units of {} bytes, more than "
+                      "the {} of a slot: turn it off, or choose another directory",
+                      options_.disk_directory, place->file.alignment().offset, slots.alignment));
+    }
     KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout,
-                          PhysicalLayout::file_slots(config, place->file.region()));
+                          PhysicalLayout::file_slots(config, place->file.region(), slots));
     KVBM_TRY(add_layout(spec.place, std::move(layout)));
   } else {
     return make_error(ErrorCode::kUnsupported,

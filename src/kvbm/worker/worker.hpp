@@ -18,6 +18,7 @@
 #include "kvbm/device/device.hpp"
 #include "kvbm/layout/layout_config.hpp"
 #include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/memory/file.hpp"
 #include "kvbm/memory/file_engine.hpp"
 #include "kvbm/protocol/messages.hpp"
 
@@ -28,6 +29,8 @@ struct WorkerOptions {
   WorkerId worker;
   ModelLayout model;                    ///< each place sets its own num_blocks
   std::string disk_directory;           ///< for places in G3
+  DirectIo direct_io = DirectIo::kOff;  ///< of them
+  bool zero_fill = false;               ///< of them, see FileOptions
   uint32_t max_running_operations = 8;  ///< those that may start wait their turn, onboarding first
   MetricsRegistry* metrics = nullptr;   ///< borrowed; of the copies. Null: counted nowhere
 };

@@ -310,6 +310,16 @@ TYPED_TEST(WorkerOn, AFailedDiskReadNamesItsPositions) {
   EXPECT_TRUE(this->rig().holds(12, 102));
 }
 
+TYPED_TEST(WorkerOn, DirectFilesTakeWhateverMemoryThereIs) {
+  this->use({.direct_io = DirectIo::kTry});
+  for (uint32_t i = 0; i < 3; ++i) this->rig().fill(i, 100 + i);
+  this->run(copy(1, kEngine, ids({0, 1, 2}), kHost, ids({0, 1, 2})));
+  this->run(copy(2, kHost, ids({0, 1}), kDisk, ids({5, 6}), {.first_tag = 50}));
+  this->run(copy(3, kEngine, ids({2}), kDisk, ids({7}), {.first_tag = 52}));
+  this->run(copy(4, kDisk, ids({5, 6, 7}), kEngine, ids({10, 11, 12}), {.first_tag = 50}));
+  for (uint32_t i = 0; i < 3; ++i) EXPECT_TRUE(this->rig().holds(10 + i, 100 + i));
+}
+
 TYPED_TEST(WorkerOn, AReadOfWhichNothingArrivedHasFailedAltogether) {
   const OpResult read = this->run(copy(1, kDisk, ids({0, 1}), kEngine, ids({10, 11})));
   EXPECT_EQ(read.outcome, Outcome::kFailed);

@@ -5,12 +5,15 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "kvbm/base/text.hpp"
 #include "kvbm/base/units.hpp"
@@ -75,6 +78,21 @@ Result<File> open_without_name(const FileOptions& options, const FileCalls& call
                      error_number);
 }
 
+/// 0, or the errno of the write that failed.
+int fill_with_zeros(int fd, uint64_t size, const FileCalls& calls) {
+  const std::vector<std::byte> zeros(std::min<uint64_t>(size, 4 * kMiB));
+  for (uint64_t done = 0; done < size;) {
+    const ssize_t written = calls.write(
+        fd, zeros.data(), std::min<uint64_t>(size - done, zeros.size()), static_cast<off_t>(done));
+    if (written > 0) {
+      done += static_cast<uint64_t>(written);
+    } else if (written == 0 || errno != EINTR) {
+      return written == 0 ? EIO : errno;
+    }
+  }
+  return 0;
+}
+
 /// Whether space was reserved; false if the file is sparse.
 Result<bool> reserve(const File& file, const FileOptions& options, const FileCalls& calls) {
   const auto size = static_cast<off_t>(options.size_bytes);
@@ -89,6 +107,18 @@ Result<bool> reserve(const File& file, const FileOptions& options, const FileCal
   if (is_no_space(failed)) return no_space(options, free, failed);
   if (failed != EOPNOTSUPP && failed != ENOSYS) {
     return errno_error(format_text("{}; choose another directory", cannot(options, "reserve")),
+                       failed);
+  }
+  if (options.zero_fill) {
+    if (options.log != nullptr) {
+      options.log->log(LogLevel::kWarning, "memory",
+                       "the file system cannot reserve space: the file is filled with zeros",
+                       {{"directory", options.directory}, {"size_bytes", options.size_bytes}});
+    }
+    failed = fill_with_zeros(file.fd(), options.size_bytes, calls);
+    if (failed == 0) return true;
+    if (is_no_space(failed)) return no_space(options, free_bytes(file.fd(), calls), failed);
+    return errno_error(format_text("{}; choose another directory", cannot(options, "write")),
                        failed);
   }
   if (calls.truncate(file.fd(), size) != 0) {
@@ -113,6 +143,8 @@ FileCalls FileCalls::system() noexcept {
       .free_space = [](int fd, struct statvfs* facts) { return ::fstatvfs(fd, facts); },
       .allocate = [](int fd, off_t size) { return ::fallocate(fd, 0, 0, size); },
       .truncate = [](int fd, off_t size) { return ::ftruncate(fd, size); },
+      .write = [](int fd, const void* bytes, size_t size,
+                  off_t offset) { return ::pwrite(fd, bytes, size, offset); },
   };
 }
 

@@ -22,6 +22,7 @@ struct FileCalls {
   int (*free_space)(int fd, struct statvfs* facts) = nullptr;
   int (*allocate)(int fd, off_t size) = nullptr;  ///< fallocate from offset 0
   int (*truncate)(int fd, off_t size) = nullptr;
+  ssize_t (*write)(int fd, const void* bytes, size_t size, off_t offset) = nullptr;  ///< pwrite
 
   [[nodiscard]] static FileCalls system() noexcept;
 };

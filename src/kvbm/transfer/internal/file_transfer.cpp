@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <numeric>
 #include <utility>
 
@@ -19,8 +20,16 @@ constexpr size_t kBlocksPerTurn = 8;
 constexpr size_t kLoggedFailures = 4;
 /// When the engine is full of other people's requests.
 constexpr Duration kEngineFullPause = std::chrono::milliseconds(1);
-/// Direct files take headers from such addresses.
-constexpr uint64_t kHeaderAlignment = 4096;
+/// Direct files take buffers from such addresses.
+constexpr uint64_t kBufferAlignment = 4096;
+/// Of one transfer, for whole slots.
+constexpr uint64_t kMaxBufferBytes = uint64_t{16} << 20;
+
+uint64_t buffer_bytes(const SlotGeometry& slots, bool through_buffers) {
+  return through_buffers ? slots.slot_bytes : slots.header_bytes;
+}
+
+bool is_aligned(uint64_t value, uint32_t unit) { return value % unit == 0; }
 
 }  // namespace
 
@@ -37,56 +46,56 @@ std::vector<AddressedRun> addressed_runs(const PhysicalLayout& layout) {
   return runs;
 }
 
-Status check_file_alignment(const PhysicalLayout& file, const std::vector<AddressedRun>& runs) {
+Status check_slot_alignment(const PhysicalLayout& file) {
   const MemoryRegion& region = file.page_maps().front().region();
   const FileAlignment alignment = region.file().alignment;
   const SlotGeometry& slots = *file.slots();
-  const auto aligned = [](uint64_t value, uint32_t unit) { return value % unit == 0; };
-  if (!aligned(region.file_offset(), alignment.offset) ||
-      !aligned(slots.slot_bytes, alignment.offset) ||
-      !aligned(slots.header_bytes, alignment.offset)) {
+  if (!is_aligned(region.file_offset(), alignment.offset) ||
+      !is_aligned(slots.slot_bytes, alignment.offset) ||
+      !is_aligned(slots.header_bytes, alignment.offset)) {
     return make_error(
         ErrorCode::kUnsupported,
         format_text("a direct file asks for multiples of {} bytes, its slots have headers of "
                     "{} bytes, {} bytes in all: choose SlotOptions accordingly",
                     alignment.offset, slots.header_bytes, slots.slot_bytes));
   }
-  for (const AddressedRun& run : runs) {
-    const auto address = reinterpret_cast<uintptr_t>(run.base);
-    if (!aligned(run.bytes, alignment.offset) || !aligned(address, alignment.memory) ||
-        !aligned(run.block_stride, alignment.memory) || !aligned(run.stride, alignment.memory)) {
-      return make_error(
-          ErrorCode::kUnsupported,
-          format_text(
-              "a direct file asks for buffers of multiples of {} bytes at multiples of {}, the "
-              "memory has runs of {} bytes: align the layout or open the file without direct I/O",
-              alignment.offset, alignment.memory, run.bytes));
-    }
-  }
   return {};
+}
+
+bool takes_runs(const PhysicalLayout& file, const std::vector<AddressedRun>& runs) {
+  const FileAlignment alignment = file.page_maps().front().region().file().alignment;
+  return std::ranges::all_of(runs, [&](const AddressedRun& run) {
+    return is_aligned(run.bytes, alignment.offset) &&
+           is_aligned(reinterpret_cast<uintptr_t>(run.base), alignment.memory) &&
+           is_aligned(run.block_stride, alignment.memory) &&
+           is_aligned(run.stride, alignment.memory);
+  });
 }
 
 Result<std::shared_ptr<FileTransfer>> FileTransfer::create(TransferFrame frame,
                                                            FileTransferSpec spec) {
   const FileEngineCapabilities engine = frame.context->config().files->capabilities();
-  const size_t window =
-      std::max<size_t>(1, std::min({frame.context->config().file_requests_per_transfer,
-                                    engine.max_pending, frame.num_blocks}));
-  KVBM_ASSIGN_OR_RETURN(HostPages headers,
-                        HostPages::map({.size_bytes = window * spec.file.slots()->header_bytes,
-                                        .alignment = kHeaderAlignment}));
-  return std::shared_ptr<FileTransfer>(
-      new FileTransfer(std::move(frame), std::move(spec), window, std::move(headers)));
+  const bool through_buffers = !takes_runs(spec.file, spec.runs);
+  const uint64_t each = buffer_bytes(*spec.file.slots(), through_buffers);
+  size_t window = std::min(
+      {frame.context->config().file_requests_per_transfer, engine.max_pending, frame.num_blocks});
+  if (through_buffers) window = std::min<size_t>(window, kMaxBufferBytes / each);
+  window = std::max<size_t>(window, 1);
+  KVBM_ASSIGN_OR_RETURN(HostPages buffers, HostPages::map({.size_bytes = window * each,
+                                                           .alignment = kBufferAlignment}));
+  return std::shared_ptr<FileTransfer>(new FileTransfer(std::move(frame), std::move(spec), window,
+                                                        through_buffers, std::move(buffers)));
 }
 
 FileTransfer::FileTransfer(TransferFrame frame, FileTransferSpec spec, size_t window,
-                           HostPages headers)
+                           bool through_buffers, HostPages buffers)
     : Transfer(std::move(frame)),
       spec_(std::move(spec)),
       geometry_(*spec_.file.slots()),
-      headers_(std::move(headers)),
-      free_headers_(window) {
-  std::iota(free_headers_.rbegin(), free_headers_.rend(), 0U);
+      through_buffers_(through_buffers),
+      buffers_(std::move(buffers)),
+      free_buffers_(window) {
+  std::iota(free_buffers_.rbegin(), free_buffers_.rend(), 0U);
   // Answers arrive where nothing may fail: there is room for all that can be outstanding.
   prepared_.reserve(window);
   answers_.reserve(window);
@@ -132,7 +141,7 @@ void FileTransfer::turn(bool stopped, bool& engine_full) {
   } else if (context().now() >= deadline()) {
     give_up(Error(ErrorCode::kTimeout, "the deadline passed before its turn"));
   }
-  for (size_t i = 0; i < kBlocksPerTurn && next_ < num_blocks() && !free_headers_.empty(); ++i) {
+  for (size_t i = 0; i < kBlocksPerTurn && next_ < num_blocks() && !free_buffers_.empty(); ++i) {
     prepare_next();
   }
   engine_full = !submit_prepared();
@@ -140,7 +149,7 @@ void FileTransfer::turn(bool stopped, bool& engine_full) {
 
 /// Arranges for the next run(): at once, after a pause, or with the next answer.
 void FileTransfer::go_on(bool engine_full, bool knows_of_stop) {
-  const bool can_prepare = !engine_full && next_ < num_blocks() && !free_headers_.empty();
+  const bool can_prepare = !engine_full && next_ < num_blocks() && !free_buffers_.empty();
   bool now = can_prepare || num_taken_ < answers_.size();
   bool later = false;
   {
@@ -180,16 +189,23 @@ void FileTransfer::stop() noexcept {
 }
 
 void FileTransfer::prepare_next() {
-  const Prepared block{next_, free_headers_.back()};
+  const Prepared block{next_, free_buffers_.back()};
   if (spec_.op == FileOp::kWrite) {
+    if (through_buffers_) {
+      std::byte* to = payload_of(block).data();
+      for_each_piece(spec_.blocks[block.position], [&to](const std::byte* data, uint64_t bytes) {
+        std::memcpy(to, data, bytes);
+        to += bytes;
+      });
+    }
     encode_slot_header({.header_bytes = geometry_.header_bytes,
                         .payload_bytes = geometry_.payload_bytes,
                         .tag = spec_.tags[block.position],
-                        .payload_checksum = payload_checksum(spec_.blocks[block.position])},
+                        .payload_checksum = payload_checksum(block)},
                        header_of(block));
   }
   ++next_;
-  free_headers_.pop_back();
+  free_buffers_.pop_back();
   prepared_.push_back(block);
 }
 
@@ -253,12 +269,13 @@ void FileTransfer::take_answer(const Answer& answer) noexcept {
   } else {
     fail(answer.block.position, status.error());
   }
-  free_headers_.push_back(answer.block.header);
+  free_buffers_.push_back(answer.block.buffer);
 }
 
 Status FileTransfer::check_answer(const Answer& answer) const {
   if (!answer.result.status) return copy_of(answer.result.status);
-  const uint64_t planned = geometry_.header_bytes + geometry_.payload_bytes;
+  const uint64_t planned =
+      through_buffers_ ? geometry_.slot_bytes : geometry_.header_bytes + geometry_.payload_bytes;
   if (answer.result.bytes != planned) {
     return make_error(ErrorCode::kInternal,
                       format_text("the file engine moved {} of {} bytes and reported no failure",
@@ -272,15 +289,22 @@ Status FileTransfer::check_read(const Prepared& block) const {
   const Result<SlotHeader> header = decode_slot_header(header_of(block));
   if (!header) return make_error(ErrorCode::kCorrupt, header.error().message());
   KVBM_TRY(check_slot_header(*header, geometry_, spec_.tags[block.position]));
-  if (payload_checksum(spec_.blocks[block.position]) != header->payload_checksum) {
+  if (payload_checksum(block) != header->payload_checksum) {
     return make_error(ErrorCode::kCorrupt, "the checksum of the block does not match its bytes");
+  }
+  if (through_buffers_) {
+    const std::byte* from = payload_of(block).data();
+    for_each_piece(spec_.blocks[block.position], [&from](std::byte* data, uint64_t bytes) {
+      std::memcpy(data, from, bytes);
+      from += bytes;
+    });
   }
   return {};
 }
 
 void FileTransfer::give_up(const Error& error) noexcept {
   for (const Prepared& block : prepared_) {
-    free_headers_.push_back(block.header);
+    free_buffers_.push_back(block.buffer);
     fail(block.position, error);
   }
   prepared_.clear();
@@ -333,17 +357,20 @@ void FileTransfer::for_each_piece(BlockId block, F&& piece) const {
 
 FileRequest FileTransfer::request_for(const Prepared& block) const {
   const MemoryRegion slot = spec_.file.slot(spec_.slots[block.position]);
-  const std::span<std::byte> header = header_of(block);
+  const std::span<std::byte> buffer = buffer_of(block);
   FileRequest request{
       .op = spec_.op, .file = slot.file(), .offset = slot.file_offset(), .buffers = {}};
-  request.buffers.push_back({header.data(), header.size()});
+  request.buffers.push_back({buffer.data(), buffer.size()});
+  if (through_buffers_) return request;
   for_each_piece(spec_.blocks[block.position], [&](std::byte* data, uint64_t bytes) {
     request.buffers.push_back({data, bytes});
   });
   return request;
 }
 
-uint64_t FileTransfer::payload_checksum(BlockId block) const {
+uint64_t FileTransfer::payload_checksum(const Prepared& prepared) const {
+  if (through_buffers_) return checksum(payload_of(prepared));
+  const BlockId block = spec_.blocks[prepared.position];
   if (spec_.runs.size() == 1 && spec_.runs.front().count == 1) {
     const AddressedRun& run = spec_.runs.front();
     return checksum({run.base + block.value() * run.block_stride, run.bytes});
@@ -355,8 +382,17 @@ uint64_t FileTransfer::payload_checksum(BlockId block) const {
   return stream.digest();
 }
 
+std::span<std::byte> FileTransfer::buffer_of(const Prepared& block) const {
+  const uint64_t each = buffer_bytes(geometry_, through_buffers_);
+  return {buffers_.data() + block.buffer * each, each};
+}
+
 std::span<std::byte> FileTransfer::header_of(const Prepared& block) const {
-  return {headers_.data() + block.header * geometry_.header_bytes, geometry_.header_bytes};
+  return buffer_of(block).first(geometry_.header_bytes);
+}
+
+std::span<std::byte> FileTransfer::payload_of(const Prepared& block) const {
+  return buffer_of(block).subspan(geometry_.header_bytes, geometry_.payload_bytes);
 }
 
 }  // namespace kvbm::internal

@@ -30,10 +30,10 @@ struct AddressedRun {
 /// Contract: a layout with addresses.
 [[nodiscard]] std::vector<AddressedRun> addressed_runs(const PhysicalLayout& layout);
 
-/// Whether slots of `file` can be moved to and from `runs` without a copy.
-/// Errors: kUnsupported (the file is direct and something is not a multiple of what it asks).
-[[nodiscard]] Status check_file_alignment(const PhysicalLayout& file,
-                                          const std::vector<AddressedRun>& runs);
+/// Errors: kUnsupported (the file is direct and its slots are not multiples of what it asks).
+[[nodiscard]] Status check_slot_alignment(const PhysicalLayout& file);
+/// Whether the file takes these addresses and lengths; those of a direct file are to be aligned.
+[[nodiscard]] bool takes_runs(const PhysicalLayout& file, const std::vector<AddressedRun>& runs);
 
 struct FileTransferSpec {
   FileOp op = FileOp::kRead;
@@ -44,13 +44,15 @@ struct FileTransferSpec {
   std::vector<SlotTag> tags;
 };
 
+/// What a direct file does not take goes through buffers of whole slots.
+///
 /// Each turn takes the answers that have come, then prepares and submits some more blocks.
 /// Checksums are computed in turns, so on the threads of the manager's queue, never on those of the
 /// file engine, unless there is no memory for a task. Without memory, blocks that are not under way
 /// fail. Threads: see Transfer.
 class FileTransfer final : public Transfer {
  public:
-  /// Errors: kExhausted (no memory for headers).
+  /// Errors: kExhausted (no memory for headers or slots).
   [[nodiscard]] static Result<std::shared_ptr<FileTransfer>> create(TransferFrame frame,
                                                                     FileTransferSpec spec);
 
@@ -62,14 +64,15 @@ class FileTransfer final : public Transfer {
  private:
   struct Prepared {
     uint32_t position = 0;
-    uint32_t header = 0;
+    uint32_t buffer = 0;
   };
   struct Answer {
     Prepared block;
     FileResult result;
   };
 
-  FileTransfer(TransferFrame frame, FileTransferSpec spec, size_t window, HostPages headers);
+  FileTransfer(TransferFrame frame, FileTransferSpec spec, size_t window, bool through_buffers,
+               HostPages buffers);
 
   void stop() noexcept override;
 
@@ -91,22 +94,25 @@ class FileTransfer final : public Transfer {
   [[nodiscard]] FileRequest request_for(const Prepared& block) const;
   [[nodiscard]] Status check_answer(const Answer& answer) const;
   [[nodiscard]] Status check_read(const Prepared& block) const;
-  [[nodiscard]] uint64_t payload_checksum(BlockId block) const;
+  [[nodiscard]] uint64_t payload_checksum(const Prepared& block) const;
+  [[nodiscard]] std::span<std::byte> buffer_of(const Prepared& block) const;
   [[nodiscard]] std::span<std::byte> header_of(const Prepared& block) const;
+  [[nodiscard]] std::span<std::byte> payload_of(const Prepared& block) const;
   /// Calls piece(address, bytes) for a block, in canonical order.
   template <class F>
   void for_each_piece(BlockId block, F&& piece) const;
 
   const FileTransferSpec spec_;
   const SlotGeometry geometry_;
-  const HostPages headers_;  ///< one for each request in flight
+  const bool through_buffers_;
+  const HostPages buffers_;  ///< a header, or a whole slot, for each request in flight
 
   // Of whoever runs. Each position is, at any moment, in one of these: not below next_, prepared_,
   // submitted, answers_ or the inbox, ended. The vectors have room for all they will ever hold.
   uint32_t next_ = 0;               ///< the first position that is not prepared
   size_t num_submitted_ = 0;        ///< without an answer
   std::vector<Prepared> prepared_;  ///< oldest first
-  std::vector<uint32_t> free_headers_;
+  std::vector<uint32_t> free_buffers_;
   std::vector<Answer> answers_;
   size_t num_taken_ = 0;  ///< of answers_
   uint64_t bytes_ = 0;
