@@ -59,7 +59,7 @@ class ConnectorTest : public ::testing::Test {
                                        .load_mode = mode,
                                        .min_priority = 30,
                                        .breaker = {.max_failures = 2, .pause = milliseconds(50)}},
-                                      *cluster_, executor_.clock(), metrics_, log_)
+                                      *cluster_, clock_, metrics_, log_)
                   .value();
     worker_ = std::make_unique<ConnectorWorker>(*rig_->worker, *rig_->device, rig_->compute,
                                                 EngineCompute::kOnHost);
@@ -123,6 +123,7 @@ class ConnectorTest : public ::testing::Test {
   uint64_t stored() { return cluster_->leader().resident_blocks(TierId::kG2); }
 
   RecordingLogSink log_{LogLevel::kError};
+  ManualClock clock_;  // the leader's
   ThreadExecutor executor_{log_};
   RecordingSink events_{256};
   MetricsRegistry metrics_;
@@ -334,7 +335,7 @@ TEST_F(ConnectorTest, WhatKeepsFailingIsLeftAloneForAWhile) {
   extend("d", 1, 3);
   EXPECT_EQ(leader_->match("d", 0, 3 * kTokens + 1).num_tokens, 0U);
   EXPECT_THAT(metrics(), HasSubstr("\nkvbm_bypassed_lookups_total 1\n"));
-  std::this_thread::sleep_for(milliseconds(60));
+  clock_.advance(milliseconds(50));
   const ExternalMatch offer = leader_->match("d", 0, 3 * kTokens + 1);
   EXPECT_EQ(offer.num_tokens, 3 * kTokens);
   EXPECT_TRUE(leader_->allocated("d", {blocks(10, 4)}, offer.num_tokens));
