@@ -26,7 +26,7 @@ struct Command {
 /// Each registers itself with the program. The console outlives what they return.
 [[nodiscard]] std::vector<Command> add_trace_commands(CLI::App& program, Console& console);
 [[nodiscard]] Command add_replay_command(CLI::App& program, Console& console);
-[[nodiscard]] Command add_config_command(CLI::App& program, Console& console);
+[[nodiscard]] std::vector<Command> add_config_commands(CLI::App& program, Console& console);
 [[nodiscard]] Command add_doctor_command(CLI::App& program, Console& console);
 
 /// A subcommand with --help and --version.

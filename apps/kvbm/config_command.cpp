@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // kvbm config: what the sources of a configuration come to.
-#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -8,18 +7,13 @@
 #include <vector>
 
 #include "kvbm/runtime/config.hpp"
+#include "kvbm/runtime/config_doc.hpp"
 #include "kvbm/runtime/config_schema.hpp"
 
 #include "apps/kvbm/command.hpp"
 
 namespace kvbm {
 namespace {
-
-std::string option_name(const ConfigKey& key) {
-  std::string name = "--" + std::string(key.name);
-  std::ranges::replace(name, '_', '-');
-  return name;
-}
 
 struct ConfigArguments {
   std::optional<std::string> file;
@@ -44,7 +38,7 @@ Command add_show(CLI::App& parent, Console& console) {
                   "A TOML file (default: the one that KVBM_CONFIG names)")
       ->type_name("FILE");
   for (const ConfigKey& key : config_schema()) {
-    const std::string name = option_name(key);
+    const std::string name = key.option();
     app->add_option_function<std::string>(
            name,
            [arguments, name, key = std::string(key.name)](const std::string& value) {
@@ -56,12 +50,20 @@ Command add_show(CLI::App& parent, Console& console) {
   return {app, [arguments, &console] { return show(*arguments, console); }};
 }
 
+Command add_schema(CLI::App& parent, Console& console) {
+  CLI::App* app = add_subcommand(parent, "schema", "Prints a JSON Schema of what TOML may say");
+  return {app, [&console]() -> Result<ExitCode> {
+            console.print(config_json_schema());
+            return ExitCode::kSuccess;
+          }};
+}
+
 }  // namespace
 
-Command add_config_command(CLI::App& program, Console& console) {
-  CLI::App* app = add_subcommand(program, "config", "Shows the configuration");
+std::vector<Command> add_config_commands(CLI::App& program, Console& console) {
+  CLI::App* app = add_subcommand(program, "config", "Shows and describes the configuration");
   app->require_subcommand(1);
-  return add_show(*app, console);
+  return {add_show(*app, console), add_schema(*app, console)};
 }
 
 }  // namespace kvbm

@@ -29,10 +29,9 @@ constexpr char kFooter[] =
 std::vector<Command> add_commands(CLI::App& program, Console& console) {
   std::vector<Command> commands;
   commands.push_back(add_replay_command(program, console));
-  for (Command& command : add_trace_commands(program, console)) {
-    commands.push_back(std::move(command));
+  for (auto add : {add_trace_commands, add_config_commands}) {
+    for (Command& command : add(program, console)) commands.push_back(std::move(command));
   }
-  commands.push_back(add_config_command(program, console));
   commands.push_back(add_doctor_command(program, console));
   return commands;
 }

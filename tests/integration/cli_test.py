@@ -188,7 +188,7 @@ def forget_files(pid, folder):
 
 
 class OptionsTest(CliTest):
-    COMMANDS = [[], ["trace"], ["trace", "generate"], ["trace", "stats"], ["replay"], ["config"], ["config", "show"], ["doctor"]]
+    COMMANDS = [[], ["trace"], ["trace", "generate"], ["trace", "stats"], ["replay"], ["config"], ["config", "show"], ["config", "schema"], ["doctor"]]
 
     def test_every_command_has_help(self):
         for command in self.COMMANDS:
@@ -410,6 +410,11 @@ class ConfigTest(CliTest):
         path.write_text(out)
         again = self.assert_succeeds(self.show(KVBM_CONFIG=str(path)))
         self.assertEqual(re.sub("#.*", "", out), re.sub("#.*", "", again))
+
+    def test_the_schema_names_every_key_that_is_shown(self):
+        schema = json.loads(self.assert_succeeds(kvbm("config", "schema")))
+        out = self.assert_succeeds(self.show("--num-layers", 2, "--num-heads", 8, "--head-dim", 64))
+        self.assertEqual(list(schema["properties"]), re.findall("(?m)^([a-z_]+) = ", out))
 
     def test_mistakes_name_the_key_and_what_is_near(self):
         path = self.write("kvbm.toml", "blok_size = 32\n")

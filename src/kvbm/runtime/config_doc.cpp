@@ -2,6 +2,13 @@
 #include "kvbm/runtime/config_doc.hpp"
 
 #include <algorithm>
+#include <chrono>
+#include <concepts>
+#include <cstdint>
+#include <utility>
+#include <variant>
+
+#include <nlohmann/json.hpp>
 
 #include "kvbm/base/text.hpp"
 #include "kvbm/runtime/config.hpp"
@@ -22,7 +29,8 @@ this. Each value comes from the last of these sources that sets it:
 3. the environment: `KVBM_` and the key in upper case, such as `KVBM_BLOCK_SIZE=32`;
 4. the program itself: an option such as `--block-size 32`, or a value set in code.
 
-`kvbm config show` prints every value with the source it came from.
+`kvbm config show` prints every value with the source it came from, `kvbm config schema` a JSON Schema for editors and other
+programs.
 
 ```toml
 block_size = 16
@@ -82,6 +90,44 @@ These begin with `KVBM_` too, and are no keys:
 |---|---|
 )";
 
+template <class T>
+void describe_type(const ConfigKey& key, nlohmann::ordered_json& schema) {
+  if constexpr (std::same_as<T, bool>) {
+    schema["type"] = "boolean";
+  } else if constexpr (std::same_as<T, uint32_t> || std::same_as<T, std::chrono::milliseconds>) {
+    schema["type"] = "integer";
+    if (key.choices.empty()) {
+      schema["minimum"] = key.min;
+      schema["maximum"] = key.max;
+    }
+    for (const std::string_view choice : key.choices) {
+      schema["enum"].push_back(nlohmann::ordered_json::parse(choice));
+    }
+  } else if constexpr (std::same_as<T, uint64_t>) {
+    schema["anyOf"] = {{{"type", "integer"}, {"minimum", key.min}, {"maximum", key.max}},
+                       {{"type", "string"}, {"pattern", "^[0-9.]+ *([KMGT]i?)?B?$"}}};
+  } else if constexpr (std::same_as<T, double>) {
+    schema["type"] = "number";
+    schema["exclusiveMinimum"] = 0;
+    schema["maximum"] = 1;
+  } else {
+    schema["type"] = "string";
+    for (const std::string_view choice : key.choices) schema["enum"].push_back(choice);
+  }
+}
+
+nlohmann::ordered_json schema_of(const ConfigKey& key) {
+  std::string doc(key.doc);
+  std::erase(doc, '`');
+  nlohmann::ordered_json schema = {{"description", std::move(doc)}};
+  std::visit([&]<class T>(T KvBlockManagerConfig::* /*member*/) { describe_type<T>(key, schema); },
+             key.member);
+  // Defaults are texts, numbers and booleans, which TOML and JSON write alike.
+  schema["default"] = nlohmann::ordered_json::parse(key.default_value());
+  if (!key.unit.empty()) schema["x-unit"] = key.unit;
+  return schema;
+}
+
 }  // namespace
 
 std::string config_doc() {
@@ -95,6 +141,19 @@ std::string config_doc() {
     text += format_text("| `{}` | {} |\n", variable.name, variable.doc);
   }
   return text;
+}
+
+std::string config_json_schema() {
+  nlohmann::ordered_json properties = nlohmann::ordered_json::object();
+  for (const ConfigKey& key : config_schema()) properties[key.name] = schema_of(key);
+  const nlohmann::ordered_json schema = {
+      {"$schema", "https://json-schema.org/draft/2020-12/schema"},
+      {"title", "kvbm"},
+      {"description", "The configuration of kvbm; see docs/configuration.md."},
+      {"type", "object"},
+      {"properties", std::move(properties)},
+      {"additionalProperties", false}};
+  return schema.dump(2) + "\n";
 }
 
 std::string config_help() {

@@ -12,4 +12,7 @@ namespace kvbm {
 /// One paragraph an option, for --help.
 [[nodiscard]] std::string config_help();
 
+/// A JSON Schema (draft 2020-12) of what a TOML file may say, for editors and other programs.
+[[nodiscard]] std::string config_json_schema();
+
 }  // namespace kvbm

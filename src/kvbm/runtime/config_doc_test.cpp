@@ -6,6 +6,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "kvbm/runtime/config.hpp"
 #include "kvbm/runtime/config_schema.hpp"
@@ -40,6 +41,27 @@ TEST(ConfigDoc, ItsExampleIsAConfiguration) {
   const Result<Config> config = Config::load({.file = ConfigFile{"example", example}});
   ASSERT_TRUE(config) << config.error();
   EXPECT_TRUE(config->values().has_host_tier());
+}
+
+TEST(ConfigJsonSchema, DescribesEveryKey) {
+  const auto schema = nlohmann::json::parse(config_json_schema());
+  EXPECT_EQ(schema["additionalProperties"], false);
+  const auto& properties = schema["properties"];
+  EXPECT_EQ(properties.size(), config_schema().size());
+  for (const ConfigKey& key : config_schema()) {
+    ASSERT_TRUE(properties.contains(key.name)) << key.name;
+    EXPECT_TRUE(properties[key.name].contains("default")) << key.name;
+  }
+  EXPECT_EQ(properties["block_size"], (nlohmann::json{{"description", "Tokens per block."},
+                                                      {"type", "integer"},
+                                                      {"minimum", 1},
+                                                      {"maximum", 65536},
+                                                      {"default", 64},
+                                                      {"x-unit", "tokens"}}));
+  EXPECT_EQ(properties["policy"]["enum"], (nlohmann::json{"lineage", "lru", "fifo"}));
+  EXPECT_EQ(properties["dtype_width_bytes"]["enum"], (nlohmann::json{1, 2, 4, 8}));
+  EXPECT_EQ(properties["enable_offload"]["type"], "boolean");
+  EXPECT_EQ(properties["host_bytes"]["anyOf"].size(), 2U);
 }
 
 TEST(ConfigHelp, ShowsEveryOptionWithItsValuesAndDefault) {
