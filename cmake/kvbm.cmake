@@ -262,9 +262,12 @@ function(kvbm_compile_fail)
   set_tests_properties(compile_fail.${ARG_NAME} PROPERTIES LABELS "unit;${ARG_ROOM}" TIMEOUT 300)
 endfunction()
 
-# kvbm_backend(<WORD> <adapter folder>): honours KVBM_WITH_<WORD> = ON, OFF or AUTO.
+# kvbm_backend(<WORD> <adapter folder> [NEEDS <target>] [PACKAGES <debian package>...]): honours KVBM_WITH_<WORD> = ON, OFF
+# or AUTO. Without the target of cmake/packages.cmake that it needs, ON fails and names the packages, AUTO leaves it out.
 # Sets kvbm_state_<WORD> to Built, LeftOut or NotYet.
 function(kvbm_backend word folder)
+  cmake_parse_arguments(PARSE_ARGV 2 ARG "" "NEEDS" "PACKAGES")
+  kvbm_check_arguments("kvbm_backend(${word})")
   set(wanted "${KVBM_WITH_${word}}")
   string(TOUPPER "${wanted}" wanted)
   if(NOT wanted MATCHES "^(ON|OFF|AUTO)$")
@@ -282,6 +285,14 @@ function(kvbm_backend word folder)
   elseif(wanted STREQUAL "OFF")
     set(state LeftOut)
     set(line "off, as asked")
+  elseif(ARG_NEEDS AND NOT TARGET ${ARG_NEEDS})
+    list(JOIN ARG_PACKAGES " " packages)
+    if(wanted STREQUAL "ON")
+      message(FATAL_ERROR "KVBM_WITH_${word}=ON needs these Debian packages (elsewhere: their equivalents):\n"
+                          "  ${packages}")
+    endif()
+    set(state LeftOut)
+    set(line "off (AUTO): not installed: ${packages}")
   else()
     set(state Built)
     set(line "on (${wanted})")

@@ -32,6 +32,11 @@ else()
   endif()
 endif()
 
+# What an adapter needs may be absent: kvbm_backend() sees to it.
+if(PkgConfig_FOUND)
+  pkg_check_modules(cppzmq QUIET IMPORTED_TARGET cppzmq)
+endif()
+
 if(KVBM_TESTS)
   kvbm_package(GTest GTest::gtest_main libgtest-dev)
   if(NOT TARGET GTest::gmock)

@@ -113,6 +113,8 @@ DoctorFinding look_at_adapters(const DoctorOptions& /*options*/) {
       return missing(fmt::format("{}; {} was left out of this build", built, adapter.name),
                      fmt::format("configure with -DKVBM_WITH_{}=ON", adapter.name));
     }
+  }
+  for (const BuiltAdapter& adapter : kAdapters) {
     if (adapter.state == BuiltAdapter::State::kNotYet) {
       return missing(fmt::format("{}; this version has no {}", built, adapter.name),
                      "nothing to mend: G1 is host memory until a later version");
