@@ -29,6 +29,8 @@ using internal::Silence;
 using internal::WakeUp;
 
 constexpr std::string_view kComponent = "adapters.zmq";
+/// For workers to hear of the end.
+constexpr Duration kFarewell = std::chrono::milliseconds(500);
 constexpr std::string_view kSaidGoodbye = "it said goodbye";
 
 /// In a time that does not depend on where the two differ.
@@ -355,6 +357,14 @@ void ZmqChannel::Core::work() {
     for (const auto& [rank, why] : std::exchange(going_, {})) part(rank, why);
   }
   broadcast(encode(GoodbyeMessage{}));
+  // Once the connection is gone, a worker's ZeroMQ forgets what it has not read: each says that it
+  // has.
+  const TimePoint deadline = saturating_add(clock.now(), kFarewell);
+  while (going_.size() < peers_.size() && clock.now() < deadline) {
+    wake_up_->clear();
+    socket_->wait(*wake_up_, deadline - clock.now());
+    receive_some();
+  }
 }
 
 void ZmqChannel::Core::broadcast(const std::vector<std::byte>& message) {

@@ -138,6 +138,7 @@ class ZmqWorkerEnd::Core {
   std::optional<WelcomeMessage> welcome_;  // the leader has taken this rank
   std::vector<OpResult> early_;            // results from before that
   bool said_hello_ = false;
+  bool going_ = false;  // no connection: what the leader said is still to be read
   bool over_ = false;
   Silence silence_;
   size_t num_requests_ = 0;           // without an answer
@@ -223,13 +224,17 @@ void ZmqWorkerEnd::Core::work() {
     if (now >= next_tick || welcome_.has_value() != was_taken) {
       next_tick = saturating_add(now, interval());
     }
+    if (!going_) continue;
+    int turns = 0;
+    while (receive_some() && ++turns < internal::kMaxDrainTurns) continue;
+    end({ErrorCode::kUnavailable, "the connection is gone"});
   }
 }
 
 /// To a leader that has taken this rank.
 void ZmqWorkerEnd::Core::say(std::span<const std::byte> message) {
-  if (!welcome_ || over_ || socket_->try_send({}, message) == SendOutcome::kSent) return;
-  end({ErrorCode::kUnavailable, "the connection is gone"});
+  if (!welcome_ || over_ || going_) return;
+  going_ = socket_->try_send({}, message) != SendOutcome::kSent;
 }
 
 void ZmqWorkerEnd::Core::send(Outbox::Content&& content) {
@@ -282,6 +287,7 @@ void ZmqWorkerEnd::Core::take(const IncomingMessage& incoming) {
     return end({refusal->code, std::move(refusal->text)});
   }
   if (std::holds_alternative<GoodbyeMessage>(*message)) {
+    say(encode(GoodbyeMessage{}));
     return end({ErrorCode::kUnavailable, "it said goodbye"}, LogLevel::kInfo);
   }
   if (!welcome_) return;
