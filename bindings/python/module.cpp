@@ -19,33 +19,14 @@
 #include "kvbm/runtime/kvbm_leader.hpp"
 #include "kvbm/runtime/kvbm_worker.hpp"
 
+#include "bindings/python/block_manager.hpp"
+#include "bindings/python/errors.hpp"
+
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace kvbm {
 namespace {
-
-/// What kvbm.Error is made of; the module sets it up.
-nb::object& error_class() {
-  static nb::object& the_class = *new nb::object();
-  return the_class;
-}
-
-[[noreturn]] void raise(const Error& error) {
-  nb::object exception = error_class()(error.describe());
-  exception.attr("code") = std::string(to_string(error.code()));
-  PyErr_SetObject(error_class().ptr(), exception.ptr());
-  throw nb::python_error();
-}
-
-void check(const Status& status) {
-  if (!status) raise(status.error());
-}
-template <class T>
-T take(Result<T>&& result) {
-  if (!result) raise(result.error());
-  return *std::move(result);
-}
 
 LogSink& log_sink() {
   static LogSink& sink = *SpdlogSink::to_stderr(LogLevel::kWarning).release();
@@ -230,9 +211,8 @@ nb::dict statistics_of(const MetricsRegistry& metrics) {
 NB_MODULE(_core, module) {
   using namespace kvbm;
   module.doc() = "kvbm's C++ library: the two sides of an engine's connector.";
-  error_class() = nb::borrow(
-      PyErr_NewExceptionWithDoc("kvbm.Error", "What went wrong, with its code.", nullptr, nullptr));
-  module.attr("Error") = error_class();
+  bind_errors(module);
+  bind_block_manager(module);
 
   nb::class_<KvbmWorker>(module, "KvbmWorker",
                          "One rank: an engine's KV tensors and what moves their bytes.")

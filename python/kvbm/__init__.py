@@ -4,7 +4,59 @@
 Importing it starts no thread and needs neither a GPU nor an engine.
 """
 
-from kvbm._core import Error, KvbmLeader, KvbmWorker
+from kvbm._core import (
+    Block,
+    BlockList,
+    BlockManager,
+    ContractViolation,
+    KvbmLeader,
+    KvbmWorker,
+    Layer,
+    Onboarded,
+    Onboarding,
+    PrefixHit,
+    SequenceKeys,
+)
+from kvbm.errors import (
+    CancelledError,
+    CorruptError,
+    DeviceError,
+    Error,
+    ExhaustedError,
+    InternalError,
+    InvalidArgumentError,
+    IoError,
+    NotFoundError,
+    RejectedError,
+    TimeoutError,
+    UnavailableError,
+    UnsupportedError,
+)
 
-__all__ = ["Error", "KvbmLeader", "KvbmWorker"]
+__all__ = [
+    "Block",
+    "BlockList",
+    "BlockManager",
+    "CancelledError",
+    "ContractViolation",
+    "CorruptError",
+    "DeviceError",
+    "Error",
+    "ExhaustedError",
+    "InternalError",
+    "InvalidArgumentError",
+    "IoError",
+    "KvbmLeader",
+    "KvbmWorker",
+    "Layer",
+    "NotFoundError",
+    "Onboarded",
+    "Onboarding",
+    "PrefixHit",
+    "RejectedError",
+    "SequenceKeys",
+    "TimeoutError",
+    "UnavailableError",
+    "UnsupportedError",
+]
 __version__ = "0.1.0"

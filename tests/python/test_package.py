@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kvbm
+import kvbm.utils
 from kvbm._core import dynamo_variables
 
 
@@ -88,3 +89,15 @@ def test_a_step_that_is_no_step_is_refused():
         engine.worker.begin_step(b"nonsense")
     assert caught.value.code == "corrupt"
     engine.worker.stop()
+
+
+def test_the_runtime_is_told(tmp_path, monkeypatch):
+    assert kvbm.utils.detect_runtime() is None
+    package = tmp_path / "dynamo" / "runtime"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text("raise ImportError('must not be imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "dynamo", raising=False)
+    assert kvbm.utils.detect_runtime() == "dynamo"
+    monkeypatch.delitem(sys.modules, "dynamo", raising=False)

@@ -62,6 +62,14 @@ bool Cluster::wait(TimePoint deadline) {
 }
 
 LoadOutcome Cluster::wait_for(LoadId load) {
+  if (std::optional<LoadOutcome> outcome = wait_for(load, kNever)) return *std::move(outcome);
+  leader_->give_up(load);
+  return {.load = load,
+          .status = make_error(ErrorCode::kInternal, "no rank will answer this load any more"),
+          .num_blocks = 0};
+}
+
+std::optional<LoadOutcome> Cluster::wait_for(LoadId load, TimePoint deadline) {
   for (;;) {
     exchange();
     const auto it = std::find_if(ended_.begin(), ended_.end(), [load](const LoadOutcome& outcome) {
@@ -72,12 +80,7 @@ LoadOutcome Cluster::wait_for(LoadId load) {
       ended_.erase(it);
       return outcome;
     }
-    if (!wait(kNever)) {
-      leader_->give_up(load);
-      return {.load = load,
-              .status = make_error(ErrorCode::kInternal, "no rank will answer this load any more"),
-              .num_blocks = 0};
-    }
+    if (!wait(deadline)) return std::nullopt;
   }
 }
 

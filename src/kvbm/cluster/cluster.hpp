@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "kvbm/base/clock.hpp"
@@ -40,6 +41,8 @@ class Cluster {
 
   /// Exchanges until the load has ended, at the latest at the leader's deadline for it.
   [[nodiscard]] LoadOutcome wait_for(LoadId load);
+  /// The same until `deadline`: then nothing, and the load goes on.
+  [[nodiscard]] std::optional<LoadOutcome> wait_for(LoadId load, TimePoint deadline);
 
   /// Exchanges until no operation is open. Errors: kTimeout.
   Status wait_idle(TimePoint deadline);

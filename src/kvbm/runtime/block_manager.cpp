@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -59,6 +60,7 @@ struct BlockManager::Impl {
   Gate end_step();
   void emit(KvEventType type, const BlockKey& key, BlockId block, TierId from = TierId::kG1);
   void release_quarantine();
+  void take_forgotten();
 
   KvBlockManagerConfig config;
   BlockManagerParts parts;
@@ -94,6 +96,24 @@ struct BlockManager::Impl {
     std::vector<MutableBlock> blocks;
   };
   std::vector<Quarantine> quarantine;
+
+  struct Arriving {
+    BlockKey key;
+    std::optional<BlockKey> parent;
+    TierId from;
+  };
+  /// What onboarding has begun and nobody has taken the result of. Owns the destinations.
+  struct Onboarding {
+    std::optional<LoadId> load;  // unless the result needs no copy
+    Onboarded result;
+    std::vector<EngineBlocks> into;
+    std::vector<std::vector<Arriving>> arriving;  // by group
+    std::vector<std::vector<MutableBlock>> destinations;
+    bool forgotten = false;
+  };
+  Onboarded onboarded(Onboarding onboarding, LoadOutcome outcome);
+  std::map<OnboardingId, Onboarding> onboardings;
+  uint64_t last_onboarding = 0;
   bool stopped = false;
 };
 
@@ -372,6 +392,17 @@ Result<std::vector<MutableBlock>> BlockManager::allocate_blocks(size_t num_block
 
 Onboarded BlockManager::onboard(PrefixHit&& hit,
                                 std::vector<std::vector<MutableBlock>> destinations) {
+  const OnboardingId id = begin_onboard(std::move(hit), std::move(destinations));
+  const auto it = impl_->onboardings.find(id);
+  Impl::Onboarding onboarding = std::move(it->second);
+  impl_->onboardings.erase(it);
+  if (!onboarding.load) return std::move(onboarding.result);
+  LoadOutcome outcome = impl_->cluster->wait_for(*onboarding.load);
+  return impl_->onboarded(std::move(onboarding), std::move(outcome));
+}
+
+OnboardingId BlockManager::begin_onboard(PrefixHit&& hit,
+                                         std::vector<std::vector<MutableBlock>> destinations) {
   const size_t num_groups = impl_->groups.size();
   if (!hit.below_.empty()) {
     KVBM_CONTRACT(destinations.size() == num_groups,
@@ -381,74 +412,120 @@ Onboarded BlockManager::onboard(PrefixHit&& hit,
                     "a group needs num_destinations() destinations");
     }
   }
-  Onboarded result;
-  result.num_blocks = hit.num_gpu_blocks();
+  Impl::Onboarding onboarding;
+  onboarding.result.num_blocks = hit.num_gpu_blocks();
   for (GroupMatch& group : hit.gpu_) {
-    result.groups.push_back({.first = group.first, .blocks = std::move(group.blocks)});
+    onboarding.result.groups.push_back({.first = group.first, .blocks = std::move(group.blocks)});
   }
-  result.groups.resize(num_groups);
-  if (hit.below_.empty()) return result;
-
-  std::vector<EngineBlocks> into;
-  struct Arriving {
-    BlockKey key;
-    std::optional<BlockKey> parent;
-    TierId from;
-  };
-  std::vector<std::vector<Arriving>> arriving(num_groups);
-  for (size_t i = 0; i < num_groups; ++i) {
-    const MatchedGroup& part = hit.below_.groups[i];
-    EngineBlocks& to = into.emplace_back();
-    to.group = part.group;
-    to.first = part.first;
-    std::optional<BlockKey> parent = part.parent;
-    for (size_t k = 0; k < part.blocks.size(); ++k) {
-      to.ids.push_back(destinations[i][k].block_id());
-      arriving[i].push_back({part.blocks[k].key(), parent, part.blocks[k].tier()});
-      parent = part.blocks[k].key();
+  onboarding.result.groups.resize(num_groups);
+  if (!hit.below_.empty()) {
+    onboarding.arriving.resize(num_groups);
+    for (size_t i = 0; i < num_groups; ++i) {
+      const MatchedGroup& part = hit.below_.groups[i];
+      EngineBlocks& to = onboarding.into.emplace_back();
+      to.group = part.group;
+      to.first = part.first;
+      std::optional<BlockKey> parent = part.parent;
+      for (size_t k = 0; k < part.blocks.size(); ++k) {
+        to.ids.push_back(destinations[i][k].block_id());
+        onboarding.arriving[i].push_back({part.blocks[k].key(), parent, part.blocks[k].tier()});
+        parent = part.blocks[k].key();
+      }
+    }
+    // What earlier launches still do to the destinations comes first; allocation took care of
+    // copies.
+    const Gate written = impl_->end_step();
+    const Result<LoadId> load =
+        impl_->cluster->leader().load(std::move(hit.below_), onboarding.into, written);
+    if (load) {
+      onboarding.load = *load;
+      onboarding.destinations = std::move(destinations);
+    } else {
+      onboarding.result.status = tl::unexpected(load.error());
     }
   }
-  // What earlier launches still do to the destinations comes first; allocation took care of copies.
-  const Gate written = impl_->end_step();
-  Result<LoadId> load = impl_->cluster->leader().load(std::move(hit.below_), into, written);
-  if (!load) {
-    result.status = tl::unexpected(load.error());
-    return result;
+  const OnboardingId id(++impl_->last_onboarding);
+  impl_->onboardings.emplace(id, std::move(onboarding));
+  return id;
+}
+
+std::optional<Onboarded> BlockManager::finish_onboard(OnboardingId id, TimePoint deadline) {
+  const auto it = impl_->onboardings.find(id);
+  KVBM_CONTRACT(it != impl_->onboardings.end(), "the onboarding was finished or forgotten");
+  std::optional<LoadOutcome> outcome;
+  if (it->second.load) {
+    outcome = impl_->cluster->wait_for(*it->second.load, deadline);
+    if (!outcome) return std::nullopt;
   }
-  LoadOutcome outcome = impl_->cluster->wait_for(*load);
+  Impl::Onboarding onboarding = std::move(it->second);
+  impl_->onboardings.erase(it);
+  if (!outcome) return std::move(onboarding.result);
+  return impl_->onboarded(std::move(onboarding), *std::move(outcome));
+}
+
+void BlockManager::forget_onboard(OnboardingId id) {
+  const auto it = impl_->onboardings.find(id);
+  KVBM_CONTRACT(it != impl_->onboardings.end(), "the onboarding was finished or forgotten");
+  it->second.forgotten = true;
+  impl_->take_forgotten();
+}
+
+void BlockManager::Impl::take_forgotten() {
+  for (auto it = onboardings.begin(); it != onboardings.end();) {
+    if (!it->second.forgotten) {
+      ++it;
+      continue;
+    }
+    if (it->second.load) {
+      std::optional<LoadOutcome> outcome =
+          cluster->wait_for(*it->second.load, executor->clock().now());
+      if (!outcome) {
+        ++it;
+        continue;
+      }
+      (void)onboarded(std::move(it->second), *std::move(outcome));
+    }
+    it = onboardings.erase(it);
+  }
+}
+
+/// Takes in a load that has ended.
+Onboarded BlockManager::Impl::onboarded(Onboarding onboarding, LoadOutcome outcome) {
+  Onboarded& result = onboarding.result;
+  std::vector<EngineBlocks>& into = onboarding.into;
   result.status = outcome.status;
   if (outcome.num_blocks <= result.num_blocks) {
-    for (size_t i = 0; i < num_groups; ++i) {
-      if (impl_->cluster->leader().touching(into[i].group, into[i].ids).empty()) continue;
-      impl_->quarantine.push_back(
-          {into[i].group, std::move(into[i].ids), std::move(destinations[i])});
+    for (size_t i = 0; i < groups.size(); ++i) {
+      if (cluster->leader().touching(into[i].group, into[i].ids).empty()) continue;
+      quarantine.push_back(
+          {into[i].group, std::move(into[i].ids), std::move(onboarding.destinations[i])});
     }
-    return result;
+    return std::move(result);
   }
   result.num_blocks = outcome.num_blocks;
-  for (size_t i = 0; i < num_groups; ++i) {
+  for (size_t i = 0; i < groups.size(); ++i) {
     GpuBlocks& to = result.groups[i];
+    const std::vector<Arriving>& arriving = onboarding.arriving[i];
     std::vector<CompleteBlock> complete;
-    for (size_t k = 0; k < arriving[i].size(); ++k) {
+    for (size_t k = 0; k < arriving.size(); ++k) {
       if (into[i].first + k >= outcome.num_blocks) break;
       complete.push_back(
-          std::move(destinations[i][k]).complete(arriving[i][k].key, arriving[i][k].parent));
+          std::move(onboarding.destinations[i][k]).complete(arriving[k].key, arriving[k].parent));
     }
     if (to.first + to.blocks.size() != into[i].first) {
       // A last-window group whose window lies above what G1 has.
       to.blocks.clear();
       to.first = into[i].first;
     }
-    std::vector<ImmutableBlock> loaded = impl_->gpu_pools[i].register_blocks(std::move(complete));
+    std::vector<ImmutableBlock> loaded = gpu_pools[i].register_blocks(std::move(complete));
     for (size_t k = 0; k < loaded.size(); ++k) {
       if (!loaded[k].is_duplicate()) {
-        impl_->emit(KvEventType::kMigrated, loaded[k].key(), loaded[k].block_id(),
-                    arriving[i][k].from);
+        emit(KvEventType::kMigrated, loaded[k].key(), loaded[k].block_id(), arriving[k].from);
       }
       to.blocks.push_back(std::move(loaded[k]));
     }
   }
-  return result;
+  return std::move(result);
 }
 
 Result<Completion> BlockManager::launch(std::span<const MutableBlock> writes,
@@ -568,6 +645,7 @@ void BlockManager::release(std::vector<ImmutableBlock>&& blocks, size_t group) {
 
 void BlockManager::poll() {
   impl_->cluster->exchange();
+  impl_->take_forgotten();
   if (!impl_->quarantine.empty()) impl_->release_quarantine();
 }
 
@@ -598,6 +676,12 @@ size_t BlockManager::num_groups() const noexcept { return impl_->groups.size(); 
 const LayoutConfig& BlockManager::layout(size_t group) const {
   (void)impl_->group_id(group);
   return impl_->model.groups[group].config;
+}
+
+const PhysicalLayout& BlockManager::gpu_layout(RankId rank, size_t group) const {
+  (void)impl_->group_id(group);
+  KVBM_CONTRACT(rank.value() < impl_->ranks.size(), "no rank " + to_string(rank) + " has bytes");
+  return impl_->ranks[rank.value()].gpu_layouts[group];
 }
 
 PoolOccupancy BlockManager::gpu_occupancy(size_t group) const {

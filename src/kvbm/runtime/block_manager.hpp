@@ -81,6 +81,12 @@ struct Onboarded {
   Status status;
 };
 
+namespace internal {
+struct OnboardingIdTag : IdTag {};
+}  // namespace internal
+/// Names copies that begin_onboard() has begun.
+using OnboardingId = StrongId<internal::OnboardingIdTag, uint64_t>;
+
 /// The bytes of the blocks named in a launch, on one rank. Valid while the task runs.
 class KvView {
  public:
@@ -167,6 +173,15 @@ class BlockManager {
   [[nodiscard]] Onboarded onboard(PrefixHit&& hit,
                                   std::vector<std::vector<MutableBlock>> destinations);
 
+  /// onboard() without the wait. Ask finish_onboard() for the result, or forget_onboard() it.
+  [[nodiscard]] OnboardingId begin_onboard(PrefixHit&& hit,
+                                           std::vector<std::vector<MutableBlock>> destinations);
+  /// The result, once the copies have ended. Nothing at `deadline`: they go on, and it may be
+  /// asked again. Contract: begun here, neither finished nor forgotten.
+  [[nodiscard]] std::optional<Onboarded> finish_onboard(OnboardingId id, TimePoint deadline);
+  /// Nobody will ask for the result: poll() takes it in, and what has arrived can be matched in G1.
+  void forget_onboard(OnboardingId id);
+
   /// Writes one layer of one rank. `data` is [outer, page_size, num_heads, head_dim]. Waits for it.
   Status store_kv(const MutableBlock& block, LayerId layer, std::span<const std::byte> data,
                   RankId rank = RankId{0});
@@ -201,6 +216,10 @@ class BlockManager {
   [[nodiscard]] size_t num_groups() const noexcept;
   /// The shape of a group's blocks in G1 on each rank.
   [[nodiscard]] const LayoutConfig& layout(size_t group = 0) const;
+  /// Where the blocks of a group are in G1 on one rank, as long as the manager lives. Who touches
+  /// these bytes outside of a launch has waited for a launch that names the block. Contract: real
+  /// workers.
+  [[nodiscard]] const PhysicalLayout& gpu_layout(RankId rank, size_t group = 0) const;
   [[nodiscard]] PoolOccupancy gpu_occupancy(size_t group = 0) const;
   [[nodiscard]] uint64_t resident_blocks(TierId tier) const;
   [[nodiscard]] const TierMetrics& tier_metrics() const noexcept;

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <future>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -15,6 +16,7 @@
 
 #include "kvbm/base/contract.hpp"
 #include "kvbm/events/counting_sink.hpp"
+#include "kvbm/layout/physical_layout.hpp"
 
 #include "tests/support/recording_log_sink.hpp"
 
@@ -132,6 +134,57 @@ TEST(BlockManager, BringsBackFromDiskWhatLeftTheHost) {
   EXPECT_EQ(restore_and_check(*manager, 1, 4), 4u);
   EXPECT_EQ(restore_and_check(*manager, 2, 4), 4u);
   EXPECT_EQ(restore_and_check(*manager, 3, 4), 4u);
+}
+
+/// Begins to bring back a chain that is below G1 alone.
+OnboardingId begin_onboard(BlockManager& manager, uint64_t name, uint64_t length) {
+  (void)manager.allocate_blocks(4);  // evicts all from G1
+  PrefixHit hit = manager.match(manager.keys(chain(name, length)));
+  EXPECT_EQ(hit.num_gpu_blocks(), 0u);
+  std::vector<std::vector<MutableBlock>> into;
+  into.push_back(*manager.allocate_blocks(hit.num_destinations(0)));
+  return manager.begin_onboard(std::move(hit), std::move(into));
+}
+
+TEST(BlockManager, OnboardsWithoutAWaitAndGivesTheResultOnce) {
+  auto manager = make(small_config());
+  compute(*manager, 1, 3);
+  const OnboardingId id = begin_onboard(*manager, 1, 3);
+  std::optional<Onboarded> onboarded;
+  while (!onboarded) onboarded = manager->finish_onboard(id, manager->clock().now());
+  EXPECT_EQ(onboarded->num_blocks, 3u);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(manager->load_kv(onboarded->groups[0].blocks[i], LayerId(1)).value(),
+              layer_bytes(*manager, 100 + i * 10 + 1));
+  }
+  EXPECT_THROW((void)manager->finish_onboard(id, kNever), ContractViolation);
+}
+
+TEST(BlockManager, WhatAForgottenOnboardingBroughtIsFoundInG1) {
+  auto manager = make(small_config());
+  compute(*manager, 1, 3);
+  const OnboardingId id = begin_onboard(*manager, 1, 3);
+  manager->forget_onboard(id);
+  ASSERT_TRUE(manager->wait_idle());
+  manager->poll();
+  EXPECT_EQ(manager->gpu_occupancy().num_mutable, 0u);
+  EXPECT_EQ(manager->match(manager->keys(chain(1, 3))).num_gpu_blocks(), 3u);
+}
+
+TEST(BlockManager, SaysWhereTheBlocksOfARankAre) {
+  KvBlockManagerConfig config = small_config();
+  config.num_ranks = 2;
+  auto manager = make(config);
+  auto blocks = manager->allocate_blocks(1);
+  ASSERT_TRUE(blocks);
+  const BlockId block = blocks->front().block_id();
+  for (uint16_t rank = 0; rank < 2; ++rank) {
+    const auto bytes = layer_bytes(*manager, rank);
+    ASSERT_TRUE(manager->store_kv(blocks->front(), LayerId(1), bytes, RankId(rank)));
+    const MemoryRegion keys = manager->gpu_layout(RankId(rank)).region(block, LayerId(1), 0);
+    EXPECT_TRUE(std::equal(keys.base(), keys.base() + keys.size_bytes(), bytes.begin()));
+  }
+  EXPECT_THROW((void)manager->gpu_layout(RankId(2)), ContractViolation);
 }
 
 TEST(BlockManager, ServesSeveralRanksEachWithItsOwnBytes) {

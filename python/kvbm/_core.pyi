@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+# Written by scripts/make_stubs.py.
+"""kvbm's C++ library: the two sides of an engine's connector."""
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, overload
+
+from kvbm.errors import Error as Error
+
+
+class ContractViolation(RuntimeError):
+    pass
+
+class Layer:
+    """
+    One layer of a block on one rank. As a tensor: [outer, block_size, num_heads, head_dim], in host memory, contiguous; outer is 2 for keys and values.
+    """
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(outer, block_size, num_heads, head_dim)"""
+
+    def __dlpack__(self, *, stream: object | None = None, max_version: tuple | None = None, dl_device: tuple[int, int] | None = None, copy: bool | None = None) -> object:
+        """As Block.__dlpack__."""
+
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+class Block:
+    """
+    A block of GPU memory (G1) that is held: its layers by index, and as a tensor.
+
+    The tensor is the block's memory on one rank: [num_layers, outer, block_size, num_heads, head_dim], contiguous in this order, of the manager's dtype. A tensor keeps the block, whatever becomes of this object. What a registered block holds does not change: its tensor is a copy, or read-only.
+    """
+
+    @property
+    def block_id(self) -> int:
+        """Its slot in G1."""
+
+    @property
+    def group(self) -> int:
+        """Its layer group, by index."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def state(self) -> str:
+        """mutable, immutable or released"""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(num_layers, outer, block_size, num_heads, head_dim)"""
+
+    def on_rank(self, rank: int) -> Block:
+        """The same block, seen on another rank."""
+
+    def release(self) -> None:
+        """
+        Lets go of the block, in every object of it; tensors keep it. May be called again.
+        """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, layer: int) -> Layer: ...
+
+    def __iter__(self) -> Iterator[Layer]: ...
+
+    def to_list(self) -> list[Layer]:
+        """Its layers."""
+
+    def __dlpack__(self, *, stream: object | None = None, max_version: tuple | None = None, dl_device: tuple[int, int] | None = None, copy: bool | None = None) -> object:
+        """
+        A mutable block: its memory, without a copy. A registered block: a copy, or with copy=False its memory, flagged as read-only, which NumPy heeds and torch does not. Waits until copies have ended that still read what the slot held before.
+
+        Raises BufferError for another device, a stream, or copy=False from a consumer that asks without max_version.
+        """
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """(1, 0): host memory."""
+
+class BlockList:
+    """Blocks of one layer group, in the order of a prefix."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+
+    @overload
+    def __getitem__(self, slice: slice) -> BlockList: ...
+
+    def __iter__(self) -> Iterator[Block]: ...
+
+    def to_list(self) -> list[Block]:
+        """The blocks."""
+
+    def release(self) -> None:
+        """Lets go of all of them, deepest first. May be called again."""
+
+    @property
+    def block_ids(self) -> list[int]:
+        """Their slots in G1."""
+
+class SequenceKeys:
+    """What names the full blocks of a token sequence, for one manager."""
+
+    def __len__(self) -> int: ...
+
+class PrefixHit:
+    """
+    What a sequence has in all tiers, pinned until it is released or onboarded.
+    """
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the prefix that are somewhere."""
+
+    @property
+    def num_gpu_blocks(self) -> int:
+        """Those at the front that are in G1."""
+
+    def tier(self, position: int) -> str:
+        """G1, G2 or G3: the slowest tier that a position comes from."""
+
+    def __len__(self) -> int: ...
+
+    def release(self) -> None:
+        """Unpins it. May be called again."""
+
+class Onboarded:
+    """
+    Positions [0, num_blocks) of a prefix are in G1 and held; the rest is to be computed.
+    """
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def groups(self) -> list[BlockList]:
+        """A BlockList for each layer group."""
+
+    @property
+    def first(self) -> list[int]:
+        """
+        The position of each group's first block: not 0 where a sliding window starts later.
+        """
+
+    @property
+    def blocks(self) -> BlockList:
+        """The blocks of the first group."""
+
+    @property
+    def error(self) -> Error | None:
+        """Why it is less than the hit, as an exception that was not raised."""
+
+class Onboarding:
+    """
+    Copies into G1 that are under way: wait() or await gives the result, once.
+    """
+
+    def done(self) -> bool: ...
+
+    def wait(self, timeout: float | None = None) -> Onboarded:
+        """
+        timeout in seconds. Raises kvbm.TimeoutError: the copies go on, and it may be asked again.
+        """
+
+    def __await__(self) -> Generator[Any, None, Onboarded]: ...
+
+class BlockManager:
+    """
+    Finds, keeps and restores KV blocks over GPU (G1), host (G2) and disk (G3).
+
+    Keywords are the keys of docs/configuration.md, with its defaults, over KVBM_* variables and a TOML file: the argument config_file, or else the one that KVBM_CONFIG names. Sizes are int, or a str such as "16 GiB". dtype names the elements of tensors (float16, bfloat16, float32, uint8, ...) and with it dtype_width_bytes; without it they are unsigned integers of that width.
+
+    with closes it. Threads: any; calls take turns, and what waits releases the GIL. In a forked child every call raises kvbm.UnsupportedError.
+
+    Raises kvbm.InvalidArgumentError, naming the key and for an unknown one the nearest, kvbm.ExhaustedError, kvbm.IoError, kvbm.NotFoundError.
+    """
+
+    def __init__(self, *, config_file: str | None = None, dtype: str | None = None, **values: bool | int | float | str) -> None: ...
+
+    def __enter__(self) -> BlockManager: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def close(self, timeout: float | None = None) -> None:
+        """
+        Writes what is only in host memory to disk, if there is a disk tier, and stops. timeout in seconds; raises kvbm.TimeoutError, then it may be called again. Tensors and registered blocks keep the memory. May be called again.
+        """
+
+    @property
+    def closed(self) -> bool: ...
+
+    def keys(self, tokens: Sequence[int], salt: str = '') -> SequenceKeys:
+        """
+        The keys of the full blocks of tokens (32-bit unsigned); salt keeps caches apart.
+        """
+
+    def keys_from_identities(self, identities: Sequence[bytes]) -> SequenceKeys:
+        """
+        The keys of blocks that the engine names itself, by 1 to 32 bytes each.
+        """
+
+    def match(self, keys: SequenceKeys) -> PrefixHit:
+        """The longest prefix that is in any tier, pinned."""
+
+    def allocate_blocks(self, num_blocks: int, group: int = 0) -> BlockList:
+        """
+        Blocks of G1 to fill, evicting idle ones. Raises kvbm.ExhaustedError, all or nothing.
+        """
+
+    def begin_onboard(self, hit: PrefixHit) -> Onboarding:
+        """
+        Begins to copy what the hit has below G1 into blocks of G1, and consumes the hit. Raises kvbm.ExhaustedError: the hit stays.
+        """
+
+    def onboard(self, hit: PrefixHit, timeout: float | None = None) -> Onboarded:
+        """
+        begin_onboard and wait, timeout in seconds. Raises kvbm.TimeoutError: the copies go on, and what arrives can be matched. A failed copy raises nothing: the result is shorter, and says why.
+        """
+
+    def register_blocks(self, blocks: BlockList, keys: SequenceKeys, first: int = 0) -> BlockList:
+        """
+        Makes filled blocks findable: blocks[i] is position first + i of the keys. They are consumed, and copied down in the background. Returns the registered ones, held. Raises kvbm.InvalidArgumentError while a tensor could still write to one of them, or if there are fewer keys.
+        """
+
+    def store_kv(self, block: Block, layer: int, data: bytes | bytearray | memoryview | Any) -> None:
+        """
+        Writes one layer of a mutable block on its rank. data: a contiguous buffer of [outer, block_size, num_heads, head_dim] elements.
+        """
+
+    def load_kv(self, block: Block, layer: int) -> bytes:
+        """
+        Reads one layer of a registered block on its rank, in the shape of store_kv.
+        """
+
+    def wait_idle(self, timeout: float | None = None) -> None:
+        """
+        Waits until nothing is copied. timeout in seconds; raises kvbm.TimeoutError.
+        """
+
+    def poll(self) -> None:
+        """Takes in what has ended; match, onboard and register_blocks do so too."""
+
+    def resident_blocks(self, tier: str) -> int:
+        """Blocks that can be found in G1, G2 or G3, over all groups."""
+
+    def occupancy(self, group: int = 0) -> dict[str, int]:
+        """Blocks of G1 by what they are: free, idle, active or mutable."""
+
+    @property
+    def num_groups(self) -> int: ...
+
+    @property
+    def dtype(self) -> str:
+        """The element type of tensors."""
+
+    def config_toml(self) -> str:
+        """Every value as TOML, with where it comes from."""
+
+def live_objects() -> dict[str, int]:
+    """
+    How many managers, held blocks, tensors, hits and onboardings are alive in this process.
+    """
+
+class KvbmWorker:
+    """One rank: an engine's KV tensors and what moves their bytes."""
+
+    def __init__(self) -> None: ...
+
+    @staticmethod
+    def create(rank: int, num_blocks: int, groups: Sequence[tuple[int, Sequence[tuple[int, int]]]], *, disk_directory: str = '', disk_direct_io: bool = True, disk_zero_fill: bool = False) -> KvbmWorker:
+        """
+        groups: per layer group (run_bytes, [(address, block_stride), ...]), in bytes. Borrows the memory until stop().
+        """
+
+    def begin_step(self, step: bytes) -> None:
+        """Begins a step with the bytes of build_step."""
+
+    @property
+    def has_loads(self) -> bool: ...
+
+    def layer_needed(self, layer: int) -> None:
+        """Waits for what the layer reads."""
+
+    def statistics(self) -> dict:
+        """What the copies of this rank have counted, by name and labels."""
+
+    def end_step(self) -> None: ...
+
+    def take_ended_loads(self) -> list[tuple[str, list[int]]]:
+        """[(request, blocks that did not get their content), ...]"""
+
+    def take_failed_blocks(self) -> list[int]: ...
+
+    def stop(self) -> None:
+        """Waits for running copies; the tensors may go afterwards."""
+
+class KvbmLeader:
+    """The scheduler's side: requests, tiers and steps."""
+
+    def __init__(self) -> None: ...
+
+    @staticmethod
+    def create(workers: list, *, model: str, dtype: str, scheme: str, block_tokens: int, window_blocks: Sequence[int], load_mode: str = 'auto', host_bytes: int = 0, disk_bytes: int = 0, host_blocks: int = 0, disk_blocks: int = 0, disk_filter: bool = False, min_priority: int = 0) -> KvbmLeader: ...
+
+    def num_identities(self, arg: str, /) -> int: ...
+
+    def extend(self, request: str, hashes: list, priority: int | None = None) -> None:
+        """
+        The next full blocks of a request. priority: 0 to 100, how much they are worth keeping.
+        """
+
+    def match(self, request: str, num_computed_tokens: int, num_tokens: int) -> tuple[int, bool]: ...
+
+    def allocated(self, request: str, blocks: Sequence[Sequence[int]], num_external_tokens: int) -> None: ...
+
+    def build_step(self, scheduled: list) -> bytes:
+        """
+        scheduled: [(request, blocks by group, replaces_blocks, num_computed_tokens, num_scheduled_tokens), ...]
+        """
+
+    def finished(self, arg: str, /) -> bool: ...
+
+    @property
+    def num_requests(self) -> int: ...
+
+    @property
+    def num_open_loads(self) -> int: ...
+
+    @property
+    def num_host_blocks(self) -> int: ...
+
+    @property
+    def num_disk_blocks(self) -> int: ...
+
+    def statistics(self) -> dict: ...
+
+def dynamo_variables() -> dict:
+    """The DYN_KVBM_* variables of this process."""

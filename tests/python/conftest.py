@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test of the package owes: to leave nothing behind."""
+
+import gc
+import os
+
+import pytest
+
+from kvbm._core import live_objects
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(monkeypatch):
+    """Managers, held blocks, tensors, hits and onboardings of a test are gone at its end."""
+    for name in [name for name in os.environ if name.startswith(("KVBM_", "DYN_KVBM_"))]:
+        monkeypatch.delenv(name)
+    yield
+    gc.collect()
+    left = {name: count for name, count in live_objects().items() if count}
+    assert not left, f"the test left behind {left}"
