@@ -66,6 +66,11 @@ bench: setup ## run the benchmarks, on TRACE=file if given; results as JSON in b
 	  --benchmark_out=build/bench/kvbm_bench.json --benchmark_out_format=json
 	@scripts/bench_figures.py build/bench/kvbm_bench.json --json build/bench/figures.json
 
+.PHONY: bench-vllm
+bench-vllm: ## what kvbm adds to a step of the real vLLM; results as JSON in build/bench/
+	@scripts/setup_engine
+	@build/engine/bin/python bench/step_cost.py --json build/bench/step_cost.json
+
 .PHONY: lint
 lint: ## format, layers, headers, documents, scripts, clang-tidy
 	@scripts/setup lint

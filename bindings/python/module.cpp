@@ -82,7 +82,8 @@ std::unique_ptr<Leader> make_leader(nb::list workers, const std::string& model,
                                     const std::vector<uint32_t>& window_blocks,
                                     const std::string& load_mode, uint64_t host_bytes,
                                     uint64_t disk_bytes, uint32_t host_blocks, uint32_t disk_blocks,
-                                    bool disk_filter, uint32_t min_priority) {
+                                    bool disk_filter, uint32_t min_priority, uint64_t weights_epoch,
+                                    double timeout_seconds, size_t max_events) {
   auto made = std::make_unique<Leader>();
   for (nb::handle worker : workers) {
     made->workers.push_back(nb::cast<KvbmWorker*>(worker));
@@ -90,7 +91,7 @@ std::unique_ptr<Leader> make_leader(nb::list workers, const std::string& model,
   }
   KvbmLeaderOptions options;
   options.ns = {.model = model,
-                .weights_epoch = 0,
+                .weights_epoch = weights_epoch,
                 .dtype = dtype,
                 .num_heads = 0,
                 .num_layers = 0,
@@ -116,6 +117,12 @@ std::unique_ptr<Leader> make_leader(nb::list workers, const std::string& model,
   options.disk_blocks = disk_blocks;
   options.disk_filter = disk_filter;
   options.min_priority = min_priority;
+  if (!(timeout_seconds > 0 && timeout_seconds < 1e9)) {
+    raise(Error(ErrorCode::kInvalidArgument, "a timeout has to be above 0 s and below 1e9 s"));
+  }
+  options.timeout =
+      std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_seconds));
+  options.max_events = max_events;
   made->leader = take(KvbmLeader::create(options, made->workers, log_sink()));
   return made;
 }
@@ -283,7 +290,8 @@ NB_MODULE(_core, module) {
       .def_static("create", &make_leader, "workers"_a, nb::kw_only(), "model"_a, "dtype"_a,
                   "scheme"_a, "block_tokens"_a, "window_blocks"_a, "load_mode"_a = "auto",
                   "host_bytes"_a = 0, "disk_bytes"_a = 0, "host_blocks"_a = 0, "disk_blocks"_a = 0,
-                  "disk_filter"_a = false, "min_priority"_a = 0)
+                  "disk_filter"_a = false, "min_priority"_a = 0, "weights_epoch"_a = 0,
+                  "timeout_seconds"_a = 30.0, "max_events"_a = 0)
       .def("num_identities",
            [](Leader& leader, const std::string& request) {
              return leader.requests().num_identities(request);
@@ -321,6 +329,23 @@ NB_MODULE(_core, module) {
                    [](Leader& leader) { return leader.leader->num_host_blocks(); })
       .def_prop_ro("num_disk_blocks",
                    [](Leader& leader) { return leader.leader->num_disk_blocks(); })
+      .def(
+          "reset", [](Leader& leader) { leader.requests().reset(); },
+          "Empties the tiers; what requests have computed so far is not stored any more.")
+      .def(
+          "take_events",
+          [](Leader& leader) {
+            nb::list events;
+            for (const KvEvent& event : leader.leader->take_events()) {
+              const Identity& identity = event.key.identity;
+              events.append(nb::make_tuple(event.type != KvEventType::kDeleted,
+                                           static_cast<int>(event.tier), event.key.group.value(),
+                                           nb::bytes(identity.bytes.data(), Identity::kSize)));
+            }
+            return events;
+          },
+          "[(stored or removed, tier, layer group, identity of 32 bytes), ...] since the last "
+          "call.")
       .def("statistics", [](Leader& leader) {
         leader.leader->poll();
         return statistics_of(leader.leader->metrics());

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import sys
 import time
 
@@ -31,7 +32,14 @@ class Options:
     rounds: int = 2
     max_tokens: int = 16
     seed: int = 1
+    extra: dict = dataclasses.field(default_factory=dict)  # further kv_connector_extra_config
+    prefix_caching: bool = True
+    events: bool = False  # reports what the engine publishes
+    salts: list = dataclasses.field(default_factory=list)  # of the rounds, as many as rounds
     corrupt_disk: bool = False  # between rounds
+    fill_disk: bool = False  # after the first turn: no file can be written any more
+    stall_seconds: float = 0  # of the first step of every round but the first
+    reset_connector_after: int = -1  # the round whose reset is kvbm's too
 
 
 def engine_environment():
@@ -67,7 +75,7 @@ class Conversations:
 def make_engine(options: Options):
     from tiny_model import make_tiny_model
     from vllm import LLM
-    from vllm.config import KVTransferConfig
+    from vllm.config import KVEventsConfig, KVTransferConfig
 
     name = "hybrid" if options.hybrid else "llama"
     model = make_tiny_model(ROOT / "build" / "models" / name, sliding_window=128 if options.hybrid else None)
@@ -78,7 +86,7 @@ def make_engine(options: Options):
             kv_connector_module_path="kvbm.vllm_integration.connector",
             kv_role="kv_both",
             kv_load_failure_policy="recompute",
-            kv_connector_extra_config={"load_mode": options.load_mode},
+            kv_connector_extra_config={"load_mode": options.load_mode, **options.extra},
         )
     layers = 2 if options.hybrid else 4  # layers of different groups share memory
     return LLM(
@@ -91,7 +99,8 @@ def make_engine(options: Options):
         max_num_batched_tokens=256,
         kv_cache_memory_bytes=options.gpu_blocks * layers * 32768,
         kv_transfer_config=transfer,
-        enable_prefix_caching=True,
+        enable_prefix_caching=options.prefix_caching,
+        kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="null") if options.events else None,
         disable_log_stats=False,
     )
 
@@ -118,7 +127,34 @@ def corrupt_disk():
                 file.write(b"nonsense" * 512)
 
 
-def play(llm, options: Options):
+def limit_files(num_bytes):
+    """No file can be written beyond that many bytes; -1: any can."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def stall_next_step(seconds):
+    """The workers hear of the next step that late."""
+    from kvbm.vllm_integration.connector_worker import KvConnectorWorker
+
+    begin_step = KvConnectorWorker.begin_step
+
+    def late(self, step):
+        KvConnectorWorker.begin_step = begin_step
+        time.sleep(seconds)
+        self.begin_step(step)
+
+    KvConnectorWorker.begin_step = late
+
+
+def record_events(llm):
+    """The list of the events that the engine publishes from now on."""
+    publisher = llm.llm_engine.engine_core.engine_core.scheduler.kv_event_publisher
+    published = []
+    publisher.publish = lambda batch: published.extend(batch.events)
+    return published
+
+
+def play(llm, options: Options, salt=None):
     """One round: the outputs by conversation and turn, and what the engine did not have to compute."""
     from vllm import SamplingParams
 
@@ -131,12 +167,16 @@ def play(llm, options: Options):
     for turn in range(options.turns):
         for text, questions in zip(texts, conversations.questions):
             text.extend(questions[turn])
-        for i, result in enumerate(llm.generate([{"prompt_token_ids": t} for t in texts], sampling, use_tqdm=False)):
+        salted = {} if salt is None else {"cache_salt": salt}
+        prompts = [{"prompt_token_ids": text, **salted} for text in texts]
+        for i, result in enumerate(llm.generate(prompts, sampling, use_tqdm=False)):
             answer = list(result.outputs[0].token_ids)
             prompt_tokens += len(texts[i])
             cached_tokens += result.num_cached_tokens or 0
             outputs[i].append(answer)
             texts[i].extend(answer)
+        if options.fill_disk:
+            limit_files(0)
     return {
         "outputs": outputs,
         "prompt_tokens": prompt_tokens,
@@ -146,22 +186,29 @@ def play(llm, options: Options):
 
 
 def main():
+    import msgspec
+
     options = Options(**json.loads(sys.argv[1] if len(sys.argv) > 1 else "{}"))
     os.environ.update(engine_environment())
     llm = make_engine(options)
     rounds = []
-    for _ in range(options.rounds):
+    published = record_events(llm) if options.events else []
+    for number in range(options.rounds):
         before = statistics_of(llm) if options.connector else {}
-        played = play(llm, options)
-        if not llm.reset_prefix_cache():
+        if number > 0 and options.stall_seconds:
+            stall_next_step(options.stall_seconds)
+        played = play(llm, options, options.salts[number] if options.salts else None)
+        if not llm.reset_prefix_cache(reset_connector=number == options.reset_connector_after):
             raise RuntimeError("the engine still holds blocks after its requests have ended")
         if options.corrupt_disk:
             corrupt_disk()
         after = statistics_of(llm) if options.connector else {}
         played["statistics"] = {name: value - before.get(name, 0) for name, value in after.items()}
         rounds.append(played)
+    limit_files(-1)
     preempted = sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
     report = {"rounds": rounds, "preemptions": preempted}
+    report["events"] = [[type(event).__name__, msgspec.to_builtins(event)] for event in published]
     if options.connector:
         native = llm.llm_engine.engine_core.engine_core.scheduler.connector._leader.native
         report["open_requests"] = native.num_requests

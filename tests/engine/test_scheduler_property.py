@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real Scheduler of vLLM with DynamoConnector in both roles, and a model whose KV is a function of token, position and
-layer, through random programs of add, step, abort and reset. Every byte that a step reads is compared.
+layer, through random programs of add, step, abort and reset. Every byte that a step reads is compared. When the connector is
+reset too, the function changes, as it would with new weights.
 
 KVBM_ENGINE_PROGRAMS programs (default 200) from KVBM_SEED (default 1); a failure names its own seed.
 """
@@ -123,6 +124,7 @@ class Engine:
         self.requests = {}
         self.num_requests = 0
         self.loaded = 0
+        self.weights = 0  # changes with every reset of the connector
         self.prefixes = [[rng.randrange(1, 50) for _ in range(BLOCK * rng.randrange(1, 12))] for _ in range(3)]
 
     @property
@@ -227,6 +229,7 @@ class Engine:
         group = 0 if layer < 2 else 1
         window = self.window if group else None
         memory = self.layers[name]
+        kind = layer + 10 * self.weights
         for request_id, count in planned.num_scheduled_tokens.items():
             request = self.scheduler.requests[request_id]
             tokens = request.all_token_ids
@@ -234,11 +237,11 @@ class Engine:
             begin = end - count
             table = self.blocks[request_id][group]
             for position in range(begin, end):
-                memory[table[position // BLOCK], position % BLOCK] = CONTENTS(tokens[position], position, layer)
+                memory[table[position // BLOCK], position % BLOCK] = CONTENTS(tokens[position], position, kind)
             first = 0 if window is None else max(0, begin - window + 1)
             for position in range(first, begin):
                 found = memory[table[position // BLOCK], position % BLOCK]
-                if not np.array_equal(found, CONTENTS(tokens[position], position, layer)):
+                if not np.array_equal(found, CONTENTS(tokens[position], position, kind)):
                     raise AssertionError(f"{name} of {request_id} at token {position} of {begin}: {found[:4]} ...")
 
     def finish(self):
@@ -252,6 +255,11 @@ class Engine:
         pool = self.scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == self.kv_config.num_blocks - 1, "blocks are leaked"  # one is the null block
         assert (self.native.num_requests, self.native.num_open_loads) == (0, 0)
+
+    def change_weights(self):
+        self.finish()
+        assert self.scheduler.reset_prefix_cache(reset_connector=True)
+        self.weights += 1
 
     def close(self):
         self.scheduler.shutdown()
@@ -278,6 +286,8 @@ def run_program(parts, seed, folder, monkeypatch):
                 engine.abort()
             elif what < 0.31:
                 engine.scheduler.reset_prefix_cache()
+            elif what < 0.32:
+                engine.change_weights()
             else:
                 engine.step()
         engine.finish()
@@ -299,3 +309,5 @@ def test_random_programs(vllm_parts, tmp_path, monkeypatch):
     if PROGRAMS >= 100:
         for route in ("g1_to_g2", "g2_to_g1", "g2_to_g3", "g3_to_g2"):
             assert moved[f"kvbm_transfer_blocks_total{{route={route}}}"] > 0, route
+        for tier in ("g2", "g3"):
+            assert moved[f"kvbm_forgotten_blocks_total{{tier={tier}}}"] > 0, tier

@@ -27,8 +27,9 @@ def test_outputs_depend_on_the_prompt(plain):
 
 
 def test_two_hundred_requests_over_host_memory(plain):
-    options = {"conversations": 24, "turns": 3}
-    report = run_engine(HOST, **options, rounds=3)
+    options = {"conversations": 70, "turns": 3}
+    report = run_engine(HOST, **options)
+    assert sum(len(turns) for turns in report["rounds"][0]["outputs"]) >= 200
     check(report, plain.outputs(**options))
     cold, *warm = report["rounds"]
     assert moved(report, "g1_to_g2", 0) > 0
@@ -104,3 +105,70 @@ def test_mistakes_in_the_variables_stop_the_start():
     ):
         with pytest.raises(pytest.fail.Exception, match=part):
             run_engine(variables)
+
+
+def loaded(report, which):
+    return sum(moved(report, route, which) for route in ("g2_to_g1", "g3_to_g1", "g3_to_g2"))
+
+
+def test_what_one_cache_salt_has_stored_another_does_not_find(plain):
+    report = run_engine(HOST, rounds=3, salts=["ours", "theirs", "ours"])
+    check(report, plain.outputs())
+    assert [loaded(report, which) > 0 for which in range(3)] == [False, False, True]
+
+
+def test_a_connector_reset_empties_host_and_disk(plain, tmp_path):
+    variables = {**LITTLE_HOST, "DYN_KVBM_DISK_CACHE_GB": "1", "DYN_KVBM_DISK_CACHE_DIR": str(tmp_path)}
+    report = run_engine(variables, rounds=3, reset_connector_after=0)
+    check(report, plain.outputs())
+    first = report["rounds"][0]["statistics"]
+    assert first["kvbm_forgotten_blocks_total{tier=g2}"] > 0
+    assert first["kvbm_forgotten_blocks_total{tier=g3}"] > 0
+    cold, emptied, warm = (played["cached_tokens"] for played in report["rounds"])
+    assert emptied == cold < warm
+    assert loaded(report, 2) > loaded(report, 1)
+
+
+def test_events_tell_what_host_memory_and_disk_hold(plain, tmp_path):
+    variables = {**LITTLE_HOST, "DYN_KVBM_DISK_CACHE_GB": "1", "DYN_KVBM_DISK_CACHE_DIR": str(tmp_path)}
+    report = run_engine(variables, rounds=2, events=True, reset_connector_after=0)
+    check(report, plain.outputs())
+    held = {"GPU": set(), "CPU": set(), "STORAGE": set()}
+    named = {"GPU": set(), "CPU": set(), "STORAGE": set()}
+    most = dict.fromkeys(held, 0)
+    was_reset = was_empty = False
+    for kind, event in report["events"]:
+        if kind == "AllBlocksCleared":
+            was_reset = True
+            continue
+        hashes, medium = set(event["block_hashes"]), event["medium"]
+        if kind == "BlockStored":
+            assert event["group_idx"] == 0
+            held[medium] |= hashes
+            named[medium] |= hashes
+        else:
+            assert medium == "GPU" or hashes <= held[medium], "removed what was not there"
+            held[medium] -= hashes
+        most = {name: max(most[name], len(blocks)) for name, blocks in held.items()}
+        was_empty |= was_reset and not held["CPU"] and not held["STORAGE"]
+    # Hashes as the engine names them.
+    assert named["CPU"] and named["CPU"] | named["STORAGE"] <= named["GPU"]
+    assert 0 < most["CPU"] <= 24 < most["STORAGE"]
+    assert was_empty, "the reset has emptied host memory and disk"
+
+
+def test_a_disk_that_fills_up_in_the_middle(plain, tmp_path):
+    variables = {**LITTLE_HOST, "DYN_KVBM_DISK_CACHE_GB": "1", "DYN_KVBM_DISK_CACHE_DIR": str(tmp_path)}
+    report = run_engine(variables, fill_disk=True)
+    check(report, plain.outputs())
+    failed = sum(r["statistics"].get("kvbm_transfer_failed_blocks_total{route=g2_to_g3}", 0) for r in report["rounds"])
+    assert failed > 0
+    assert "cannot write" in report["stderr"]
+
+
+def test_a_load_whose_deadline_passes_is_computed(plain):
+    """A step that takes longer than a load may: the engine goes on, and what comes too late is not used."""
+    report = run_engine(HOST, load_mode="between_steps", extra={"transfer_timeout_seconds": 2}, stall_seconds=2.5)
+    check(report, plain.outputs())
+    assert report["rounds"][1]["statistics"]["kvbm_loads_timed_out_total"] > 0
+    assert "the load did not end within its deadline" in report["stderr"]

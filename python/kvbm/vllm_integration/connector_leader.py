@@ -5,8 +5,29 @@ import logging
 
 from kvbm._core import KvbmLeader, dynamo_variables
 from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS, WORKER_VARIABLES
+from kvbm.vllm_integration.events import MAX_EVENTS, to_kv_cache_events, wants_events
+from kvbm.vllm_integration.start_checks import warn_at_start
 
 logger = logging.getLogger("kvbm")
+
+# kv_connector_extra_config, with the defaults.
+OPTIONS = {"load_mode": "auto", "weights_epoch": 0, "transfer_timeout_seconds": 30.0}
+
+
+def options_of(extra: dict | None) -> dict:
+    """OPTIONS with what the user gives. Raises ValueError for what is not known or makes no sense."""
+    extra = extra or {}
+    unknown = set(extra) - set(OPTIONS)
+    if unknown:
+        raise ValueError(f"kv_connector_extra_config: unknown {sorted(unknown)}; known are {sorted(OPTIONS)}")
+    options = {**OPTIONS, **extra}
+    epoch = options["weights_epoch"]
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < 2**64:
+        raise ValueError(f"kv_connector_extra_config: weights_epoch is an integer from 0 to 2^64 - 1, not {epoch!r}")
+    seconds = options["transfer_timeout_seconds"]
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
+        raise ValueError(f"kv_connector_extra_config: transfer_timeout_seconds is a number above 0, not {seconds!r}")
+    return options
 
 
 def window_blocks(spec, block_tokens: int) -> int:
@@ -46,6 +67,8 @@ class KvConnectorLeader:
             raise NotImplementedError(f"layer groups with blocks of different sizes are not supported: {sorted(sizes)}")
         self._block_tokens = sizes.pop()
         hash_tokens = getattr(kv_cache_config, "hash_block_size", None) or self._block_tokens
+        if self._block_tokens % hash_tokens:
+            raise ValueError(f"blocks of {self._block_tokens} tokens do not fit hashes over {hash_tokens} tokens")
         self._hashes_per_block = self._block_tokens // hash_tokens
         model = vllm_config.model_config
         parallel = vllm_config.parallel_config
@@ -59,11 +82,8 @@ class KvConnectorLeader:
                     "use one worker and VLLM_ENABLE_V1_MULTIPROCESSING=0"
                 )
             workers.append(worker)
-        extra = vllm_config.kv_transfer_config.kv_connector_extra_config or {}
-        unknown = set(extra) - {"load_mode"}
-        if unknown:
-            raise ValueError(f"kv_connector_extra_config: unknown {sorted(unknown)}; known is load_mode")
-        load_mode = extra.get("load_mode", "auto")
+        options = options_of(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        load_mode = options["load_mode"]
         if len(groups) > 1:
             # A load that fails in a step can be told by block alone, which the engine takes for one group only.
             load_mode = "between_steps"
@@ -78,9 +98,17 @@ class KvConnectorLeader:
             block_tokens=self._block_tokens,
             window_blocks=[window_blocks(group.kv_cache_spec, self._block_tokens) for group in groups],
             load_mode=load_mode,
+            weights_epoch=options["weights_epoch"],
+            timeout_seconds=float(options["transfer_timeout_seconds"]),
+            max_events=MAX_EVENTS if wants_events(vllm_config) else 0,
             **variables,
         )
+        self._wants_events = wants_events(vllm_config)
+        self._hash_bytes = 32
+        warn_at_start(vllm_config, kv_cache_config, self._leader.num_host_blocks, self._leader.num_disk_blocks)
         self._requests = {}
+        self._num_known = {}  # by request: blocks whose hashes were handed over
+        self._passed = {}  # by request: full blocks that were hashed and computed when it was passed on last
         self._no_blocks = [[] for _ in groups]
 
     @property
@@ -89,14 +117,16 @@ class KvConnectorLeader:
 
     def _extend(self, request):
         """Hands over the hashes of blocks that have become full and accepted."""
-        known = self._leader.num_identities(request.request_id)
+        known = self._num_known.get(request.request_id, 0)
         per_block = self._hashes_per_block
         hashes = request.block_hashes
         full = len(hashes) // per_block
         if full > known:
             # A hash holds all before it: the last one of a block names the block.
-            new = [bytes(hashes[(i + 1) * per_block - 1]) for i in range(known, full)]
+            new = hashes[(known + 1) * per_block - 1 : full * per_block : per_block]
+            self._hash_bytes = len(new[0])
             self._leader.extend(request.request_id, new, priority_of(request))
+            self._num_known[request.request_id] = full
 
     def get_num_new_matched_tokens(self, request, num_computed_tokens: int) -> tuple[int, bool]:
         self._requests[request.request_id] = request
@@ -105,29 +135,46 @@ class KvConnectorLeader:
 
     def update_state_after_alloc(self, request, blocks, num_external_tokens: int):
         self._requests[request.request_id] = request
-        self._leader.allocated(request.request_id, [list(ids) for ids in blocks.get_block_ids()], num_external_tokens)
+        self._leader.allocated(request.request_id, list(blocks.get_block_ids()), num_external_tokens)
 
     def build_connector_meta(self, scheduler_output) -> bytes:
-        scheduled = []
         tokens = scheduler_output.num_scheduled_tokens
-        for new in scheduler_output.scheduled_new_reqs:
-            scheduled.append((new.req_id, [list(ids) for ids in new.block_ids], True, new.num_computed_tokens))
-        cached = scheduler_output.scheduled_cached_reqs
-        for i, request_id in enumerate(cached.req_ids):
-            blocks = cached.new_block_ids[i]
-            groups = [list(ids) for ids in blocks] if blocks is not None else None
-            resumed = request_id in cached.resumed_req_ids
-            scheduled.append((request_id, groups, resumed, cached.num_computed_tokens[i]))
+        # While a load is open, blocks may have to be offered later than when they are computed.
+        is_quiet = self._leader.num_open_loads == 0
         steps = []
-        for request_id, groups, replaces, computed in scheduled:
+
+        def take(request_id, groups, replaces, computed):
             request = self._requests.get(request_id)
+            count = tokens.get(request_id, 0)
             if request is not None:
+                full = len(request.block_hashes)
+                end = (computed + count) // self._block_tokens
+                if not groups and not replaces and self._passed.get(request_id) == (full, end):
+                    return  # the core knows all of it
                 self._extend(request)
-            if groups is None:
-                groups = self._no_blocks
-            steps.append((request_id, groups, replaces, computed, tokens.get(request_id, 0)))
+                self._passed[request_id] = (full, end) if is_quiet else None
+            steps.append((request_id, list(groups or self._no_blocks), replaces, computed, count))
+
+        for new in scheduler_output.scheduled_new_reqs:
+            take(new.req_id, new.block_ids, True, new.num_computed_tokens)
+        cached = scheduler_output.scheduled_cached_reqs
+        resumed = cached.resumed_req_ids
+        for i, request_id in enumerate(cached.req_ids):
+            take(request_id, cached.new_block_ids[i], request_id in resumed, cached.num_computed_tokens[i])
         return self._leader.build_step(steps)
+
+    def take_events(self):
+        """What has come to or left host memory and disk since the last call, as vLLM's events."""
+        if not self._wants_events:
+            return ()
+        return to_kv_cache_events(self._leader.take_events(), self._hash_bytes, self._block_tokens)
+
+    def reset_cache(self):
+        self._leader.reset()
+        self._passed.clear()
 
     def request_finished(self, request) -> bool:
         self._requests.pop(request.request_id, None)
+        self._num_known.pop(request.request_id, None)
+        self._passed.pop(request.request_id, None)
         return self._leader.finished(request.request_id)

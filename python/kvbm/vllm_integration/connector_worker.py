@@ -2,7 +2,7 @@
 """The worker half: vLLM's hooks over kvbm.KvbmWorker."""
 
 from kvbm._core import KvbmWorker, dynamo_variables
-from kvbm.vllm_integration.layout import runs_of
+from kvbm.vllm_integration.layout import check_canary, check_declared, runs_of
 
 # Of dynamo_variables(): those that KvbmWorker.create takes.
 WORKER_VARIABLES = ("disk_directory", "disk_direct_io", "disk_zero_fill")
@@ -21,6 +21,7 @@ class KvConnectorWorker:
         self._worker = None
         self._layers: dict[str, int] = {}
         self._step = None
+        self.has_loads = False  # the step's, and a layer has to wait for them
         self._several_groups = len(kv_cache_config.kv_cache_groups) > 1
         self._failed_blocks: set[int] = set()
 
@@ -28,16 +29,24 @@ class KvConnectorWorker:
         """kv_caches: tensors by layer name, each [num_blocks, ...]; they stay until shutdown()."""
         config = self._kv_cache_config
         groups = []
+        by_name = {}
         for group in config.kv_cache_groups:
             spec = group.kv_cache_spec
-            layers = [
-                runs_of(name, kv_caches[name], config.num_blocks, spec.page_size_bytes) for name in group.layer_names
-            ]
+            layers = []
+            for name in group.layer_names:
+                tensor = kv_caches[name]
+                if tensor.device.type != "cpu":
+                    raise NotImplementedError(f"{name}: KV tensors on {tensor.device} are not supported")
+                runs = runs_of(name, tensor, config.num_blocks, spec.page_size_bytes)
+                check_canary(name, tensor, runs, config.num_blocks)
+                layers.append(runs)
+                by_name[name] = runs
             if len({layer.run_bytes for layer in layers}) != 1:
                 raise ValueError(f"the layers of one group differ: {group.layer_names}")
             runs = [(address, layer.block_stride) for layer in layers for address in layer.addresses]
             groups.append((layers[0].run_bytes, runs))
             self._layers.update({name: i for i, name in enumerate(group.layer_names)})
+        check_declared(config, by_name)
         variables = dynamo_variables()
         options = {name: variables[name] for name in WORKER_VARIABLES}
         if not variables["disk_bytes"] and not variables["disk_blocks"]:
@@ -55,18 +64,21 @@ class KvConnectorWorker:
         if self._step is None:
             self._step = step
             self._worker.begin_step(step)
+            self.has_loads = self._worker.has_loads
 
     def wait_for_layer_load(self, layer_name: str):
-        if self._worker.has_loads:
+        if self.has_loads:
             self._worker.layer_needed(self._layers[layer_name])
+            self.has_loads = self._worker.has_loads
 
     def end_step(self):
         if self._step is None:
             return
-        if self._worker.has_loads:  # no layer has waited: nothing was computed
+        if self.has_loads:  # no layer has waited: nothing was computed
             self._worker.layer_needed(0)
         self._worker.end_step()
         self._step = None
+        self.has_loads = False
 
     def take_ended_loads(self) -> tuple[set[str], set[str]]:
         """Requests whose load between steps has ended, and those of them whose load has failed as a whole.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kvbm/base/contract.hpp"
+#include "kvbm/base/hash.hpp"
 #include "kvbm/base/text.hpp"
 
 namespace kvbm {
@@ -19,6 +20,7 @@ struct ConnectorLeader::Slot {
   std::optional<Match> match;                // pinned for the engine
   bool between_steps = false;
   std::optional<LoadId> load;
+  bool is_stale = false;  // its blocks are older than the last reset
 };
 
 /// A load that is not over. Its destinations are not free before it is.
@@ -59,7 +61,8 @@ ConnectorLeader::ConnectorLeader(ConnectorLeaderOptions options, Cluster& cluste
                                  "Look-ups that were not made because loads kept failing.",
                                  "",
                                  {}})),
-      breaker_(options_.breaker) {}
+      breaker_(options_.breaker),
+      ns_(options_.ns) {}
 
 ConnectorLeader::~ConnectorLeader() = default;
 
@@ -86,7 +89,7 @@ void ConnectorLeader::extend(std::string_view request, std::span<const Identity>
   slot.identities.insert(slot.identities.end(), identities.begin(), identities.end());
   for (size_t group = 0; group < options_.groups.size(); ++group) {
     for (const Identity& identity : identities) {
-      slot.keys[group].push_back({options_.ns, options_.groups[group].id, identity});
+      slot.keys[group].push_back({ns_, options_.groups[group].id, identity});
     }
   }
 }
@@ -95,7 +98,9 @@ ExternalMatch ConnectorLeader::match(std::string_view request, uint32_t num_comp
                                      uint32_t num_tokens) {
   Slot& slot = slot_of(request);
   slot.match.reset();
-  if (slot.load || num_tokens == 0 || num_computed_tokens % options_.block_tokens != 0) return {};
+  if (slot.load) return {};
+  slot.is_stale = false;
+  if (num_tokens == 0 || num_computed_tokens % options_.block_tokens != 0) return {};
   cluster_.exchange();
   if (!breaker_.allows(clock_.now())) {
     bypassed_.add();
@@ -221,7 +226,7 @@ void ConnectorLeader::take_scheduled(const ScheduledRequest& scheduled, Trust tr
                     [](const GroupSpec& group) { return group.retention.is_full_prefix(); });
     slot.num_offered = all_full ? 0 : computed;
   }
-  if (trust == Trust::kNone) return;
+  if (trust == Trust::kNone || slot.is_stale) return;
   const uint32_t written_tokens = scheduled.num_computed_tokens +
                                   (trust == Trust::kThisStep ? scheduled.num_scheduled_tokens : 0);
   const uint32_t written = written_tokens / options_.block_tokens;
@@ -301,6 +306,21 @@ void ConnectorLeader::note_outcome(const Status& outcome) {
         outcome.error().describe());
   }
   bypass_open_.set(breaker_.is_open() ? 1 : 0);
+}
+
+void ConnectorLeader::reset() {
+  // Keys that nobody has used: what is still on its way under the old ones cannot be found.
+  const uint64_t first = options_.ns.value();
+  ns_ = NamespaceId(xxh3_64(std::as_bytes(std::span(&first, 1)), ++num_resets_));
+  for (auto& [request, slot] : slots_) {
+    slot->match.reset();
+    for (size_t group = 0; group < slot->keys.size(); ++group) {
+      for (BlockKey& key : slot->keys[group]) key.ns = ns_;
+      slot->is_stale |= !slot->blocks[group].empty();
+    }
+  }
+  const uint64_t gone = cluster_.leader().forget();
+  KVBM_LOG_INFO(log_, "connector", "emptied on demand: {} blocks are forgotten", gone);
 }
 
 bool ConnectorLeader::finished(std::string_view request) {

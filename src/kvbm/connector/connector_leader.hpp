@@ -107,6 +107,11 @@ class ConnectorLeader {
   /// blocks: they have to stay until its EndedLoad has come with a step.
   [[nodiscard]] bool finished(std::string_view request);
 
+  /// Empties the tiers: nothing that was stored, offered or computed before is offered or stored
+  /// afterwards. Loads that the engine has taken run on. What a request has computed so far is not
+  /// stored; it begins anew with its next match().
+  void reset();
+
   /// Requests that have not ended.
   [[nodiscard]] size_t num_requests() const noexcept { return slots_.size(); }
   /// Loads whose EndedLoad has not been sent.
@@ -135,6 +140,8 @@ class ConnectorLeader {
   Counter& bypassed_;
   CircuitBreaker breaker_;
   uint64_t step_ = 0;  // the last one that was built
+  NamespaceId ns_;     // another one after each reset
+  uint64_t num_resets_ = 0;
   std::map<std::string, std::unique_ptr<Slot>, std::less<>> slots_;
   std::map<LoadId, OpenLoad> loads_;
 };

@@ -361,6 +361,83 @@ TEST_F(ConnectorTest, BlocksFromTheFirstOneOfALowPriorityOnAreNotStored) {
   EXPECT_EQ(stored(), 2U);
 }
 
+TEST_F(ConnectorTest, AfterAResetNothingOldIsOfferedAndWhatIsComputedAnewIs) {
+  run("a", 1, 0, 3);
+  extend("b", 1, 3);
+  EXPECT_GT(leader_->match("b", 0, 3 * kTokens + 1).num_tokens, 0U);  // pinned
+  leader_->reset();
+  EXPECT_EQ(stored(), 0U);
+  EXPECT_EQ(leader_->match("b", 0, 3 * kTokens + 1).num_tokens, 0U);
+  EXPECT_FALSE(leader_->finished("b"));
+  run("c", 1, 4, 3);
+  extend("d", 1, 3);
+  EXPECT_EQ(leader_->match("d", 0, 3 * kTokens + 1).num_tokens, 3 * kTokens);
+}
+
+TEST_F(ConnectorTest, AStoreThatAResetOvertakesIsNotKept) {
+  extend("a", 1, 3);
+  const ScheduledRequest scheduled{.request = "a",
+                                   .blocks = {blocks(0, 3)},
+                                   .replaces_blocks = true,
+                                   .num_computed_tokens = 0,
+                                   .num_scheduled_tokens = 3 * kTokens};
+  begin({scheduled});
+  leader_->reset();
+  extend("b", 1, 3);
+  worker_->end_step();
+  settle();
+  EXPECT_EQ(leader_->match("b", 0, 3 * kTokens + 1).num_tokens, 0U);
+  EXPECT_EQ(stored(), 0U);
+}
+
+TEST_F(ConnectorTest, WhatWasComputedBeforeAResetIsNotStoredAfterIt) {
+  extend("a", 1, 4);
+  const auto compute = [this](uint32_t computed, uint32_t count, bool replaces) {
+    begin({{.request = "a",
+            .blocks = {replaces ? blocks(0, 4) : blocks(0, 0)},
+            .replaces_blocks = replaces,
+            .num_computed_tokens = computed,
+            .num_scheduled_tokens = count}});
+    worker_->end_step();
+    settle();
+  };
+  compute(0, 2 * kTokens, true);
+  EXPECT_EQ(stored(), 2U);
+  leader_->reset();
+  compute(2 * kTokens, kTokens, false);
+  EXPECT_EQ(stored(), 0U);
+  // Preempted: the engine computes all of it again.
+  EXPECT_EQ(leader_->match("a", 0, 4 * kTokens).num_tokens, 0U);
+  compute(0, 4 * kTokens, true);
+  EXPECT_EQ(stored(), 4U);
+}
+
+TEST_F(ConnectorTest, ALoadThatAResetOvertakesArrivesAndIsNotStoredAgain) {
+  use({}, LoadMode::kBetweenSteps);
+  run("a", 1, 0, 3);
+  extend("b", 1, 3);
+  const ExternalMatch offer = leader_->match("b", 0, 3 * kTokens + 1);
+  EXPECT_TRUE(leader_->allocated("b", {blocks(10, 3)}, offer.num_tokens));
+  leader_->reset();
+  std::vector<EndedLoad> ended;
+  for (int i = 0; i < 1000 && ended.empty(); ++i) {
+    empty_step();
+    ended = worker_->take_ended_loads();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_THAT(ended, ElementsAre(EndedLoad{"b", {}}));
+  for (uint32_t i = 0; i < 3; ++i) EXPECT_TRUE(rig_->holds(10 + i, content(1, i)));
+  EXPECT_TRUE(leader_->allocated("b", {blocks(10, 4)}, 0));
+  begin({{.request = "b",
+          .blocks = {blocks(10, 4)},
+          .replaces_blocks = true,
+          .num_computed_tokens = 3 * kTokens,
+          .num_scheduled_tokens = 1}});
+  worker_->end_step();
+  settle();
+  EXPECT_EQ(stored(), 0U);
+}
+
 TEST_F(ConnectorTest, AnOfferThatIsNotTakenLeavesNothingPinned) {
   run("a", 1, 0, 3);
   extend("b", 1, 3);

@@ -9,6 +9,7 @@
 #include "kvbm/cluster/cluster.hpp"
 #include "kvbm/cluster/inproc_channel.hpp"
 #include "kvbm/events/event_sink.hpp"
+#include "kvbm/events/recording_sink.hpp"
 #include "kvbm/layout/slot_format.hpp"
 #include "kvbm/runtime/config_schema.hpp"
 #include "kvbm/runtime/kv_block_manager_config.hpp"
@@ -19,8 +20,10 @@ struct KvbmLeader::Impl {
   explicit Impl(LogSink& log) : executor(log) {}
 
   ThreadExecutor executor;
-  NullSink events;
+  NullSink no_events;
+  std::unique_ptr<RecordingSink> events;  // none: nobody takes them
   MetricsRegistry metrics;
+  Counter* dropped_events = nullptr;
   std::unique_ptr<Channel> channel;
   std::unique_ptr<Cluster> cluster;
   std::unique_ptr<ConnectorLeader> requests;
@@ -97,16 +100,26 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
   std::vector<Worker*> ranks;
   for (KvbmWorker* worker : workers) ranks.push_back(&worker->worker());
   impl->channel = std::make_unique<InprocChannel>(impl->executor, std::move(ranks));
+  if (options.max_events > 0) {
+    impl->events = std::make_unique<RecordingSink>(options.max_events);
+    impl->dropped_events =
+        &impl->metrics.counter({"kvbm_events_dropped_total",
+                                "Block events lost because nobody took them in time.",
+                                "",
+                                {}});
+  }
+  EventSink& events = impl->events ? static_cast<EventSink&>(*impl->events)
+                                   : static_cast<EventSink&>(impl->no_events);
   KVBM_ASSIGN_OR_RETURN(const PolicyKind policy, parse_policy(options.policy));
-  KVBM_ASSIGN_OR_RETURN(
-      auto tiers, TierManager::create({.groups = groups,
-                                       .places = places,
-                                       .num_ranks = static_cast<uint32_t>(workers.size()),
-                                       .policy = policy,
-                                       .timeout = options.timeout,
-                                       .disk_filter = options.disk_filter,
-                                       .worker = WorkerId{0}},
-                                      impl->executor.clock(), impl->events, impl->metrics, log));
+  KVBM_ASSIGN_OR_RETURN(auto tiers,
+                        TierManager::create({.groups = groups,
+                                             .places = places,
+                                             .num_ranks = static_cast<uint32_t>(workers.size()),
+                                             .policy = policy,
+                                             .timeout = options.timeout,
+                                             .disk_filter = options.disk_filter,
+                                             .worker = WorkerId{0}},
+                                            impl->executor.clock(), events, impl->metrics, log));
   impl->cluster = std::make_unique<Cluster>(std::move(tiers), *impl->channel,
                                             impl->executor.clock(), EngineOperations::kBySteps);
   KVBM_ASSIGN_OR_RETURN(
@@ -133,6 +146,12 @@ const TierMetrics& KvbmLeader::tier_metrics() const noexcept {
   return impl_->cluster->leader().metrics();
 }
 MetricsRegistry& KvbmLeader::metrics() noexcept { return impl_->metrics; }
+std::vector<KvEvent> KvbmLeader::take_events() {
+  if (!impl_->events) return {};
+  std::vector<KvEvent> taken = impl_->events->take();
+  impl_->dropped_events->add(impl_->events->dropped() - impl_->dropped_events->value());
+  return taken;
+}
 void KvbmLeader::poll() { impl_->cluster->exchange(); }
 Status KvbmLeader::wait_idle(TimePoint deadline) { return impl_->cluster->wait_idle(deadline); }
 

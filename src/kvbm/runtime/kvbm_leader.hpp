@@ -14,6 +14,7 @@
 #include "kvbm/blocks/block_key.hpp"
 #include "kvbm/blocks/retention.hpp"
 #include "kvbm/connector/connector_leader.hpp"
+#include "kvbm/events/kv_event.hpp"
 #include "kvbm/runtime/kvbm_worker.hpp"
 #include "kvbm/tiers/tier_metrics.hpp"
 
@@ -33,6 +34,7 @@ struct KvbmLeaderOptions {
   bool disk_filter = false;                    ///< see TierManagerOptions
   uint32_t min_priority = 0;                   ///< see ConnectorLeaderOptions
   Duration timeout{std::chrono::seconds(30)};  ///< of a load, and of a copy that waits to start
+  size_t max_events = 0;  ///< block events that are kept for take_events(); 0: none
 };
 
 /// Ownership: owns leader and tiers; borrows the workers of this process and the log, which outlive
@@ -55,6 +57,9 @@ class KvbmLeader {
   [[nodiscard]] uint64_t resident_blocks(TierId tier) const;
   [[nodiscard]] const TierMetrics& tier_metrics() const noexcept;
   [[nodiscard]] MetricsRegistry& metrics() noexcept;
+  /// Moves out the block events since the last call, oldest first. Where more than max_events have
+  /// come, the oldest are lost and counted in kvbm_events_dropped_total.
+  [[nodiscard]] std::vector<KvEvent> take_events();
   /// Takes in what has ended between steps.
   void poll();
   /// Waits until nothing is copied that needs no step of the engine. Errors: kTimeout.

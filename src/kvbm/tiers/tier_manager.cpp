@@ -108,6 +108,7 @@ struct TierManager::OpenOp {
   uint32_t ranks_left = 0;
   std::vector<bool> failed;  // by position in the operation
   bool cancelled = false;
+  bool forgotten = false;  // what it reads or fills is not kept
   uint64_t bytes = 0;
 };
 
@@ -382,9 +383,10 @@ void TierManager::issue(OpenOp& op, std::vector<BlockId> from, std::vector<Block
   ready_ops_.push_back(std::move(copy));
 }
 
-void TierManager::copy_to_engine(LoadId load, Group& group, std::vector<ImmutableBlock> blocks,
-                                 std::vector<uint32_t> positions,
-                                 std::vector<BlockId> destinations) {
+TierManager::OpenOp& TierManager::copy_to_engine(LoadId load, Group& group,
+                                                 std::vector<ImmutableBlock> blocks,
+                                                 std::vector<uint32_t> positions,
+                                                 std::vector<BlockId> destinations) {
   std::vector<Gate> after{loads_.at(load)->free};
   for (OpId reader : touching(group.spec.id, destinations)) after.push_back(Gate::op_done(reader));
   OpenOp& op = open(Purpose::kLoad, group, blocks.front().tier(), TierId::kG1);
@@ -394,6 +396,7 @@ void TierManager::copy_to_engine(LoadId load, Group& group, std::vector<Immutabl
   op.sources = std::move(blocks);
   loads_.at(load)->ops.push_back(op.id);
   issue(op, ids_of(op.sources), std::move(destinations), std::move(after));
+  return op;
 }
 
 void TierManager::stage(LoadId load, Group& group, std::vector<ImmutableBlock> blocks,
@@ -683,19 +686,39 @@ void TierManager::on_rank_lost(RankId rank) {
   }
   std::sort(complete.begin(), complete.end());
   for (OpId id : complete) finish(*ops_.at(id));
-  drop_stored();
+  drop_idle(metrics_.lost);
 }
 
-/// Those that are pinned now go with a later tick().
-void TierManager::drop_stored() {
+uint64_t TierManager::forget() {
+  for (auto& [id, op] : ops_) op->forgotten = true;
+  return drop_idle(metrics_.forgotten);
+}
+
+/// Of a lost rank, those that are pinned now go with a later tick().
+uint64_t TierManager::drop_idle(const std::array<Counter*, kNumTiers>& counters) {
+  uint64_t num_dropped = 0;
   for (const auto& group : groups_) {
     for (TierId tier : kLowerTiers) {
       auto& pool = group->pools[index(tier)];
       if (!pool) continue;
       const std::vector<EvictedBlock> dropped = pool->reset_idle();
-      metrics_.lost[index(tier)]->add(dropped.size());
+      counters[index(tier)]->add(dropped.size());
+      num_dropped += dropped.size();
       emit_deleted(dropped, tier);
     }
+  }
+  return num_dropped;
+}
+
+/// The last pin of each goes, and the block with it.
+void TierManager::forget_blocks(BlockPool& pool, std::vector<ImmutableBlock> blocks) {
+  const TierId tier = pool.tier();
+  for (ImmutableBlock& block : blocks) {
+    const BlockKey key = block.key();
+    const BlockId id = block.block_id();
+    if (!pool.discard(std::move(block))) continue;
+    metrics_.forgotten[index(tier)]->add();
+    emit(KvEventType::kDeleted, key, id, tier, tier);
   }
 }
 
@@ -755,7 +778,11 @@ void TierManager::release_sources(OpenOp& op) {
     }
   }
   op.sources.clear();
-  pool.release(std::move(kept));
+  if (op.forgotten) {
+    forget_blocks(pool, std::move(kept));
+  } else {
+    pool.release(std::move(kept));
+  }
 }
 
 void TierManager::settle_destination(OpenOp& op, const std::vector<bool>& arrived) {
@@ -792,8 +819,13 @@ void TierManager::settle_destination(OpenOp& op, const std::vector<bool>& arrive
       positions.push_back(op.positions[i]);
       destinations.push_back(op.destinations[i]);
     }
-    copy_to_engine(op.load, *op.group, std::move(settled), std::move(positions),
-                   std::move(destinations));
+    OpenOp& copy = copy_to_engine(op.load, *op.group, std::move(settled), std::move(positions),
+                                  std::move(destinations));
+    copy.forgotten = op.forgotten;
+    return;
+  }
+  if (op.forgotten) {
+    forget_blocks(pool, std::move(settled));
     return;
   }
   // Stored and staged blocks come in prefix order, but what is written to disk in the order of
@@ -845,7 +877,7 @@ void TierManager::give_up(LoadId load) {
 }
 
 void TierManager::tick() {
-  if (rank_lost_) drop_stored();
+  if (rank_lost_) drop_idle(metrics_.lost);
   const TimePoint now = clock_.now();
   for (auto& [id, load] : loads_) {
     if (load->reported || now < load->deadline) continue;

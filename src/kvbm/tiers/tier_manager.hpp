@@ -2,6 +2,7 @@
 // TierManager: the leader. Decides which blocks go from which place to which, in what order.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -123,6 +124,11 @@ class TierManager {
   /// A rank is gone, and with it its shard of every block: all stored blocks are dropped, open
   /// operations fail, and nothing is stored or found from now on.
   void on_rank_lost(RankId rank);
+  /// Forgets all stored blocks, in every tier. Those that nothing pins are gone at once and their
+  /// slots are free. Those that an open operation reads or fills go when it has ended; until then
+  /// they can still be found, so who must not find them asks with other keys from now on. A match
+  /// that nobody has loaded keeps what it pins: drop matches first. Returns how many are gone now.
+  uint64_t forget();
   /// Forgets about the outcome of a load: what has not started is cancelled, and what it staged is
   /// not copied on. Until touching() is empty its destinations are not free.
   void give_up(LoadId load);
@@ -174,8 +180,8 @@ class TierManager {
   void renew(Group& group, std::vector<ImmutableBlock> blocks);
   void release_sources(OpenOp& op);
   void end_load_part(OpenOp& op, const std::vector<bool>& arrived);
-  void copy_to_engine(LoadId load, Group& group, std::vector<ImmutableBlock> blocks,
-                      std::vector<uint32_t> positions, std::vector<BlockId> destinations);
+  OpenOp& copy_to_engine(LoadId load, Group& group, std::vector<ImmutableBlock> blocks,
+                         std::vector<uint32_t> positions, std::vector<BlockId> destinations);
   void stage(LoadId load, Group& group, std::vector<ImmutableBlock> blocks,
              std::vector<KeyedBlock> keyed, std::vector<uint32_t> positions,
              std::vector<BlockId> destinations);
@@ -191,7 +197,8 @@ class TierManager {
   void emit(KvEventType type, const BlockKey& key, BlockId block, TierId tier, TierId from);
   void emit_evicted(const std::vector<EvictedBlock>& evicted, TierId tier);
   void emit_deleted(const std::vector<EvictedBlock>& deleted, TierId tier);
-  void drop_stored();
+  uint64_t drop_idle(const std::array<Counter*, kNumTiers>& counters);
+  void forget_blocks(BlockPool& pool, std::vector<ImmutableBlock> blocks);
   void count_lost_stores();
 
   TierManagerOptions options_;

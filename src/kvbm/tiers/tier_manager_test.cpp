@@ -1639,6 +1639,107 @@ TEST(TierManager, EventsNameTheBlockItsTierAndWhereItCameFrom) {
                                 std::tuple(kMigrated, 2, TierId::kG2, TierId::kG1)));
 }
 
+// --- emptying on demand
+// -----------------------------------------------------------------------------------------
+
+TEST(TierManager, ForgettingEmptiesEveryTierAndFreesItsSlots) {
+  Leader leader({.host_blocks = 4, .disk_blocks = 8});
+  const auto cold = test_chain(1, 4);
+  const auto warm = test_chain(100, 4);
+  leader.keep(cold);
+  leader.keep(warm);  // pushes the first one to disk
+  EXPECT_EQ(leader->forget(), 8U);
+  for (const TierId tier : {TierId::kG2, TierId::kG3}) {
+    EXPECT_EQ(leader->resident_blocks(tier), 0U);
+    EXPECT_EQ(leader->metrics().forgotten[static_cast<size_t>(tier)]->value(), 4U);
+  }
+  EXPECT_EQ(leader.num_findable(cold), 0U);
+  EXPECT_EQ(leader.num_findable(warm), 0U);
+  leader.expect_events_agree();
+  leader.keep(cold);
+  EXPECT_EQ(leader.num_findable(cold), 4U);
+  EXPECT_EQ(leader->metrics().evictions[static_cast<size_t>(TierId::kG2)]->value(), 4U);
+  EXPECT_EQ(leader->metrics().lost[static_cast<size_t>(TierId::kG2)]->value(), 0U);
+}
+
+TEST(TierManager, AStoreThatIsUnderWayWhenAllIsForgottenIsNotKept) {
+  Leader leader;
+  const auto chain = test_chain(1, 3);
+  leader.store(chain, ids_from(0, 3));
+  const CopyOp store = leader.take_one();
+  EXPECT_EQ(leader->forget(), 0U);
+  EXPECT_THAT(leader->touching(kGroup, ids_from(0, 3)), ElementsAre(store.op));
+  leader.end(store);
+  EXPECT_EQ(leader.num_findable(chain), 0U);
+  EXPECT_EQ(leader->resident_blocks(TierId::kG2), 0U);
+  leader.expect_events_agree();
+}
+
+TEST(TierManager, ALoadThatIsUnderWayWhenAllIsForgottenArrivesAndItsSourcesGo) {
+  Leader leader({.host_blocks = 4, .disk_blocks = 8});
+  const auto chain = test_chain(1, 2);
+  leader.keep_on_disk(chain, 4);
+  const LoadId load = leader.load(leader.find(chain), {ids_from(20, 2)});
+  leader->forget();
+  leader.end_all();  // both halves
+  const LoadOutcome outcome = leader.take_outcome();
+  EXPECT_EQ(outcome.load, load);
+  EXPECT_TRUE(outcome.status);
+  EXPECT_EQ(outcome.num_blocks, 2U);
+  EXPECT_EQ(leader->resident_blocks(TierId::kG2), 0U);
+  EXPECT_EQ(leader->resident_blocks(TierId::kG3), 0U);
+  leader.expect_events_agree();
+}
+
+TEST(TierManager, WhateverIsUnderWayWhenAllIsForgottenNothingIsLeft) {
+  const uint64_t seed = testing::test_seed();
+  uint64_t forgotten_late = 0;
+  for (uint64_t program = 0; program < 200; ++program) {
+    Random random(seed * 1'000'003 + program);
+    Leader leader({.host_blocks = static_cast<uint32_t>(random.uniform_between(1, 8)),
+                   .disk_blocks = static_cast<uint32_t>(random.uniform(9))});
+    std::vector<CopyOp> open;
+    for (int round = 0; round < 40; ++round) {
+      const auto count = static_cast<size_t>(random.uniform_between(1, 4));
+      const auto keys = test_chain(random.uniform(12), count);
+      if (random.chance(0.5)) {
+        leader.store(keys, ids_from(0, count));
+      } else if (random.chance(0.8)) {
+        Match match = leader.find(keys);
+        std::vector<std::vector<BlockId>> into;
+        for (const MatchedGroup& part : match.groups) {
+          into.push_back(ids_from(8, part.blocks.size()));
+        }
+        leader.load(std::move(match), into);
+      } else {
+        leader->drain(2);
+      }
+      for (CopyOp& op : leader->take_ops()) open.push_back(std::move(op));
+      while (!open.empty() && random.chance(0.5)) {
+        const auto chosen = open.begin() + static_cast<std::ptrdiff_t>(random.uniform(open.size()));
+        const CopyOp op = std::move(*chosen);
+        open.erase(chosen);
+        leader.end(op, random.chance(0.1) ? Outcome::kFailed : Outcome::kSucceeded);
+        for (CopyOp& next : leader->take_ops()) open.push_back(std::move(next));
+      }
+    }
+    const uint64_t at_once = leader->forget();
+    for (const CopyOp& op : open) leader.end(op);
+    leader.end_all();
+    EXPECT_TRUE(leader->idle());
+    leader.expect_events_agree();
+    for (const TierId tier : {TierId::kG2, TierId::kG3}) {
+      EXPECT_EQ(leader->resident_blocks(tier), 0U);
+      forgotten_late += leader->metrics().forgotten[static_cast<size_t>(tier)]->value();
+    }
+    forgotten_late -= at_once;
+    if (::testing::Test::HasFailure()) {
+      FAIL() << "program " << program << " of KVBM_SEED=" << seed;
+    }
+  }
+  EXPECT_GT(forgotten_late, 200U);
+}
+
 TEST(TierManager, EventsAddUpToWhatIsResidentThroughRandomChurn) {
   const uint64_t seed = testing::test_seed();
   for (uint64_t program = 0; program < 200; ++program) {

@@ -51,6 +51,7 @@ TierMetrics::TierMetrics(MetricsRegistry& metrics)
     : registry(metrics),
       evictions{},
       lost{},
+      forgotten{},
       store_dropped_no_room(metrics.counter({"kvbm_store_dropped_blocks_total",
                                              "Blocks that were not stored below the GPU.",
                                              "blocks",
@@ -90,6 +91,10 @@ TierMetrics::TierMetrics(MetricsRegistry& metrics)
                                    "Blocks forgotten because a rank was lost.",
                                    "blocks",
                                    {{"tier", lower_name(static_cast<TierId>(tier))}}});
+    forgotten[tier] = &metrics.counter({"kvbm_forgotten_blocks_total",
+                                        "Blocks that left a tier because it was emptied on demand.",
+                                        "blocks",
+                                        {{"tier", lower_name(static_cast<TierId>(tier))}}});
   }
 }
 

@@ -54,6 +54,7 @@ struct TierMetrics {
   MetricsRegistry& registry;
   std::array<Counter*, kNumTiers> evictions;  ///< blocks that left a tier to make room
   std::array<Counter*, kNumTiers> lost;       ///< blocks forgotten because a rank was lost
+  std::array<Counter*, kNumTiers> forgotten;  ///< blocks that left a tier because it was emptied
   Counter& store_dropped_no_room;             ///< blocks not stored: every slot was pinned
   Counter& store_dropped_backlog;             ///< blocks not stored: too many stores under way
   Counter& evicted_unsaved;                   ///< dirty blocks evicted with no room below

@@ -458,6 +458,7 @@ void Worker::Core::arm_timer(Todo& todo) {
 
 void Worker::Core::expire(TimePoint timer) {
   Todo todo;
+  size_t num_late = 0;
   {
     MutexLock lock(mutex_);
     if (next_timer_ == timer) next_timer_ = kNever;
@@ -466,9 +467,14 @@ void Worker::Core::expire(TimePoint timer) {
       const OpId late = start_deadlines_.begin()->second;
       start_deadlines_.erase(start_deadlines_.begin());
       cancel_waiting(late, todo);
+      ++num_late;
     }
     arm_timer(todo);
     start_ready(todo);
+  }
+  if (num_late > 0) {
+    KVBM_LOG_WARNING(log_, "worker", "{} operations of rank {} have not started in time", num_late,
+                     options_.rank.value());
   }
   run(std::move(todo));
 }

@@ -27,6 +27,7 @@ namespace {
 using std::chrono::hours;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -131,7 +132,7 @@ class WorkerOn : public ::testing::Test {
     return rig().device->synchronize(rig().compute, executor_->clock().now() + seconds(10));
   }
 
-  RecordingLogSink log_{LogLevel::kError};
+  RecordingLogSink log_{LogLevel::kWarning};
   std::unique_ptr<Executor> executor_ = Kind::make(log_);
   std::unique_ptr<RankRig> rig_;
 };
@@ -819,6 +820,9 @@ TYPED_TEST(WorkerOn, AnOperationThatCannotStartInTimeEndsAsCancelled) {
   EXPECT_EQ(this->await(4).outcome, Outcome::kCancelled);
   EXPECT_EQ(this->await(3).outcome, Outcome::kCancelled);
   EXPECT_EQ(this->worker().num_open(), 2U);
+  EXPECT_TRUE(this->worker().stop());
+  EXPECT_THAT(this->log_.messages(LogLevel::kWarning),
+              Contains(HasSubstr("operations of rank 0 have not started in time")));
 }
 
 TYPED_TEST(WorkerOn, AnOperationThatHasEndedInTimeIsNotTouchedByItsTimeout) {

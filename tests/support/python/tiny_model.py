@@ -8,7 +8,9 @@ import json
 import pathlib
 
 
-def make_tiny_model(folder: pathlib.Path, sliding_window: int | None = None) -> pathlib.Path:
+def make_tiny_model(
+    folder: pathlib.Path, sliding_window: int | None = None, max_position_embeddings: int = 4096
+) -> pathlib.Path:
     """Writes a model with its tokenizer; with sliding_window every other layer has one. Returns the folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -24,7 +26,7 @@ def make_tiny_model(folder: pathlib.Path, sliding_window: int | None = None) -> 
         num_attention_heads=8,
         num_key_value_heads=2,
         head_dim=64,
-        max_position_embeddings=4096,
+        max_position_embeddings=max_position_embeddings,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,

@@ -62,7 +62,9 @@ class DynamoConnector(KVConnectorBase_V1, SupportsHMA):
         pass  # loads have begun with the step
 
     def wait_for_layer_load(self, layer_name):
-        self._worker.wait_for_layer_load(layer_name)
+        worker = self._worker
+        if worker.has_loads:
+            worker.wait_for_layer_load(layer_name)
 
     def save_kv_layer(self, layer_name, kv_layer, attn_metadata, **kwargs):
         pass  # stores wait for the end of the step
@@ -97,6 +99,13 @@ class DynamoConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_meta(self, scheduler_output):
         return KvbmConnectorMetadata(self._leader.build_connector_meta(scheduler_output))
+
+    def take_events(self):
+        return self._leader.take_events()
+
+    def reset_cache(self):
+        self._leader.reset_cache()
+        return True
 
     def request_finished(self, request, block_ids):
         return self._leader.request_finished(request), None
