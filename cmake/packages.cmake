@@ -35,6 +35,7 @@ endif()
 # What an adapter needs may be absent: kvbm_backend() sees to it.
 if(PkgConfig_FOUND)
   pkg_check_modules(cppzmq QUIET IMPORTED_TARGET cppzmq)
+  pkg_check_modules(httplib QUIET IMPORTED_TARGET cpp-httplib)
 endif()
 
 if(KVBM_TESTS)

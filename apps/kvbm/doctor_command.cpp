@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// kvbm doctor: what this machine offers to this build, one line a thing.
+// kvbm doctor: what this machine offers to this build, or what a running kvbm counts, one line a
+// thing.
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -9,9 +11,12 @@
 #include <fmt/format.h>
 
 #include "kvbm/base/text.hpp"
+#include "kvbm/runtime/metrics_endpoint.hpp"
+#include "kvbm/runtime/metrics_page.hpp"
 
 #include "apps/kvbm/command.hpp"
 #include "apps/kvbm/doctor_checks.hpp"
+#include "apps/kvbm/metrics_checks.hpp"
 
 namespace kvbm {
 namespace {
@@ -28,12 +33,12 @@ std::string_view colour_of(DoctorStatus status) {
   return "0";
 }
 
-std::string line_of(const DoctorCheck& check, const DoctorFinding& finding, TextStyle style) {
+std::string line_of(std::string_view name, const DoctorFinding& finding, TextStyle style) {
   std::string status = fmt::format("{:<8}", to_string(finding.status));
   if (style.colours == TextStyle::Colours::kOn) {
     status = fmt::format("\x1b[{}m{}\x1b[0m", colour_of(finding.status), status);
   }
-  std::string line = fmt::format("{}{:<15}{}", status, check.name, finding.found);
+  std::string line = fmt::format("{}{:<15}{}", status, name, finding.found);
   if (!finding.mend.empty()) line.append(" -> ").append(finding.mend);
   return line + "\n";
 }
@@ -45,7 +50,36 @@ Result<ExitCode> examine(const DoctorOptions& options, Console& console) {
                       format_text("--disk-dir {} is no folder", options.disk_dir.native()));
   }
   for (const DoctorCheck& check : doctor_checks()) {
-    console.print(line_of(check, check.look(options), console.style()));
+    console.print(line_of(check.name, check.look(options), console.style()));
+  }
+  return ExitCode::kSuccess;
+}
+
+constexpr size_t kMostPageBytes = size_t{64} << 20;
+
+Result<std::string> read_page(const std::string& where) {
+  if (where.find("://") != std::string::npos) return read_metrics_page(where);
+  std::ifstream in(where, std::ios::binary);
+  std::string text(kMostPageBytes + 1, '\0');
+  in.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(in.gcount()));
+  if (text.empty() || text.size() > kMostPageBytes) {
+    return make_error(ErrorCode::kNotFound,
+                      format_text("cannot read {}: neither a URL such as "
+                                  "http://localhost:6880/metrics nor a file with a page",
+                                  where));
+  }
+  return text;
+}
+
+Result<ExitCode> examine_page(const std::string& where, Console& console) {
+  KVBM_ASSIGN_OR_RETURN(const std::string text, read_page(where));
+  const auto page = MetricsPage::parse(text);
+  if (!page) return make_error(Error(page.error()).with_context(where));
+  const auto findings = examine_metrics(*page);
+  if (!findings) return make_error(Error(findings.error()).with_context(where));
+  for (const NamedFinding& one : *findings) {
+    console.print(line_of(one.name, one.finding, console.style()));
   }
   return ExitCode::kSuccess;
 }
@@ -60,7 +94,14 @@ Command add_doctor_command(CLI::App& program, Console& console) {
   app->add_option("--disk-dir", options->disk_dir, "Where G3 would lie")
       ->capture_default_str()
       ->type_name("DIR");
-  return {app, [options, &console] { return examine(*options, console); }};
+  auto metrics = std::make_shared<std::string>();
+  app->add_option("--metrics", *metrics,
+                  "Look at a running kvbm instead: its page of metrics, or that of its engine")
+      ->type_name("URL|FILE")
+      ->excludes("--disk-dir");
+  return {app, [options, metrics, &console] {
+            return metrics->empty() ? examine(*options, console) : examine_page(*metrics, console);
+          }};
 }
 
 }  // namespace kvbm

@@ -21,6 +21,7 @@
 
 #include "bindings/python/block_manager.hpp"
 #include "bindings/python/errors.hpp"
+#include "bindings/python/metrics_reader.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -76,14 +77,12 @@ struct Leader {
   ConnectorLeader& requests() { return leader->requests(); }
 };
 
-std::unique_ptr<Leader> make_leader(nb::list workers, const std::string& model,
-                                    const std::string& dtype, const std::string& scheme,
-                                    uint32_t block_tokens,
-                                    const std::vector<uint32_t>& window_blocks,
-                                    const std::string& load_mode, uint64_t host_bytes,
-                                    uint64_t disk_bytes, uint32_t host_blocks, uint32_t disk_blocks,
-                                    bool disk_filter, uint32_t min_priority, uint64_t weights_epoch,
-                                    double timeout_seconds, size_t max_events) {
+std::unique_ptr<Leader> make_leader(
+    nb::list workers, const std::string& model, const std::string& dtype, const std::string& scheme,
+    uint32_t block_tokens, const std::vector<uint32_t>& window_blocks, const std::string& load_mode,
+    uint64_t host_bytes, uint64_t disk_bytes, uint32_t host_blocks, uint32_t disk_blocks,
+    bool disk_filter, uint32_t min_priority, uint64_t weights_epoch, double timeout_seconds,
+    size_t max_events, std::optional<uint16_t> metrics_port) {
   auto made = std::make_unique<Leader>();
   for (nb::handle worker : workers) {
     made->workers.push_back(nb::cast<KvbmWorker*>(worker));
@@ -123,6 +122,7 @@ std::unique_ptr<Leader> make_leader(nb::list workers, const std::string& model,
   options.timeout =
       std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_seconds));
   options.max_events = max_events;
+  options.metrics_port = metrics_port;
   made->leader = take(KvbmLeader::create(options, made->workers, log_sink()));
   return made;
 }
@@ -180,30 +180,21 @@ std::vector<uint32_t> numbers(const std::vector<BlockId>& blocks) {
   return ids;
 }
 
-/// Counters and gauges by name and labels.
+/// Counters and gauges by series_name.
 class Statistics final : public StatisticsVisitor {
  public:
   void visit_counter(const MetricInfo& info, uint64_t value) override {
-    found[name_of(info)] = nb::int_(value);
+    found[series_name(info).c_str()] = value;
   }
   void visit_gauge(const MetricInfo& info, int64_t value) override {
-    found[name_of(info)] = nb::int_(value);
+    found[series_name(info).c_str()] = value;
+  }
+  void visit_real_gauge(const MetricInfo& info, double value) override {
+    found[series_name(info).c_str()] = value;
   }
   void visit_histogram(const MetricInfo& /*info*/, const HistogramSnapshot& /*value*/) override {}
 
   nb::dict found;
-
- private:
-  static nb::str name_of(const MetricInfo& info) {
-    std::string name = info.name;
-    char before = '{';
-    for (const MetricLabel& label : info.labels) {
-      name += before + label.key + "=" + label.value;
-      before = ',';
-    }
-    if (before == ',') name += '}';
-    return nb::str(name.c_str());
-  }
 };
 
 nb::dict statistics_of(const MetricsRegistry& metrics) {
@@ -291,7 +282,8 @@ NB_MODULE(_core, module) {
                   "scheme"_a, "block_tokens"_a, "window_blocks"_a, "load_mode"_a = "auto",
                   "host_bytes"_a = 0, "disk_bytes"_a = 0, "host_blocks"_a = 0, "disk_blocks"_a = 0,
                   "disk_filter"_a = false, "min_priority"_a = 0, "weights_epoch"_a = 0,
-                  "timeout_seconds"_a = 30.0, "max_events"_a = 0)
+                  "timeout_seconds"_a = 30.0, "max_events"_a = 0, "metrics_port"_a = nb::none(),
+                  "metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any.")
       .def("num_identities",
            [](Leader& leader, const std::string& request) {
              return leader.requests().num_identities(request);
@@ -346,10 +338,29 @@ NB_MODULE(_core, module) {
           },
           "[(stored or removed, tier, layer group, identity of 32 bytes), ...] since the last "
           "call.")
+      .def_prop_ro("metrics_port", [](Leader& leader) { return leader.leader->metrics_port(); })
       .def("statistics", [](Leader& leader) {
         leader.leader->poll();
         return statistics_of(leader.leader->metrics());
       });
+
+  nb::class_<MetricsReader>(module, "MetricsReader",
+                            "What has changed in the series of a leader or a worker.")
+      .def(
+          "__init__",
+          [](MetricsReader* self, Leader& leader) {
+            new (self) MetricsReader(leader.leader->metrics());
+          },
+          nb::keep_alive<1, 2>(), "leader"_a)
+      .def(
+          "__init__",
+          [](MetricsReader* self, KvbmWorker& worker) {
+            new (self) MetricsReader(worker.metrics());
+          },
+          nb::keep_alive<1, 2>(), "worker"_a)
+      .def("take", &MetricsReader::take,
+           "(growth of counters, gauges), by name and labels, of what has changed since the last "
+           "call.");
 
   module.def(
       "dynamo_variables",
@@ -365,6 +376,7 @@ NB_MODULE(_core, module) {
         values["disk_directory"] = found.disk_directory;
         values["disk_direct_io"] = found.disk_direct_io;
         values["disk_zero_fill"] = found.disk_zero_fill;
+        values["metrics_port"] = found.metrics_port;
         return values;
       },
       "The DYN_KVBM_* variables of this process.");

@@ -308,7 +308,10 @@ class KvbmLeader:
     def __init__(self) -> None: ...
 
     @staticmethod
-    def create(workers: list, *, model: str, dtype: str, scheme: str, block_tokens: int, window_blocks: Sequence[int], load_mode: str = 'auto', host_bytes: int = 0, disk_bytes: int = 0, host_blocks: int = 0, disk_blocks: int = 0, disk_filter: bool = False, min_priority: int = 0) -> KvbmLeader: ...
+    def create(workers: list, *, model: str, dtype: str, scheme: str, block_tokens: int, window_blocks: Sequence[int], load_mode: str = 'auto', host_bytes: int = 0, disk_bytes: int = 0, host_blocks: int = 0, disk_blocks: int = 0, disk_filter: bool = False, min_priority: int = 0, weights_epoch: int = 0, timeout_seconds: float = 30.0, max_events: int = 0, metrics_port: int | None = None) -> KvbmLeader:
+        """
+        metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any.
+        """
 
     def num_identities(self, arg: str, /) -> int: ...
 
@@ -340,7 +343,34 @@ class KvbmLeader:
     @property
     def num_disk_blocks(self) -> int: ...
 
+    def reset(self) -> None:
+        """
+        Empties the tiers; what requests have computed so far is not stored any more.
+        """
+
+    def take_events(self) -> list:
+        """
+        [(stored or removed, tier, layer group, identity of 32 bytes), ...] since the last call.
+        """
+
+    @property
+    def metrics_port(self) -> int | None: ...
+
     def statistics(self) -> dict: ...
+
+class MetricsReader:
+    """What has changed in the series of a leader or a worker."""
+
+    @overload
+    def __init__(self, leader: KvbmLeader) -> None: ...
+
+    @overload
+    def __init__(self, worker: KvbmWorker) -> None: ...
+
+    def take(self) -> tuple:
+        """
+        (growth of counters, gauges), by name and labels, of what has changed since the last call.
+        """
 
 def dynamo_variables() -> dict:
     """The DYN_KVBM_* variables of this process."""

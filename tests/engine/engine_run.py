@@ -15,6 +15,7 @@ import random
 import resource
 import sys
 import time
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support" / "python"))
@@ -209,10 +210,18 @@ def main():
     preempted = sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
     report = {"rounds": rounds, "preemptions": preempted}
     report["events"] = [[type(event).__name__, msgspec.to_builtins(event)] for event in published]
+    report["vllm_metrics"] = {}
+    for metric in llm.get_metrics():
+        if metric.name.startswith("vllm:kvbm_"):
+            sums = report["vllm_metrics"]
+            sums[metric.name] = sums.get(metric.name, 0) + metric.value
     if options.connector:
         native = llm.llm_engine.engine_core.engine_core.scheduler.connector._leader.native
         report["open_requests"] = native.num_requests
         report["open_loads"] = native.num_open_loads
+        if native.metrics_port:
+            with urllib.request.urlopen(f"http://127.0.0.1:{native.metrics_port}/metrics", timeout=10) as page:
+                report["metrics_page"] = page.read().decode()
         from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS
 
         (worker,) = LOCAL_WORKERS.values()

@@ -5,6 +5,7 @@
   cli_test.py PROGRAM [unittest arguments]
 """
 
+import http.server
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import resource
 import select
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -475,6 +477,134 @@ class DoctorTest(CliTest):
             self.assertEqual(status, 0)
             self.assertNotIn("\x1b", text)
         self.assertIn("\x1b[", Terminal("doctor", env=environment(NO_COLOR="")).end()[0])
+
+
+class DoctorMetricsTest(CliTest):
+    """What the doctor says of a page of metrics. The pages are a replay's, and changed copies of them."""
+
+    NAMES = ["hits", "host memory", "disk", "drops", "failures", "bypass"]
+
+    def page(self, g2=64, **options):
+        page = self.folder / "page.txt"
+        trace = self.generate()
+        arguments = [f"--{name}={value}" for name, value in {"g1-blocks": 64, "g2-blocks": g2, **options}.items()]
+        self.assert_succeeds(
+            kvbm("replay", trace, "--block-bytes=4096", "--no-bytes", "--quiet", "--metrics", page, *arguments)
+        )
+        return page
+
+    def changed(self, page, **values):
+        """The page with other values, by name."""
+        text = page.read_text()
+        for name, value in values.items():
+            text, number = re.subn(rf"(?m)^({name}(?:{{.*}})?) .*$", rf"\g<1> {value}", text)
+            self.assertGreater(number, 0, name)
+        return self.write("changed.txt", text)
+
+    def lines(self, page):
+        out = self.assert_succeeds(kvbm("doctor", "--metrics", page))
+        self.assertEqual([line[8:23].strip() for line in out.splitlines()], self.NAMES)
+        return {line[8:23].strip(): (line[:8].strip(), line[23:]) for line in out.splitlines()}
+
+    def value(self, page, series):
+        return int(re.search(rf"(?m)^{re.escape(series)} (\d+)$", page.read_text())[1])
+
+    def test_it_counts_what_the_page_says(self):
+        page = self.page(g2=512)
+        stored = self.value(page, 'kvbm_transfer_blocks_total{route="g1_to_g2"}')
+        loaded = self.value(page, 'kvbm_transfer_blocks_total{route="g2_to_g1"}')
+        self.assertGreater(loaded, 0)
+        status, text = self.lines(page)["host memory"]
+        self.assertEqual(status, "ok")
+        self.assertIn(f"{100 * loaded / stored:.1f} % given back", text)
+        self.assertIn("room for 512", text)
+
+    def test_a_host_memory_too_small_is_told(self):
+        status, text = self.lines(self.page(g2=8))["host memory"]
+        self.assertEqual(status, "warn")
+        self.assertIn("raise DYN_KVBM_CPU_CACHE_GB", text)
+
+    def test_little_given_back_without_evictions_is_told_apart(self):
+        page = self.changed(
+            self.page(g2=512),
+            **{r'kvbm_transfer_blocks_total{route="g2_to_g1"}': 1, r'kvbm_evictions_total{pool="g2"}': 0},
+        )
+        self.assertIn("not for lack of room", self.lines(page)["host memory"][1])
+
+    def test_a_tier_that_is_not_there_is_no_reproach(self):
+        self.assertEqual(self.lines(self.page())["disk"], ("ok", "there is none"))
+
+    def test_what_goes_wrong_comes_with_its_mend(self):
+        page = self.page(g2=512, **{"g3-blocks": 64})
+        for name, values, mend in (
+            ("drops", {r'kvbm_store_dropped_blocks_total{reason="no_room"}': 10**6}, "all of it is in use"),
+            ("drops", {r'kvbm_store_dropped_blocks_total{reason="backlog"}': 10**6}, "slower than the engine"),
+            ("drops", {"kvbm_evicted_unsaved_blocks_total": 3}, "DYN_KVBM_DISK_CACHE_GB"),
+            ("failures", {"kvbm_lost_blocks_total": 3}, "a worker has gone"),
+            ("failures", {"kvbm_given_up_blocks_total": 3}, "broken disk"),
+            ("failures", {"kvbm_loads_timed_out_total": 3}, "slower than what is asked"),
+        ):
+            fine = self.changed(page, kvbm_evicted_unsaved_blocks_total=0)
+            if name == "failures":
+                self.assertEqual(self.lines(fine)[name][0], "ok")
+            status, text = self.lines(self.changed(fine, **values))[name]
+            self.assertEqual(status, "warn")
+            self.assertIn(mend, text)
+        text = page.read_text()
+        bypass = self.write("bypass.txt", text + "kvbm_bypass_open 1\nkvbm_bypassed_lookups_total 4\n")
+        self.assertIn("the log says why", self.lines(bypass)["bypass"][1])
+        corrupt = self.write("corrupt.txt", text + "kvbm_corrupt_blocks_total 4\n")
+        self.assertIn("replace it", self.lines(corrupt)["failures"][1])
+
+    def test_the_page_of_vllm_says_the_same(self):
+        page = self.page(g2=8)
+        engine = re.sub(r"(?m)^kvbm_(\w+)({|)", r'vllm:kvbm_\1{engine="0",', page.read_text())
+        engine = engine.replace(", ", "} ")
+        engine = re.sub(r'",(\w+=".*") ', r'",\1 ', engine)
+        self.assertEqual(self.lines(self.write("engine.txt", engine)), self.lines(page))
+
+    def test_a_page_is_read_over_http(self):
+        text = self.page(g2=8).read_bytes()
+
+        class Page(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                found = self.path == "/metrics"
+                self.send_response(200 if found else 404)
+                self.end_headers()
+                self.wfile.write(text if found else b"")
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.HTTPServer(("127.0.0.1", 0), Page)
+        self.addCleanup(server.server_close)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(server.shutdown)
+        address = f"http://127.0.0.1:{server.server_port}"
+        if "speaks no HTTP" in kvbm("doctor", "--metrics", address).stderr:
+            self.skipTest("built without HTTP")
+        self.assertEqual(self.lines(address + "/metrics"), self.lines(self.folder / "page.txt"))
+        self.assert_fails(kvbm("doctor", "--metrics", address), "status 404")
+
+    def test_what_is_no_page_is_refused(self):
+        self.assert_fails(kvbm("doctor", "--metrics", self.folder / "none"), "neither a URL such as")
+        self.assert_fails(kvbm("doctor", "--metrics", self.folder), "neither a URL such as")
+        self.assert_fails(kvbm("doctor", "--metrics", self.write("empty", "")), "neither a URL such as")
+        self.assert_fails(kvbm("doctor", "--metrics", self.write("html", "<html>")), "line 1 ", "html")
+        other = self.write("other", "process_cpu_seconds_total 4\n")
+        self.assert_fails(kvbm("doctor", "--metrics", other), "no series of kvbm", "DYN_KVBM_METRICS=true")
+        self.assert_fails(kvbm("doctor", "--metrics", other, "--disk-dir", self.folder), "excludes")
+
+    def test_an_address_where_nobody_is_is_told(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{free.getsockname()[1]}/metrics"
+            run = kvbm("doctor", "--metrics", url)
+        if "speaks no HTTP" in run.stderr:
+            self.skipTest("built without HTTP")
+        self.assert_fails(run, "cannot read http://127.0.0.1", "does the server run?")
 
 
 class ReplayOptionsTest(CliTest):

@@ -4,13 +4,14 @@
 import subprocess
 import sys
 import time
+import urllib.request
 
 import numpy as np
 import pytest
 
 import kvbm
 import kvbm.utils
-from kvbm._core import dynamo_variables
+from kvbm._core import MetricsReader, dynamo_variables
 
 
 def test_import_starts_no_thread_and_needs_no_engine():
@@ -79,7 +80,39 @@ def test_what_a_step_wrote_comes_back():
     engine.step("b", [10, 11, 12, 13], 12, 1)
     assert [int(engine.tensor[block, 63]) for block in (10, 11, 12)] == [7, 8, 9]
     assert engine.worker.take_failed_blocks() == []
-    assert engine.leader.statistics()["kvbm_transfer_blocks_total{route=g2_to_g1}"] == 3
+    loaded = "kvbm_transfer_blocks_total{route=g2_to_g1}"
+    while engine.leader.statistics()[loaded] != 3:  # the blocks are there before the leader hears of it
+        assert time.monotonic() < deadline
+    engine.worker.stop()
+
+
+def test_changes_are_told_once():
+    engine = Engine(host_blocks=8)
+    reader = MetricsReader(engine.leader)
+    counters, gauges = reader.take()
+    assert counters == {}
+    assert gauges["kvbm_blocks_free{pool=g2}"] == 8
+    assert reader.take() == ({}, {})
+    hashes = [bytes([i]) * 32 for i in range(3)]
+    engine.leader.extend("a", hashes)
+    engine.step("a", [0, 1, 2], 0, 12)
+    counters, gauges = reader.take()
+    assert counters["kvbm_allocations_total{pool=g2}"] == 3
+    assert gauges["kvbm_blocks_free{pool=g2}"] == 5
+    assert "kvbm_matched_tokens" not in counters
+    assert MetricsReader(engine.worker).take()[1] == {}
+    engine.worker.stop()
+
+
+def test_metrics_are_served_where_it_is_asked_for():
+    assert Engine(host_blocks=8).leader.metrics_port is None
+    engine = Engine(host_blocks=8, metrics_port=0)
+    if engine.leader.metrics_port is None:
+        pytest.skip("built without HTTP")
+    with urllib.request.urlopen(f"http://127.0.0.1:{engine.leader.metrics_port}/metrics", timeout=10) as page:
+        assert page.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        text = page.read().decode()
+    assert "\nkvbm_matched_tokens 0\n" in text
     engine.worker.stop()
 
 

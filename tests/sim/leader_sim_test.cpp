@@ -439,8 +439,9 @@ class Simulation {
               "the events do not add up to what is resident in " + std::string(to_string(tier)));
     }
     require(leader_->idle() == open_.empty(), "the leader is idle with operations open, or is not");
-    require(leader_->metrics().open_operations.value() == static_cast<int64_t>(open_.size()),
-            "the gauge of open operations is off");
+    size_t in_flight = 0;
+    for (const RouteMetrics* route : leader_->metrics().routes()) in_flight += route->num_open();
+    require(in_flight == open_.size(), "the number of open operations is off");
   }
 
   // --- the engine

@@ -48,6 +48,7 @@ namespace kvbm::testing {
       if (info.name == name) total += value;
     }
     void visit_gauge(const MetricInfo&, int64_t) override {}
+    void visit_real_gauge(const MetricInfo&, double) override {}
     void visit_histogram(const MetricInfo&, const HistogramSnapshot&) override {}
     std::string_view name;
     uint64_t total = 0;

@@ -3,7 +3,7 @@
 
 import logging
 
-from kvbm._core import KvbmLeader, dynamo_variables
+from kvbm._core import KvbmLeader, MetricsReader, dynamo_variables
 from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS, WORKER_VARIABLES
 from kvbm.vllm_integration.events import MAX_EVENTS, to_kv_cache_events, wants_events
 from kvbm.vllm_integration.start_checks import warn_at_start
@@ -106,6 +106,7 @@ class KvConnectorLeader:
         self._wants_events = wants_events(vllm_config)
         self._hash_bytes = 32
         warn_at_start(vllm_config, kv_cache_config, self._leader.num_host_blocks, self._leader.num_disk_blocks)
+        self._metrics = MetricsReader(self._leader)
         self._requests = {}
         self._num_known = {}  # by request: blocks whose hashes were handed over
         self._passed = {}  # by request: full blocks that were hashed and computed when it was passed on last
@@ -114,6 +115,10 @@ class KvConnectorLeader:
     @property
     def native(self) -> KvbmLeader:
         return self._leader
+
+    def take_changes(self) -> tuple[dict, dict]:
+        """By how much counters have grown, and gauges that have changed, since the last call."""
+        return self._metrics.take()
 
     def _extend(self, request):
         """Hands over the hashes of blocks that have become full and accepted."""

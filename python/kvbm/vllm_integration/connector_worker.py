@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker half: vLLM's hooks over kvbm.KvbmWorker."""
 
-from kvbm._core import KvbmWorker, dynamo_variables
+from kvbm._core import KvbmWorker, MetricsReader, dynamo_variables
 from kvbm.vllm_integration.layout import check_canary, check_declared, runs_of
 
 # Of dynamo_variables(): those that KvbmWorker.create takes.
@@ -19,6 +19,7 @@ class KvConnectorWorker:
         self._rank = vllm_config.parallel_config.rank
         self._kv_cache_config = kv_cache_config
         self._worker = None
+        self._metrics = None
         self._layers: dict[str, int] = {}
         self._step = None
         self.has_loads = False  # the step's, and a layer has to wait for them
@@ -57,6 +58,7 @@ class KvConnectorWorker:
             groups=groups,
             **options,
         )
+        self._metrics = MetricsReader(self._worker)
         LOCAL_WORKERS[self._engine_id, self._rank] = self._worker
 
     def begin_step(self, step: bytes):
@@ -102,9 +104,14 @@ class KvConnectorWorker:
         self._failed_blocks.clear()
         return blocks
 
+    def take_changes(self) -> tuple[dict, dict]:
+        """By how much counters have grown, and gauges that have changed, since the last call."""
+        return self._metrics.take() if self._metrics is not None else ({}, {})
+
     def shutdown(self):
         if self._worker is not None:
             self.end_step()
             self._worker.stop()
+            self._metrics = None
             LOCAL_WORKERS.pop((self._engine_id, self._rank), None)
             self._worker = None

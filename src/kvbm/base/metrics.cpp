@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <ostream>
 #include <string_view>
 #include <type_traits>
@@ -91,7 +92,7 @@ struct MetricsRegistry::Series {
       : info(std::move(what)), metric(kind, std::forward<Args>(args)...) {}
 
   const MetricInfo info;
-  std::variant<Counter, Gauge, Histogram> metric;
+  std::variant<Counter, Gauge, RealGauge, Histogram> metric;
 };
 
 MetricsRegistry::MetricsRegistry() = default;
@@ -133,6 +134,10 @@ Counter& MetricsRegistry::counter(MetricInfo info) { return find_or_add<Counter>
 
 Gauge& MetricsRegistry::gauge(MetricInfo info) { return find_or_add<Gauge>(std::move(info)); }
 
+RealGauge& MetricsRegistry::real_gauge(MetricInfo info) {
+  return find_or_add<RealGauge>(std::move(info));
+}
+
 Histogram& MetricsRegistry::histogram(MetricInfo info, std::vector<double> upper_bounds) {
   return find_or_add<Histogram>(std::move(info), std::move(upper_bounds));
 }
@@ -150,6 +155,8 @@ void MetricsRegistry::visit(StatisticsVisitor& visitor) const {
       visitor.visit_counter(series->info, counter->value());
     } else if (const auto* gauge = std::get_if<Gauge>(&series->metric)) {
       visitor.visit_gauge(series->info, gauge->value());
+    } else if (const auto* real = std::get_if<RealGauge>(&series->metric)) {
+      visitor.visit_real_gauge(series->info, real->value());
     } else if (const auto* histogram = std::get_if<Histogram>(&series->metric)) {
       visitor.visit_histogram(series->info, histogram->snapshot());
     }
@@ -172,6 +179,11 @@ class PrometheusWriter final : public StatisticsVisitor {
     line(info.name, labels(info, ""), format_text("{}", value));
   }
 
+  void visit_real_gauge(const MetricInfo& info, double value) override {
+    head(info, "gauge");
+    line(info.name, labels(info, ""), real_text(value));
+  }
+
   void visit_histogram(const MetricInfo& info, const HistogramSnapshot& value) override {
     head(info, "histogram");
     uint64_t cumulative = 0;
@@ -181,7 +193,7 @@ class PrometheusWriter final : public StatisticsVisitor {
           i < value.bounds.size() ? format_text("{}", value.bounds[i]) : std::string("+Inf");
       line(info.name + "_bucket", labels(info, bound), format_text("{}", cumulative));
     }
-    line(info.name + "_sum", labels(info, ""), sum_text(value.sum));
+    line(info.name + "_sum", labels(info, ""), real_text(value.sum));
     line(info.name + "_count", labels(info, ""), format_text("{}", value.count));
   }
 
@@ -219,17 +231,75 @@ class PrometheusWriter final : public StatisticsVisitor {
     return result;
   }
 
-  static std::string sum_text(double sum) {
-    if (std::isinf(sum)) return sum > 0 ? "+Inf" : "-Inf";
-    if (std::isnan(sum)) return "NaN";
-    return format_text("{}", sum);
+  static std::string real_text(double value) {
+    if (std::isinf(value)) return value > 0 ? "+Inf" : "-Inf";
+    if (std::isnan(value)) return "NaN";
+    return format_text("{}", value);
   }
 
   std::ostream& out_;
   std::string last_name_;
 };
 
+/// Keeps what it is shown, in the order of names and labels, each once.
+class Collector final : public StatisticsVisitor {
+ public:
+  void visit_counter(const MetricInfo& info, uint64_t value) override {
+    std::get<uint64_t>(find_or_add(info, uint64_t{0})) += value;
+  }
+  void visit_gauge(const MetricInfo& info, int64_t value) override {
+    std::get<int64_t>(find_or_add(info, int64_t{0})) += value;
+  }
+  void visit_real_gauge(const MetricInfo& info, double value) override {
+    std::get<double>(find_or_add(info, 0.0)) = value;
+  }
+  void visit_histogram(const MetricInfo& info, const HistogramSnapshot& value) override {
+    HistogramSnapshot empty{.bounds = value.bounds, .counts = {}, .sum = 0, .count = 0};
+    empty.counts.resize(value.counts.size());
+    auto& sum = std::get<HistogramSnapshot>(find_or_add(info, std::move(empty)));
+    KVBM_CONTRACT(sum.bounds == value.bounds, "one metric has one set of bounds");
+    for (size_t i = 0; i < sum.counts.size(); ++i) sum.counts[i] += value.counts[i];
+    sum.sum += value.sum;
+    sum.count += value.count;
+  }
+
+  void show(StatisticsVisitor& visitor) const {
+    for (const auto& [info, value] : found_) {
+      if (const auto* counter = std::get_if<uint64_t>(&value)) {
+        visitor.visit_counter(info, *counter);
+      } else if (const auto* gauge = std::get_if<int64_t>(&value)) {
+        visitor.visit_gauge(info, *gauge);
+      } else if (const auto* real = std::get_if<double>(&value)) {
+        visitor.visit_real_gauge(info, *real);
+      } else {
+        visitor.visit_histogram(info, std::get<HistogramSnapshot>(value));
+      }
+    }
+  }
+
+ private:
+  using Value = std::variant<uint64_t, int64_t, double, HistogramSnapshot>;
+  struct Order {
+    bool operator()(const MetricInfo& a, const MetricInfo& b) const { return is_before(a, b); }
+  };
+  Value& find_or_add(const MetricInfo& info, Value zero) {
+    Value& found = found_.try_emplace(info, zero).first->second;
+    KVBM_CONTRACT(found.index() == zero.index(),
+                  format_text("metric {} is of two kinds", info.name));
+    return found;
+  }
+
+  std::map<MetricInfo, Value, Order> found_;
+};
+
 }  // namespace
+
+void write_prometheus_text(std::span<const MetricsRegistry* const> registries, std::ostream& out) {
+  Collector all;
+  for (const MetricsRegistry* registry : registries) registry->visit(all);
+  PrometheusWriter writer(out);
+  all.show(writer);
+}
 
 void write_prometheus_text(const MetricsRegistry& registry, std::ostream& out) {
   PrometheusWriter writer(out);

@@ -36,6 +36,16 @@ class Gauge {
   std::atomic<int64_t> value_{0};
 };
 
+/// The same for a share or another number with a fraction.
+class RealGauge {
+ public:
+  void set(double value) noexcept { value_.store(value, std::memory_order_relaxed); }
+  [[nodiscard]] double value() const noexcept { return value_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<double> value_{0};
+};
+
 struct HistogramSnapshot {
   std::vector<double> bounds;    ///< upper bounds, inclusive, ascending
   std::vector<uint64_t> counts;  ///< one per bound and one above them all; not cumulative
@@ -85,6 +95,7 @@ class StatisticsVisitor {
   virtual ~StatisticsVisitor() = default;
   virtual void visit_counter(const MetricInfo& info, uint64_t value) = 0;
   virtual void visit_gauge(const MetricInfo& info, int64_t value) = 0;
+  virtual void visit_real_gauge(const MetricInfo& info, double value) = 0;
   virtual void visit_histogram(const MetricInfo& info, const HistogramSnapshot& value) = 0;
 };
 
@@ -101,6 +112,7 @@ class MetricsRegistry {
 
   [[nodiscard]] Counter& counter(MetricInfo info);
   [[nodiscard]] Gauge& gauge(MetricInfo info);
+  [[nodiscard]] RealGauge& real_gauge(MetricInfo info);
   [[nodiscard]] Histogram& histogram(MetricInfo info, std::vector<double> upper_bounds);
 
   /// Visits all series, ordered by name and then labels, with no lock held.
@@ -118,5 +130,7 @@ class MetricsRegistry {
 /// All series in the Prometheus text exposition format 0.0.4.
 /// Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 void write_prometheus_text(const MetricsRegistry& registry, std::ostream& out);
+/// The same of several: series of one name and labels are added up (real gauges: the last one).
+void write_prometheus_text(std::span<const MetricsRegistry* const> registries, std::ostream& out);
 
 }  // namespace kvbm

@@ -136,6 +136,37 @@ TEST(PrometheusText, ListsEverySeriesByNameAndLabels) {
             "kvbm_loads 12\n");
 }
 
+TEST(PrometheusText, WritesNumbersWithAFraction) {
+  MetricsRegistry registry;
+  RealGauge& share = registry.real_gauge({.name = "share"});
+  share.set(0.125);
+  EXPECT_EQ(&registry.real_gauge({.name = "share"}), &share);
+  EXPECT_THROW(static_cast<void>(registry.gauge({.name = "share"})), ContractViolation);
+  EXPECT_EQ(text_of(registry), "# TYPE share gauge\nshare 0.125\n");
+}
+
+TEST(PrometheusText, OfSeveralRegistriesAddsUpWhatIsAlike) {
+  MetricsRegistry one;
+  MetricsRegistry other;
+  one.counter({.name = "c", .help = "Help", .labels = {{"k", "v"}}}).add(1);
+  other.counter({.name = "c", .help = "Help", .labels = {{"k", "v"}}}).add(2);
+  other.counter({.name = "c", .help = "Help", .labels = {{"k", "w"}}}).add(4);
+  one.gauge({.name = "g"}).set(-5);
+  other.gauge({.name = "g"}).set(2);
+  one.histogram({.name = "h"}, {1}).observe(0.5);
+  other.histogram({.name = "h"}, {1}).observe(2);
+  other.real_gauge({.name = "a"}).set(0.5);
+  const MetricsRegistry* const registries[] = {&one, &other};
+  std::ostringstream text;
+  write_prometheus_text(registries, text);
+  EXPECT_EQ(text.str(),
+            "# TYPE a gauge\na 0.5\n"
+            "# HELP c Help\n# TYPE c counter\nc{k=\"v\"} 3\nc{k=\"w\"} 4\n"
+            "# TYPE g gauge\ng -3\n"
+            "# TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_bucket{le=\"+Inf\"} 2\nh_sum 2.5\n"
+            "h_count 2\n");
+}
+
 TEST(PrometheusText, MayBeWrittenWhileSeriesAreAddedAndUpdated) {
   MetricsRegistry registry;
   std::thread writer([&registry] {

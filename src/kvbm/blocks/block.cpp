@@ -23,6 +23,7 @@ CompleteBlock MutableBlock::complete(const BlockKey& key,
                   "the parent is of another namespace or group than the key");
     KVBM_CONTRACT(!(parent->identity == key.identity), "a block is not its own parent");
   }
+  slot_.pool().num_completed.fetch_add(1, std::memory_order_relaxed);
   return CompleteBlock(std::move(*this), key, parent);
 }
 

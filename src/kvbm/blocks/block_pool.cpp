@@ -23,6 +23,7 @@ void take_blocks(RegistryState& state, PoolState& pool, size_t count,
                  Allocation& allocation) noexcept KVBM_REQUIRES(state.mutex) {
   for (; count > 0 && pool.occupancy.num_free > 0; --count) {
     allocation.blocks.push_back(GuardAccess::make_mutable(pool, state.take_free(pool)));
+    ++pool.statistics.from_free;
   }
   for (; count > 0; --count) {
     allocation.evicted.push_back(state.evict(pool));
@@ -166,6 +167,7 @@ std::vector<ImmutableBlock> BlockPool::match_prefix(std::span<const BlockKey> ke
   const GroupKeys group{pool.spec.group, keys};
   std::vector<ImmutableBlock> matched;
   MutexLock lock(registry.mutex);
+  pool.statistics.asked += keys.size();
   if (registry.match_nodes.size() < keys.size()) registry.match_nodes.resize(keys.size());
   uint32_t* const nodes = registry.match_nodes.data();
   const size_t count = registry.longest_run(group, 0, keys.size(), pool.spec.tier, nodes);
@@ -252,7 +254,9 @@ PoolOccupancy BlockPool::occupancy() const {
 PoolStatistics BlockPool::statistics() const {
   const PoolState& pool = state();
   MutexLock lock(pool.registry->mutex);
-  return pool.statistics;
+  PoolStatistics statistics = pool.statistics;
+  statistics.completed = pool.num_completed.load(std::memory_order_relaxed);
+  return statistics;
 }
 
 }  // namespace kvbm

@@ -65,11 +65,14 @@ struct PoolOccupancy {
 /// Counts of blocks since creation.
 struct PoolStatistics {
   uint64_t allocated = 0;
+  uint64_t from_free = 0;         ///< of these, blocks that were free
   uint64_t refused = 0;           ///< asked for by an allocate() that failed
   uint64_t evicted = 0;           ///< given up by an allocation, by reset_idle() or by discard()
+  uint64_t completed = 0;         ///< got a key
   uint64_t registered = 0;        ///< became findable
   uint64_t duplicates = 0;        ///< registered although the key was there
   uint64_t rejected = 0;          ///< freed at registration because the key was there
+  uint64_t asked = 0;             ///< keys that a match or a find was given
   uint64_t matched = 0;           ///< pinned by a match or a find
   uint64_t touched = 0;           ///< idle copies whose tick a match renewed
   uint64_t parent_conflicts = 0;  ///< registered with another parent than the key already has

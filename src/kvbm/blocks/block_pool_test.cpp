@@ -270,6 +270,19 @@ TEST(BlockPool, FifoIgnoresUse) {
   EXPECT_THAT(keys_of(pool.allocate(4).value().evicted), ElementsAreArray(test_chain(1, 3)));
 }
 
+TEST_F(BlockPoolTest, CountsWhatWasFreeGotAKeyAndWasAskedFor) {
+  add_chain(pool_, test_keys({1, 2}));
+  const uint32_t size = pool_.num_blocks();
+  { const auto all = pool_.allocate(size); }
+  const PoolStatistics statistics = pool_.statistics();
+  EXPECT_EQ(statistics.allocated, size + 2U);
+  EXPECT_EQ(statistics.from_free, size);
+  EXPECT_EQ(statistics.completed, 2U);
+  EXPECT_TRUE(pool_.match_prefix(test_chain(1, 4)).empty());
+  EXPECT_FALSE(pool_.find(test_key(1)));
+  EXPECT_EQ(pool_.statistics().asked, 5U);
+}
+
 TEST_F(BlockPoolTest, MatchPrefixStopsAtTheFirstMiss) {
   add_chain(pool_, test_keys({1, 2}));
   add_chain(pool_, test_keys({4}), test_key(3));

@@ -165,6 +165,9 @@ PrefixMatch BlockRegistry::match(std::span<const GroupKeys> groups, MatchOptions
     const GroupSearch& search = searches[i];
     const size_t first = match.groups[i].first;
     const RegistryState::Tiers& tiers = registry.tiers_of_group[search.index];
+    for (internal::PoolState* pool : tiers) {
+      if (pool != nullptr) pool->statistics.asked += search.group->keys.size() - first_block;
+    }
     registry.pin_all(tiers, {search.nodes + first, length - first}, std::nullopt,
                      match.groups[i].blocks);
     const size_t touched = search.retention.is_full_prefix() ? 0 : first;

@@ -42,6 +42,7 @@ void Cluster::exchange() {
     for (RankId rank : inbox.lost) leader_->on_rank_lost(rank);
   }
   for (LoadOutcome& outcome : leader_->take_loads()) ended_.push_back(std::move(outcome));
+  leader_->show_pools();
 }
 
 void Cluster::take_engine_operations(StepPlan& plan) {

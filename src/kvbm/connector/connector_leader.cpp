@@ -18,6 +18,7 @@ struct ConnectorLeader::Slot {
   uint32_t num_offered = 0;                  // positions that were offered for storing
   uint32_t max_stored = UINT32_MAX;          // positions from here on are not stored
   std::optional<Match> match;                // pinned for the engine
+  PrefixLookup lookup;                       // the last one, until it is counted
   bool between_steps = false;
   std::optional<LoadId> load;
   bool is_stale = false;  // its blocks are older than the last reset
@@ -55,12 +56,7 @@ ConnectorLeader::ConnectorLeader(ConnectorLeaderOptions options, Cluster& cluste
       cluster_(cluster),
       clock_(clock),
       log_(log),
-      bypass_open_(metrics.gauge(
-          {"kvbm_bypass_open", "1 while nothing is offered because loads kept failing.", "", {}})),
-      bypassed_(metrics.counter({"kvbm_bypassed_lookups_total",
-                                 "Look-ups that were not made because loads kept failing.",
-                                 "",
-                                 {}})),
+      metrics_(metrics),
       breaker_(options_.breaker),
       ns_(options_.ns) {}
 
@@ -98,12 +94,13 @@ ExternalMatch ConnectorLeader::match(std::string_view request, uint32_t num_comp
                                      uint32_t num_tokens) {
   Slot& slot = slot_of(request);
   slot.match.reset();
+  slot.lookup = {};
   if (slot.load) return {};
   slot.is_stale = false;
   if (num_tokens == 0 || num_computed_tokens % options_.block_tokens != 0) return {};
   cluster_.exchange();
   if (!breaker_.allows(clock_.now())) {
-    bypassed_.add();
+    metrics_.bypassed.add();
     return {};
   }
   const uint32_t computed = num_computed_tokens / options_.block_tokens;
@@ -117,11 +114,14 @@ ExternalMatch ConnectorLeader::match(std::string_view request, uint32_t num_comp
     keys.push_back({options_.groups[group].id, std::span(slot.keys[group]).first(most)});
   }
   Match found = cluster_.leader().find(keys, computed);
+  slot.lookup.blocks = static_cast<uint32_t>((most - computed) * options_.groups.size());
   if (found.empty()) return {};
-  bool from_host = true;
   for (const MatchedGroup& group : found.groups) {
-    for (const ImmutableBlock& block : group.blocks) from_host &= block.tier() == TierId::kG2;
+    for (const ImmutableBlock& block : group.blocks) {
+      ++(block.tier() == TierId::kG2 ? slot.lookup.on_host : slot.lookup.on_disk);
+    }
   }
+  const bool from_host = slot.lookup.on_disk == 0;
   slot.between_steps = options_.load_mode == LoadMode::kBetweenSteps ||
                        (options_.load_mode == LoadMode::kAuto && !from_host);
   ExternalMatch offer;
@@ -137,6 +137,8 @@ Status ConnectorLeader::allocated(std::string_view request,
   Slot& slot = slot_of(request);
   KVBM_CONTRACT(blocks.size() == options_.groups.size(), "blocks of every layer group");
   slot.blocks = blocks;
+  // However often a request was looked up before it had blocks, it counts once.
+  metrics_.looked_up(std::exchange(slot.lookup, {}));
   if (num_external_tokens == 0) {
     slot.match.reset();
     return {};
@@ -167,6 +169,7 @@ Status ConnectorLeader::allocated(std::string_view request,
   KVBM_ASSIGN_OR_RETURN(const LoadId id, cluster_.leader().load(std::move(match), into,
                                                                 Gate::step_end(StepId(step_))));
   slot.load = id;
+  metrics_.matched_tokens.add(num_external_tokens);
   loads_.emplace(id, std::move(load));
   return {};
 }
@@ -305,7 +308,7 @@ void ConnectorLeader::note_outcome(const Status& outcome) {
         std::chrono::duration_cast<std::chrono::seconds>(options_.breaker.pause).count(),
         outcome.error().describe());
   }
-  bypass_open_.set(breaker_.is_open() ? 1 : 0);
+  metrics_.bypass_open.set(breaker_.is_open() ? 1 : 0);
 }
 
 void ConnectorLeader::reset() {

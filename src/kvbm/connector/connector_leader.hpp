@@ -22,6 +22,7 @@
 #include "kvbm/blocks/retention.hpp"
 #include "kvbm/cluster/cluster.hpp"
 #include "kvbm/connector/circuit_breaker.hpp"
+#include "kvbm/connector/connector_metrics.hpp"
 #include "kvbm/connector/connector_step.hpp"
 
 namespace kvbm {
@@ -136,8 +137,7 @@ class ConnectorLeader {
   Cluster& cluster_;
   const Clock& clock_;
   LogSink& log_;
-  Gauge& bypass_open_;
-  Counter& bypassed_;
+  ConnectorMetrics metrics_;
   CircuitBreaker breaker_;
   uint64_t step_ = 0;  // the last one that was built
   NamespaceId ns_;     // another one after each reset

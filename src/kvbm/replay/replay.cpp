@@ -161,7 +161,7 @@ Result<ReplayReport> run_replay(const Trace& trace, const ReplayOptions& options
       counters.store_dropped_backlog.value() + counters.store_dropped_no_room.value();
   const EventTally tally = events.tally();
   for (TierId tier : kReplayTiers) {
-    report.evictions.of(tier) = counters.evictions[static_cast<size_t>(tier)]->value();
+    report.evictions.of(tier) = manager->evictions(tier);
     const TierTally& of_tier = tally.of(tier);
     report.events.of(tier) = {.created = of_tier.created,
                               .migrated = of_tier.migrated,

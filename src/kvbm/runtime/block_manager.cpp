@@ -27,8 +27,6 @@ namespace kvbm {
 namespace {
 constexpr uint64_t kGpuAlignment = 4096;  // of the memory of a group
 
-size_t index(TierId tier) { return static_cast<size_t>(tier); }
-
 /// One rank: its G1 memory, its device, its worker. Members are destroyed in reverse order: the
 /// worker's copies end first, then what runs on the device, and memory goes last.
 struct Rank {
@@ -61,6 +59,7 @@ struct BlockManager::Impl {
   void emit(KvEventType type, const BlockKey& key, BlockId block, TierId from = TierId::kG1);
   void release_quarantine();
   void take_forgotten();
+  void show_gpu_pools();
 
   KvBlockManagerConfig config;
   BlockManagerParts parts;
@@ -84,6 +83,7 @@ struct BlockManager::Impl {
 
   std::optional<BlockRegistry> gpu_registry;
   std::vector<BlockPool> gpu_pools;  // by group
+  PoolMetrics gpu_metrics{metrics, TierId::kG1, SameKey::kDuplicate};
 
   StepId step{0};
   bool step_open = false;
@@ -116,6 +116,16 @@ struct BlockManager::Impl {
   uint64_t last_onboarding = 0;
   bool stopped = false;
 };
+
+void BlockManager::Impl::show_gpu_pools() {
+  PoolOccupancy occupancy;
+  PoolStatistics statistics;
+  for (const BlockPool& pool : gpu_pools) {
+    add_to(occupancy, pool.occupancy());
+    add_to(statistics, pool.statistics());
+  }
+  gpu_metrics.show(occupancy, statistics);
+}
 
 GroupId BlockManager::Impl::group_id(size_t group) const {
   KVBM_CONTRACT(group < groups.size(), "no layer group with index " + std::to_string(group));
@@ -377,11 +387,13 @@ PrefixHit BlockManager::match(const SequenceKeys& keys) {
 
 Result<std::vector<MutableBlock>> BlockManager::allocate_blocks(size_t num_blocks, size_t group) {
   const GroupId id = impl_->group_id(group);
+  const TimePoint start = clock().now();
   KVBM_ASSIGN_OR_RETURN(Allocation allocation, impl_->gpu_pools[group].allocate(num_blocks));
+  impl_->gpu_metrics.allocation_took(clock().now() - start);
+  impl_->gpu_metrics.evicted(allocation.evicted.size());
   for (const EvictedBlock& evicted : allocation.evicted) {
     impl_->emit(KvEventType::kDeleted, evicted.key, evicted.block);
   }
-  impl_->cluster->leader().metrics().evictions[index(TierId::kG1)]->add(allocation.evicted.size());
   std::vector<BlockId> ids;
   ids.reserve(allocation.blocks.size());
   for (const MutableBlock& block : allocation.blocks) ids.push_back(block.block_id());
@@ -646,12 +658,14 @@ void BlockManager::release(std::vector<ImmutableBlock>&& blocks, size_t group) {
 void BlockManager::poll() {
   impl_->cluster->exchange();
   impl_->take_forgotten();
+  impl_->show_gpu_pools();
   if (!impl_->quarantine.empty()) impl_->release_quarantine();
 }
 
 Status BlockManager::wait_idle(TimePoint deadline) {
   (void)impl_->end_step();
   Status idle = impl_->cluster->wait_idle(deadline);
+  impl_->show_gpu_pools();
   if (!impl_->quarantine.empty()) impl_->release_quarantine();
   return idle;
 }
@@ -701,6 +715,9 @@ uint64_t BlockManager::resident_blocks(TierId tier) const {
 
 const TierMetrics& BlockManager::tier_metrics() const noexcept {
   return impl_->cluster->leader().metrics();
+}
+uint64_t BlockManager::evictions(TierId tier) const noexcept {
+  return tier == TierId::kG1 ? impl_->gpu_metrics.evictions() : tier_metrics().evictions(tier);
 }
 MetricsRegistry& BlockManager::metrics() noexcept { return impl_->metrics; }
 const Clock& BlockManager::clock() const noexcept { return impl_->executor->clock(); }

@@ -223,6 +223,8 @@ class BlockManager {
   [[nodiscard]] PoolOccupancy gpu_occupancy(size_t group = 0) const;
   [[nodiscard]] uint64_t resident_blocks(TierId tier) const;
   [[nodiscard]] const TierMetrics& tier_metrics() const noexcept;
+  /// Blocks that left a tier to make room.
+  [[nodiscard]] uint64_t evictions(TierId tier) const noexcept;
   [[nodiscard]] MetricsRegistry& metrics() noexcept;
   [[nodiscard]] const Clock& clock() const noexcept;
   /// The memory and file space that the tiers may use, over all ranks.

@@ -20,8 +20,6 @@ constexpr std::string_view kPrefix = "DYN_KVBM_";
 // Known to Dynamo's KVBM, and without a part here that they could act on.
 constexpr std::string_view kNotYet[] = {
     "DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS",
-    "DYN_KVBM_METRICS",
-    "DYN_KVBM_METRICS_PORT",
 };
 
 tl::unexpected<Error> wrong(const EnvironmentVariable& variable, std::string_view allowed) {
@@ -48,14 +46,12 @@ Status read_gigabytes(const EnvironmentVariable& variable, uint64_t& bytes) {
   return {};
 }
 
-Status read_switch(const EnvironmentVariable& variable, bool& value) {
-  const std::string& text = variable.value;
-  if (text == "true" || text == "1") {
-    value = true;
-  } else if (text == "false" || text == "0") {
-    value = false;
-  } else {
-    return wrong(variable, "true, false, 1 or 0");
+Status read_switch(const EnvironmentVariable& variable, bool& is_on) {
+  std::string value = variable.value;
+  for (char& c : value) c = static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
+  is_on = value == "true" || value == "1" || value == "yes" || value == "on";
+  if (!is_on && value != "false" && value != "0" && value != "no" && value != "off") {
+    return wrong(variable, "true or false (or 1, 0, yes, no, on, off)");
   }
   return {};
 }
@@ -70,6 +66,13 @@ Status read_unless(const EnvironmentVariable& variable, bool& value) {
 Status read_blocks(const EnvironmentVariable& variable, uint32_t& blocks) {
   if (!parse_all(variable.value, blocks) || blocks > kMaxTierBlocks) {
     return wrong(variable, format_text("an integer from 0 to {}", kMaxTierBlocks));
+  }
+  return {};
+}
+
+Status read_port(const EnvironmentVariable& variable, uint16_t& port) {
+  if (!parse_all(variable.value, port) || port == 0) {
+    return wrong(variable, "a port from 1 to 65535");
   }
   return {};
 }
@@ -89,6 +92,8 @@ std::vector<EnvironmentVariable> dynamo_environment() {
 
 Result<DynamoVariables> read_dynamo_variables(const std::vector<EnvironmentVariable>& environment) {
   DynamoVariables found;
+  bool has_metrics = false;
+  uint16_t metrics_port = 6880;
   for (const EnvironmentVariable& variable : environment) {
     const std::string_view name = variable.name;
     if (name == "DYN_KVBM_CPU_CACHE_GB") {
@@ -112,6 +117,10 @@ Result<DynamoVariables> read_dynamo_variables(const std::vector<EnvironmentVaria
       if (!parse_all(variable.value, found.min_priority) || found.min_priority > 100) {
         return wrong(variable, "an integer from 0 to 100");
       }
+    } else if (name == "DYN_KVBM_METRICS") {
+      KVBM_TRY(read_switch(variable, has_metrics));
+    } else if (name == "DYN_KVBM_METRICS_PORT") {
+      KVBM_TRY(read_port(variable, metrics_port));
     } else if (std::find(std::begin(kNotYet), std::end(kNotYet), name) != std::end(kNotYet)) {
       return make_error(ErrorCode::kUnsupported,
                         format_text("{} is not acted on by this version: unset it", name));
@@ -121,6 +130,7 @@ Result<DynamoVariables> read_dynamo_variables(const std::vector<EnvironmentVaria
           format_text("there is no variable {}", internal::shown_text(variable.name)));
     }
   }
+  if (has_metrics) found.metrics_port = metrics_port;
   return found;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,8 @@ struct DynamoVariables {
   bool disk_filter = true;               ///< not DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER
   /// DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY, 0 to 100
   uint32_t min_priority = 0;
+  /// DYN_KVBM_METRICS_PORT, if DYN_KVBM_METRICS is true
+  std::optional<uint16_t> metrics_port;
 
   friend bool operator==(const DynamoVariables&, const DynamoVariables&) = default;
 };

@@ -43,7 +43,7 @@ TEST(DynamoVariables, SwitchesSayWhatTheySay) {
   }
   for (const char* name : {"DYN_KVBM_DISK_ZEROFILL_FALLBACK", "DYN_KVBM_DISK_DISABLE_O_DIRECT",
                            "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER"}) {
-    const auto found = read_dynamo_variables({{name, "yes"}});
+    const auto found = read_dynamo_variables({{name, "maybe"}});
     ASSERT_FALSE(found);
     EXPECT_EQ(found.error().code(), ErrorCode::kInvalidArgument);
   }
@@ -55,6 +55,32 @@ TEST(DynamoVariables, APriorityIsFromZeroToAHundred) {
   EXPECT_EQ(read_dynamo_variables({{name, "100"}})->min_priority, 100U);
   EXPECT_FALSE(read_dynamo_variables({{name, "101"}}));
   EXPECT_FALSE(read_dynamo_variables({{name, "-1"}}));
+}
+
+TEST(DynamoVariables, MetricsAreOffUntilAskedForAndThenOnTheDocumentsPort) {
+  const auto port = [](const std::vector<EnvironmentVariable>& variables) {
+    return read_dynamo_variables(variables).value().metrics_port;
+  };
+  EXPECT_EQ(port({}), std::nullopt);
+  EXPECT_EQ(port({{"DYN_KVBM_METRICS_PORT", "9000"}}), std::nullopt);
+  for (const char* yes : {"true", "True", "1", "yes", "ON"}) {
+    EXPECT_EQ(port({{"DYN_KVBM_METRICS", yes}}), 6880) << yes;
+  }
+  for (const char* no : {"false", "0", "no", "Off"}) {
+    EXPECT_EQ(port({{"DYN_KVBM_METRICS", no}}), std::nullopt) << no;
+  }
+}
+
+TEST(DynamoVariables, TheMetricsPortIsRead) {
+  EXPECT_EQ(read_dynamo_variables({{"DYN_KVBM_METRICS_PORT", "9000"}, {"DYN_KVBM_METRICS", "1"}})
+                ->metrics_port,
+            9000);
+  for (const char* value : {"", "0", "65536", "-1", "http", "6880 "}) {
+    const auto found = read_dynamo_variables({{"DYN_KVBM_METRICS_PORT", value}});
+    ASSERT_FALSE(found) << value;
+    EXPECT_THAT(found.error().message(), HasSubstr("DYN_KVBM_METRICS_PORT = "));
+  }
+  EXPECT_FALSE(read_dynamo_variables({{"DYN_KVBM_METRICS", "maybe"}}));
 }
 
 TEST(DynamoVariables, AreRefusedWithTheNameAndWhatIsAllowed) {
@@ -72,7 +98,7 @@ TEST(DynamoVariables, AreRefusedWithTheNameAndWhatIsAllowed) {
 }
 
 TEST(DynamoVariables, WhatHasNoPartHereIsNotIgnored) {
-  const auto found = read_dynamo_variables({{"DYN_KVBM_METRICS", "true"}});
+  const auto found = read_dynamo_variables({{"DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS", "120"}});
   ASSERT_FALSE(found);
   EXPECT_EQ(found.error().code(), ErrorCode::kUnsupported);
 }

@@ -13,6 +13,7 @@
 #include "kvbm/layout/slot_format.hpp"
 #include "kvbm/runtime/config_schema.hpp"
 #include "kvbm/runtime/kv_block_manager_config.hpp"
+#include "kvbm/runtime/metrics_endpoint.hpp"
 
 namespace kvbm {
 
@@ -23,12 +24,14 @@ struct KvbmLeader::Impl {
   NullSink no_events;
   std::unique_ptr<RecordingSink> events;  // none: nobody takes them
   MetricsRegistry metrics;
-  Counter* dropped_events = nullptr;
+  Counter& dropped_events = metrics.counter(
+      {"kvbm_events_dropped_total", "Block events lost because nobody took them in time.", "", {}});
   std::unique_ptr<Channel> channel;
   std::unique_ptr<Cluster> cluster;
   std::unique_ptr<ConnectorLeader> requests;
   uint32_t host_blocks = 0;
   uint32_t disk_blocks = 0;
+  std::unique_ptr<MetricsEndpoint> endpoint;  // reads what is above
 };
 
 namespace {
@@ -47,6 +50,19 @@ Result<uint32_t> blocks_of(uint32_t blocks, uint64_t bytes, uint64_t position_by
                     bytes, fit, position_bytes, kMaxTierBlocks));
   }
   return static_cast<uint32_t>(fit);
+}
+
+/// An engine does not fail because nobody can look at it.
+std::unique_ptr<MetricsEndpoint> serve_metrics(Executor& executor, uint16_t port,
+                                               std::vector<const MetricsRegistry*> registries,
+                                               LogSink& log) {
+  auto started = MetricsEndpoint::start(executor, port, std::move(registries));
+  if (started) return *std::move(started);
+  KVBM_LOG_WARNING(log, "metrics",
+                   "no metrics are served: {} (DYN_KVBM_METRICS_PORT names the port, "
+                   "DYN_KVBM_METRICS=false asks for none)",
+                   started.error().describe());
+  return nullptr;
 }
 
 }  // namespace
@@ -102,11 +118,6 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
   impl->channel = std::make_unique<InprocChannel>(impl->executor, std::move(ranks));
   if (options.max_events > 0) {
     impl->events = std::make_unique<RecordingSink>(options.max_events);
-    impl->dropped_events =
-        &impl->metrics.counter({"kvbm_events_dropped_total",
-                                "Block events lost because nobody took them in time.",
-                                "",
-                                {}});
   }
   EventSink& events = impl->events ? static_cast<EventSink&>(*impl->events)
                                    : static_cast<EventSink&>(impl->no_events);
@@ -130,6 +141,11 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
                                .load_mode = options.load_mode,
                                .min_priority = options.min_priority},
                               *impl->cluster, impl->executor.clock(), impl->metrics, log));
+  if (options.metrics_port) {
+    std::vector<const MetricsRegistry*> registries{&impl->metrics};
+    for (KvbmWorker* worker : workers) registries.push_back(&worker->metrics());
+    impl->endpoint = serve_metrics(impl->executor, *options.metrics_port, registries, log);
+  }
   return std::unique_ptr<KvbmLeader>(new KvbmLeader(std::move(impl)));
 }
 
@@ -149,8 +165,11 @@ MetricsRegistry& KvbmLeader::metrics() noexcept { return impl_->metrics; }
 std::vector<KvEvent> KvbmLeader::take_events() {
   if (!impl_->events) return {};
   std::vector<KvEvent> taken = impl_->events->take();
-  impl_->dropped_events->add(impl_->events->dropped() - impl_->dropped_events->value());
+  impl_->dropped_events.add(impl_->events->dropped() - impl_->dropped_events.value());
   return taken;
+}
+std::optional<uint16_t> KvbmLeader::metrics_port() const noexcept {
+  return impl_->endpoint ? std::optional(impl_->endpoint->port()) : std::nullopt;
 }
 void KvbmLeader::poll() { impl_->cluster->exchange(); }
 Status KvbmLeader::wait_idle(TimePoint deadline) { return impl_->cluster->wait_idle(deadline); }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,8 +32,10 @@ struct KvbmLeaderOptions {
   uint32_t host_blocks = 0;
   uint32_t disk_blocks = 0;
   std::string policy = "lineage";
-  bool disk_filter = false;                    ///< see TierManagerOptions
-  uint32_t min_priority = 0;                   ///< see ConnectorLeaderOptions
+  bool disk_filter = false;   ///< see TierManagerOptions
+  uint32_t min_priority = 0;  ///< see ConnectorLeaderOptions
+  /// Where http://…:port/metrics is served; 0: any free port. If that fails a warning says so.
+  std::optional<uint16_t> metrics_port;
   Duration timeout{std::chrono::seconds(30)};  ///< of a load, and of a copy that waits to start
   size_t max_events = 0;  ///< block events that are kept for take_events(); 0: none
 };
@@ -60,6 +63,8 @@ class KvbmLeader {
   /// Moves out the block events since the last call, oldest first. Where more than max_events have
   /// come, the oldest are lost and counted in kvbm_events_dropped_total.
   [[nodiscard]] std::vector<KvEvent> take_events();
+  /// Of the leader and the workers of this process; none if nothing is served.
+  [[nodiscard]] std::optional<uint16_t> metrics_port() const noexcept;
   /// Takes in what has ended between steps.
   void poll();
   /// Waits until nothing is copied that needs no step of the engine. Errors: kTimeout.

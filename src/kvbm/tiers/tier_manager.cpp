@@ -110,6 +110,7 @@ struct TierManager::OpenOp {
   bool cancelled = false;
   bool forgotten = false;  // what it reads or fills is not kept
   uint64_t bytes = 0;
+  TimePoint issued{};
 };
 
 struct TierManager::OpenLoad {
@@ -226,6 +227,7 @@ Status TierManager::set_up() {
   }
   max_open_store_blocks_ =
       options_.max_open_store_blocks != 0 ? options_.max_open_store_blocks : nearest_blocks;
+  show_pools();
   return {};
 }
 
@@ -327,6 +329,7 @@ Result<LoadId> TierManager::load(Match&& match, std::span<const EngineBlocks> de
     for (TierId tier : kLowerTiers) {
       Part& from = parts[index(tier)];
       if (from.blocks.empty()) continue;
+      metrics_.hits[index(tier)]->add(from.blocks.size());
       if (tier == *nearest_) {
         copy_to_engine(id, group, std::move(from.blocks), std::move(from.positions),
                        std::move(from.destinations));
@@ -378,8 +381,8 @@ void TierManager::issue(OpenOp& op, std::vector<BlockId> from, std::vector<Block
   for (BlockId block : op.engine_blocks) op.group->engine_ops.add(block, op.id);
   for (const KeyedBlock& block : op.keyed) op.group->filling[index(op.to)].insert(block.key);
   if (op.purpose == Purpose::kStore) open_store_blocks_ += op.num_blocks;
-  metrics_.route(op.from, op.to).started(clock_.now());
-  metrics_.open_operations.add();
+  op.issued = clock_.now();
+  metrics_.route(op.from, op.to).started(op.issued);
   ready_ops_.push_back(std::move(copy));
 }
 
@@ -402,9 +405,7 @@ TierManager::OpenOp& TierManager::copy_to_engine(LoadId load, Group& group,
 void TierManager::stage(LoadId load, Group& group, std::vector<ImmutableBlock> blocks,
                         std::vector<KeyedBlock> keyed, std::vector<uint32_t> positions,
                         std::vector<BlockId> destinations) {
-  Allocation room =
-      group.pools[index(*nearest_)]->allocate_up_to(static_cast<uint32_t>(blocks.size()));
-  emit_evicted(room.evicted, *nearest_);
+  Allocation room = allocate(group, *nearest_, blocks.size());
   const size_t staged = room.blocks.size();
   if (staged < blocks.size()) {
     // No slot for the rest: straight to the engine, without a copy in the nearest tier.
@@ -444,7 +445,6 @@ StoreReceipt TierManager::store(const StoreRequest& request) {
     return receipt;
   }
   Group& group = group_of(request.group);
-  BlockPool& pool = *group.pools[index(*nearest_)];
 
   for (const BlockKey& key : request.keys) note_seen(key);
   for (uint32_t i = 0; i < asked; ++i) {
@@ -473,8 +473,7 @@ StoreReceipt TierManager::store(const StoreRequest& request) {
     wanted = budget;
   }
   if (wanted == 0) return receipt;
-  Allocation room = pool.allocate_up_to(wanted);
-  emit_evicted(room.evicted, *nearest_);
+  Allocation room = allocate(group, *nearest_, wanted);
   receipt.accepted = static_cast<uint32_t>(room.blocks.size());
   if (receipt.accepted < wanted) {
     metrics_.store_dropped_no_room.add(wanted - receipt.accepted);
@@ -534,8 +533,7 @@ std::optional<OpId> TierManager::save_evicted(
     from.push_back(evicted[i].block);
   }
   if (keyed.empty()) return std::nullopt;
-  Allocation room = below->allocate_up_to(static_cast<uint32_t>(keyed.size()));
-  emit_evicted(room.evicted, TierId::kG3);
+  Allocation room = allocate(group, TierId::kG3, keyed.size());
   metrics_.evicted_unsaved.add(keyed.size() - room.blocks.size());
   if (room.blocks.empty()) return std::nullopt;
   keyed.resize(room.blocks.size());
@@ -603,8 +601,7 @@ uint32_t TierManager::drain_group(Group& group, uint32_t max_blocks) {
     }
     renew(group, std::move(clean));
   }
-  Allocation slots = below->allocate_up_to(keyed.size());
-  emit_evicted(slots.evicted, TierId::kG3);
+  Allocation slots = allocate(group, TierId::kG3, keyed.size());
   const auto saved = static_cast<uint32_t>(slots.blocks.size());
   if (saved == 0) return 0;
   keyed.resize(saved);
@@ -740,9 +737,13 @@ void TierManager::finish(OpenOp& op) {
     arrived[i] = !op.failed[i] && !op.cancelled && !rank_lost_;
     num_arrived += arrived[i] ? 1 : 0;
   }
+  const TimePoint now = clock_.now();
   metrics_.route(op.from, op.to)
-      .ended(clock_.now(), num_arrived, op.num_blocks - num_arrived, op.bytes);
-  metrics_.open_operations.sub();
+      .ended(now, {.time = now - op.issued,
+                   .blocks = num_arrived,
+                   .failed_blocks = op.num_blocks - num_arrived,
+                   .bytes = op.bytes,
+                   .cancelled = op.cancelled});
   for (BlockId block : op.engine_blocks) op.group->engine_ops.remove(block, op.id);
   for (const KeyedBlock& block : op.keyed) op.group->filling[index(op.to)].erase(block.key);
   if (op.purpose == Purpose::kStore) open_store_blocks_ -= op.num_blocks;
@@ -876,6 +877,20 @@ void TierManager::give_up(LoadId load) {
   ready_cancels_.insert(ready_cancels_.end(), ops.begin(), ops.end());
 }
 
+void TierManager::show_pools() {
+  for (TierId tier : kLowerTiers) {
+    if (!has_tier(tier)) continue;
+    PoolOccupancy occupancy;
+    PoolStatistics statistics;
+    for (const auto& group : groups_) {
+      const BlockPool& pool = *group->pools[index(tier)];
+      add_to(occupancy, pool.occupancy());
+      add_to(statistics, pool.statistics());
+    }
+    metrics_.pool(tier).show(occupancy, statistics);
+  }
+}
+
 void TierManager::tick() {
   if (rank_lost_) drop_idle(metrics_.lost);
   const TimePoint now = clock_.now();
@@ -915,9 +930,15 @@ void TierManager::emit(KvEventType type, const BlockKey& key, BlockId block, Tie
   events_.publish({&event, 1});
 }
 
-void TierManager::emit_evicted(const std::vector<EvictedBlock>& evicted, TierId tier) {
-  metrics_.evictions[index(tier)]->add(evicted.size());
-  emit_deleted(evicted, tier);
+/// As many blocks as there are, up to `num_blocks`; what they held is gone from the tier.
+Allocation TierManager::allocate(Group& group, TierId tier, size_t num_blocks) {
+  PoolMetrics& metrics = metrics_.pool(tier);
+  const TimePoint start = clock_.now();
+  Allocation room = group.pools[index(tier)]->allocate_up_to(num_blocks);
+  metrics.allocation_took(clock_.now() - start);
+  metrics.evicted(room.evicted.size());
+  emit_deleted(room.evicted, tier);
+  return room;
 }
 
 void TierManager::emit_deleted(const std::vector<EvictedBlock>& deleted, TierId tier) {

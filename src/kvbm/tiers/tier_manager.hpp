@@ -149,6 +149,9 @@ class TierManager {
   /// once at most.
   uint32_t drain(uint32_t max_blocks);
 
+  /// Brings the series of the pools up to date.
+  void show_pools();
+
   /// Whether no operation is open.
   [[nodiscard]] bool idle() const noexcept { return ops_.empty(); }
   /// Stored blocks of a tier that can be found, over all groups.
@@ -195,7 +198,7 @@ class TierManager {
   void list_for_drain(Group& group);
   uint32_t drain_group(Group& group, uint32_t max_blocks);
   void emit(KvEventType type, const BlockKey& key, BlockId block, TierId tier, TierId from);
-  void emit_evicted(const std::vector<EvictedBlock>& evicted, TierId tier);
+  Allocation allocate(Group& group, TierId tier, size_t num_blocks);
   void emit_deleted(const std::vector<EvictedBlock>& deleted, TierId tier);
   uint64_t drop_idle(const std::array<Counter*, kNumTiers>& counters);
   void forget_blocks(BlockPool& pool, std::vector<ImmutableBlock> blocks);

@@ -536,7 +536,7 @@ TEST(TierManager, ADirtyVictimIsWrittenDownBeforeItsSlotIsOverwritten) {
   EXPECT_EQ(save.from, store.to);  // the slots of the victims
   EXPECT_EQ(store.dst, host());
   EXPECT_THAT(store.after, UnorderedElementsAre(Gate::step_end(StepId(5)), Gate::op_done(save.op)));
-  EXPECT_EQ(leader->metrics().evictions[1]->value(), 2U);
+  EXPECT_EQ(leader->metrics().evictions(TierId::kG2), 2U);
 
   // The leaves went; they cannot be found until they are on disk.
   EXPECT_EQ(leader.num_findable(old), 2U);
@@ -1318,9 +1318,7 @@ TEST(TierManager, TheLastRankToBeLostEndsWhatIsOpen) {
 
 TEST(TierManager, BlocksThatALostRankTookAreCountedAsLostAndNotAsEvicted) {
   Leader leader({.host_blocks = 4, .disk_blocks = 8, .num_ranks = 2});
-  const auto evictions = [&](TierId tier) {
-    return leader->metrics().evictions[static_cast<size_t>(tier)]->value();
-  };
+  const auto evictions = [&](TierId tier) { return leader->metrics().evictions(tier); };
   const auto lost = [&](TierId tier) {
     return leader->metrics().lost[static_cast<size_t>(tier)]->value();
   };
@@ -1455,7 +1453,7 @@ TEST(TierManager, ADrainOfManyGroupsIntoASmallDiskWritesEachBlockOnceAtMost) {
     }
     EXPECT_EQ(total, num_groups * kDisk);
     EXPECT_EQ(leader->metrics().drained_blocks.value(), total);
-    EXPECT_EQ(leader->metrics().evictions[2]->value(), 0U);  // none pushed another one out
+    EXPECT_EQ(leader->metrics().evictions(TierId::kG3), 0U);  // none pushed another one out
     EXPECT_EQ(leader->resident_blocks(TierId::kG3), total);
     // The blocks that host memory would have kept longest: the beginning of each chain.
     const auto less = [](const KvEvent& a, const KvEvent& b) {
@@ -1577,6 +1575,7 @@ TEST(TierManager, EveryQuantityThatIsCountedHasAUnit) {
       of[info.name] = info.unit;
     }
     void visit_gauge(const MetricInfo&, int64_t) override {}
+    void visit_real_gauge(const MetricInfo&, double) override {}
     void visit_histogram(const MetricInfo&, const HistogramSnapshot&) override {}
   } units;
   leader.metrics.visit(units);
@@ -1658,7 +1657,7 @@ TEST(TierManager, ForgettingEmptiesEveryTierAndFreesItsSlots) {
   leader.expect_events_agree();
   leader.keep(cold);
   EXPECT_EQ(leader.num_findable(cold), 4U);
-  EXPECT_EQ(leader->metrics().evictions[static_cast<size_t>(TierId::kG2)]->value(), 4U);
+  EXPECT_EQ(leader->metrics().evictions(TierId::kG2), 4U);
   EXPECT_EQ(leader->metrics().lost[static_cast<size_t>(TierId::kG2)]->value(), 0U);
 }
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DynamoConnector: vLLM's KVConnectorBase_V1 over kvbm."""
 
+import time
 from dataclasses import dataclass
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -17,6 +18,10 @@ except ImportError:  # before 0.30; get_finished is called there
 
 from kvbm.vllm_integration.connector_leader import KvConnectorLeader
 from kvbm.vllm_integration.connector_worker import KvConnectorWorker
+from kvbm.vllm_integration.stats import KvbmConnectorStats, KvbmPromMetrics
+
+# Between two looks at what has been counted.
+STATS_INTERVAL_SECONDS = 0.1
 
 
 @dataclass
@@ -35,6 +40,7 @@ class DynamoConnector(KVConnectorBase_V1, SupportsHMA):
             raise RuntimeError("this vLLM gives connectors no kv_cache_config: kvbm needs 0.26 or newer")
         self._leader = None
         self._worker = None
+        self._next_stats = 0.0
         if role == KVConnectorRole.SCHEDULER:
             self._leader = KvConnectorLeader(vllm_config, kv_cache_config)
         else:
@@ -43,6 +49,25 @@ class DynamoConnector(KVConnectorBase_V1, SupportsHMA):
     @property
     def requires_kv_delivery(self) -> bool:
         return False  # a store that is dropped is a future miss
+
+    # --- statistics ---------------------------------------------------------------------------
+
+    def get_kv_connector_stats(self):
+        now = time.monotonic()
+        if now < self._next_stats:  # vLLM asks in every step
+            return None
+        self._next_stats = now + STATS_INTERVAL_SECONDS
+        half = self._leader or self._worker
+        stats = KvbmConnectorStats.of(*half.take_changes())
+        return None if stats.is_empty() else stats
+
+    @classmethod
+    def build_kv_connector_stats(cls, data=None):
+        return KvbmConnectorStats(data=data) if data else KvbmConnectorStats()
+
+    @classmethod
+    def build_prom_metrics(cls, vllm_config, metric_types, labelnames, per_engine_labelvalues):
+        return KvbmPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     # --- worker -------------------------------------------------------------------------------
 

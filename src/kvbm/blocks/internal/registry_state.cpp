@@ -270,6 +270,7 @@ uint32_t RegistryState::find(const PoolState& pool, const BlockKey& key) const n
 
 std::optional<ImmutableBlock> RegistryState::find_and_pin(PoolState& pool,
                                                           const BlockKey& key) noexcept {
+  ++pool.statistics.asked;
   const uint32_t block = find(pool, key);
   if (block == kNone) return std::nullopt;
   pin(pool, block);

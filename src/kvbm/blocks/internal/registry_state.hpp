@@ -44,7 +44,8 @@ struct PoolState {
   uint32_t free_head = kNone;
   uint32_t free_tail = kNone;
   PoolOccupancy occupancy;
-  PoolStatistics statistics;
+  PoolStatistics statistics;               // but `completed`
+  std::atomic<uint64_t> num_completed{0};  // not guarded
   std::unique_ptr<EvictionPolicy> policy;
 };
 

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/adapters/http/http_page_server.hpp"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kvbm/adapters/http/http_get.hpp"
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/thread_executor.hpp"
+
+#include "tests/support/error_code.hpp"
+
+namespace kvbm {
+namespace {
+
+using std::chrono::seconds;
+using testing::code_of;
+using ::testing::HasSubstr;
+
+class HttpPageServerTest : public ::testing::Test {
+ protected:
+  Result<std::unique_ptr<HttpPageServer>> start(uint16_t port = 0) {
+    return HttpPageServer::start(
+        {.executor = executor_,
+         .address = "127.0.0.1",
+         .port = port,
+         .path = "/page",
+         .content_type = "text/plain; version=0.0.4",
+         .page = [this] { return "request " + std::to_string(++requests_) + "\n"; }});
+  }
+  static std::string url(const HttpPageServer& server, const std::string& path = "/page") {
+    return "http://127.0.0.1:" + std::to_string(server.port()) + path;
+  }
+  /// A connection that asks `text` and leaves the rest to the caller.
+  static int connect_and_say(const HttpPageServer& server, const std::string& text) {
+    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in to{};
+    to.sin_family = AF_INET;
+    to.sin_port = htons(server.port());
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(::connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof(to)), 0);
+    EXPECT_EQ(::send(fd, text.data(), text.size(), 0), static_cast<ssize_t>(text.size()));
+    return fd;
+  }
+
+  NullLogSink log_;
+  ThreadExecutor executor_{log_};
+  std::atomic<int> requests_{0};
+};
+
+TEST_F(HttpPageServerTest, MakesThePageAnewForEachRequest) {
+  const auto server = start();
+  ASSERT_TRUE(server) << server.error();
+  EXPECT_EQ(http_get(url(**server), seconds(10)).value(), "request 1\n");
+  EXPECT_EQ(http_get(url(**server), seconds(10)).value(), "request 2\n");
+}
+
+TEST_F(HttpPageServerTest, TellsTheTypeOfThePage) {
+  const auto server = start();
+  ASSERT_TRUE(server) << server.error();
+  const int fd = connect_and_say(**server, "GET /page HTTP/1.1\r\nHost: a\r\n\r\n");
+  std::string answer;
+  char part[512];
+  for (ssize_t n = 0; (n = ::recv(fd, part, sizeof(part), 0)) > 0;) {
+    answer.append(part, static_cast<size_t>(n));
+  }
+  ::close(fd);
+  EXPECT_THAT(answer, HasSubstr("Content-Type: text/plain; version=0.0.4\r\n"));
+}
+
+TEST_F(HttpPageServerTest, HasNoOtherPage) {
+  const auto server = start();
+  ASSERT_TRUE(server) << server.error();
+  const auto other = http_get(url(**server, "/"), seconds(10));
+  EXPECT_EQ(code_of(other), ErrorCode::kNotFound);
+  EXPECT_EQ(requests_, 0);
+}
+
+TEST_F(HttpPageServerTest, APortInUseIsToldAndNotShared) {
+  const auto first = start();
+  ASSERT_TRUE(first) << first.error();
+  const auto second = start((*first)->port());
+  EXPECT_EQ(code_of(second), ErrorCode::kExhausted);
+  EXPECT_THAT(second.error().message(),
+              HasSubstr("port " + std::to_string((*first)->port()) + " of 127.0.0.1 is in use"));
+}
+
+TEST_F(HttpPageServerTest, ThePortIsFreeAtOnceWhenTheServerIsGone) {
+  auto first = start();
+  ASSERT_TRUE(first) << first.error();
+  const uint16_t port = (*first)->port();
+  EXPECT_TRUE(http_get(url(**first), seconds(10)));
+  first->reset();
+  EXPECT_EQ(code_of(http_get("http://127.0.0.1:" + std::to_string(port) + "/page", seconds(10))),
+            ErrorCode::kUnavailable);
+  const auto second = start(port);
+  EXPECT_TRUE(second) << second.error();
+}
+
+TEST_F(HttpPageServerTest, StartsAndStopsAsOftenAsOneLikes) {
+  for (int i = 0; i < 200; ++i) ASSERT_TRUE(start());
+}
+
+TEST_F(HttpPageServerTest, AClientThatSaysNothingKeepsNobodyWaiting) {
+  auto server = start();
+  ASSERT_TRUE(server) << server.error();
+  const int silent = connect_and_say(**server, "GET /pa");
+  EXPECT_EQ(http_get(url(**server), seconds(10)).value(), "request 1\n");
+  server->reset();  // does not wait for the client for ever
+  ::close(silent);
+}
+
+TEST_F(HttpPageServerTest, AClientThatLeavesEarlyHarmsNobody) {
+  const auto server = start();
+  ASSERT_TRUE(server) << server.error();
+  for (int i = 0; i < 50; ++i) {
+    const int fd = connect_and_say(**server, "GET /page HTTP/1.1\r\n\r\n");
+    const linger reset{.l_onoff = 1, .l_linger = 0};
+    ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+    ::close(fd);
+  }
+  EXPECT_TRUE(http_get(url(**server), seconds(10)));
+}
+
+TEST_F(HttpPageServerTest, TheProcessKeepsItsSignals) {
+  struct sigaction before {};
+  ::sigaction(SIGPIPE, nullptr, &before);
+  const auto server = start();
+  struct sigaction after {};
+  ::sigaction(SIGPIPE, nullptr, &after);
+  EXPECT_EQ(before.sa_handler, after.sa_handler);
+}
+
+TEST(HttpGet, RefusesWhatIsNoUrl) {
+  for (const char* url :
+       {"", "http", "http://", "ftp://a/b", "localhost:6880", "http:///metrics"}) {
+    EXPECT_EQ(code_of(http_get(url, seconds(1))), ErrorCode::kInvalidArgument) << url;
+  }
+}
+
+}  // namespace
+}  // namespace kvbm
