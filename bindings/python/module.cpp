@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // kvbm._core: the connector's two sides for Python. Bytes, numbers and names; no torch.
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -74,15 +75,39 @@ struct Leader {
   std::vector<nb::object> kept;  // the workers' Python objects
   std::unique_ptr<KvbmLeader> leader;
 
-  ConnectorLeader& requests() { return leader->requests(); }
+  KvbmLeader& running() {
+    if (!leader) raise(Error(ErrorCode::kUnavailable, "the leader was stopped"));
+    return *leader;
+  }
+  ConnectorLeader& requests() { return running().requests(); }
+  void stop() {
+    {
+      const nb::gil_scoped_release released;
+      leader.reset();
+    }
+    workers.clear();
+    kept.clear();
+  }
 };
 
+Duration timeout_of(double seconds) {
+  if (!(seconds > 0 && seconds < 1e9)) {
+    raise(Error(ErrorCode::kInvalidArgument, "a timeout has to be above 0 s and below 1e9 s"));
+  }
+  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+}
+
 std::unique_ptr<Leader> make_leader(
-    nb::list workers, const std::string& model, const std::string& dtype, const std::string& scheme,
-    uint32_t block_tokens, const std::vector<uint32_t>& window_blocks, const std::string& load_mode,
-    uint64_t host_bytes, uint64_t disk_bytes, uint32_t host_blocks, uint32_t disk_blocks,
-    bool disk_filter, uint32_t min_priority, uint64_t weights_epoch, double timeout_seconds,
-    size_t max_events, std::optional<uint16_t> metrics_port) {
+    nb::list workers, const std::string& endpoint, uint16_t num_ranks, const std::string& secret,
+    double init_timeout_secs, const std::string& model, const std::string& dtype,
+    const std::string& scheme, uint32_t block_tokens, const std::vector<uint32_t>& window_blocks,
+    const std::string& load_mode, uint64_t host_bytes, uint64_t disk_bytes, uint32_t host_blocks,
+    uint32_t disk_blocks, bool disk_filter, uint32_t min_priority, uint64_t weights_epoch,
+    double timeout_seconds, size_t max_events, std::optional<uint16_t> metrics_port) {
+  if (endpoint.empty() == (nb::len(workers) == 0)) {
+    raise(Error(ErrorCode::kInvalidArgument,
+                "a leader has either workers of this process or an endpoint to which they come"));
+  }
   auto made = std::make_unique<Leader>();
   for (nb::handle worker : workers) {
     made->workers.push_back(nb::cast<KvbmWorker*>(worker));
@@ -116,14 +141,19 @@ std::unique_ptr<Leader> make_leader(
   options.disk_blocks = disk_blocks;
   options.disk_filter = disk_filter;
   options.min_priority = min_priority;
-  if (!(timeout_seconds > 0 && timeout_seconds < 1e9)) {
-    raise(Error(ErrorCode::kInvalidArgument, "a timeout has to be above 0 s and below 1e9 s"));
-  }
-  options.timeout =
-      std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_seconds));
+  options.timeout = timeout_of(timeout_seconds);
   options.max_events = max_events;
   options.metrics_port = metrics_port;
-  made->leader = take(KvbmLeader::create(options, made->workers, log_sink()));
+  const RemoteWorkers remote = {.endpoint = endpoint,
+                                .num_ranks = num_ranks,
+                                .secret = secret,
+                                .init_timeout = timeout_of(init_timeout_secs)};
+  const auto create = [&] {
+    const nb::gil_scoped_release released;
+    return endpoint.empty() ? KvbmLeader::create(options, made->workers, log_sink())
+                            : KvbmLeader::create(options, remote, log_sink());
+  };
+  made->leader = take(create());
   return made;
 }
 
@@ -222,6 +252,13 @@ NB_MODULE(_core, module) {
                   "groups: per layer group (run_bytes, [(address, block_stride), ...]), in bytes. "
                   "Borrows the memory until stop().")
       .def(
+          "connect",
+          [](KvbmWorker& worker, const std::string& endpoint, const std::string& secret) {
+            check(worker.connect(endpoint, secret));
+          },
+          "endpoint"_a, "secret"_a = "",
+          "Comes to a leader of another process, now or when it is there.")
+      .def(
           "begin_step",
           [](KvbmWorker& worker, nb::bytes step) {
             const auto bytes = std::as_bytes(std::span(step.c_str(), step.size()));
@@ -278,11 +315,15 @@ NB_MODULE(_core, module) {
   nb::class_<Leader>(module, "KvbmLeader", "The scheduler's side: requests, tiers and steps.")
       .def("__init__",
            [](nb::pointer_and_handle<Leader>) { throw nb::type_error("use KvbmLeader.create"); })
-      .def_static("create", &make_leader, "workers"_a, nb::kw_only(), "model"_a, "dtype"_a,
-                  "scheme"_a, "block_tokens"_a, "window_blocks"_a, "load_mode"_a = "auto",
-                  "host_bytes"_a = 0, "disk_bytes"_a = 0, "host_blocks"_a = 0, "disk_blocks"_a = 0,
-                  "disk_filter"_a = false, "min_priority"_a = 0, "weights_epoch"_a = 0,
-                  "timeout_seconds"_a = 30.0, "max_events"_a = 0, "metrics_port"_a = nb::none(),
+      .def_static("create", &make_leader, "workers"_a = nb::list(), nb::kw_only(),
+                  "endpoint"_a = "", "num_ranks"_a = 1, "secret"_a = "",
+                  "init_timeout_secs"_a = 120.0, "model"_a, "dtype"_a, "scheme"_a, "block_tokens"_a,
+                  "window_blocks"_a, "load_mode"_a = "auto", "host_bytes"_a = 0, "disk_bytes"_a = 0,
+                  "host_blocks"_a = 0, "disk_blocks"_a = 0, "disk_filter"_a = false,
+                  "min_priority"_a = 0, "weights_epoch"_a = 0, "timeout_seconds"_a = 30.0,
+                  "max_events"_a = 0, "metrics_port"_a = nb::none(),
+                  "workers: of this process, by rank. Or endpoint, to which num_ranks workers of "
+                  "other processes come (KvbmWorker.connect), and for how long to wait for them. "
                   "metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any.")
       .def("num_identities",
            [](Leader& leader, const std::string& request) {
@@ -318,9 +359,9 @@ NB_MODULE(_core, module) {
       .def_prop_ro("num_open_loads",
                    [](Leader& leader) { return leader.requests().num_open_loads(); })
       .def_prop_ro("num_host_blocks",
-                   [](Leader& leader) { return leader.leader->num_host_blocks(); })
+                   [](Leader& leader) { return leader.running().num_host_blocks(); })
       .def_prop_ro("num_disk_blocks",
-                   [](Leader& leader) { return leader.leader->num_disk_blocks(); })
+                   [](Leader& leader) { return leader.running().num_disk_blocks(); })
       .def(
           "reset", [](Leader& leader) { leader.requests().reset(); },
           "Empties the tiers; what requests have computed so far is not stored any more.")
@@ -328,7 +369,7 @@ NB_MODULE(_core, module) {
           "take_events",
           [](Leader& leader) {
             nb::list events;
-            for (const KvEvent& event : leader.leader->take_events()) {
+            for (const KvEvent& event : leader.running().take_events()) {
               const Identity& identity = event.key.identity;
               events.append(nb::make_tuple(event.type != KvEventType::kDeleted,
                                            static_cast<int>(event.tier), event.key.group.value(),
@@ -338,11 +379,13 @@ NB_MODULE(_core, module) {
           },
           "[(stored or removed, tier, layer group, identity of 32 bytes), ...] since the last "
           "call.")
-      .def_prop_ro("metrics_port", [](Leader& leader) { return leader.leader->metrics_port(); })
-      .def("statistics", [](Leader& leader) {
-        leader.leader->poll();
-        return statistics_of(leader.leader->metrics());
-      });
+      .def_prop_ro("metrics_port", [](Leader& leader) { return leader.running().metrics_port(); })
+      .def("statistics",
+           [](Leader& leader) {
+             leader.running().poll();
+             return statistics_of(leader.running().metrics());
+           })
+      .def("stop", &Leader::stop, "Lets go of the workers. Nothing else can be called afterwards.");
 
   nb::class_<MetricsReader>(module, "MetricsReader",
                             "What has changed in the series of a leader or a worker.")
@@ -377,6 +420,7 @@ NB_MODULE(_core, module) {
         values["disk_direct_io"] = found.disk_direct_io;
         values["disk_zero_fill"] = found.disk_zero_fill;
         values["metrics_port"] = found.metrics_port;
+        values["init_timeout_secs"] = std::chrono::duration<double>(found.init_timeout).count();
         return values;
       },
       "The DYN_KVBM_* variables of this process.");

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from engine_run import engine_environment
+from engine_run import Options, engine_environment
 
 HERE = pathlib.Path(__file__).resolve().parent
 TIMEOUT_SECONDS = 300
@@ -20,7 +20,7 @@ def run_engine(variables=None, **options):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DYN_KVBM_", "KVBM_"))}
     run = subprocess.run(
         [sys.executable, str(HERE / "engine_run.py"), json.dumps(options)],
-        env={**kept, **engine_environment(), **(variables or {})},
+        env={**kept, **engine_environment(Options(**options)), **(variables or {})},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the real vLLM on a tiny model through conversations, in this process; prints one line of JSON.
+"""Runs the real vLLM on a tiny model through conversations; prints one line of JSON.
 
   engine_run.py '{"connector": true, "load_mode": "auto", ...}'      (see Options)
 
-Each round plays all conversations turn by turn, and ends with a reset of the engine's own prefix cache.
+The engine runs in this process, or with "processes" in one of its own and each worker in another. Each round plays all conversations turn by turn, and ends with a reset of the engine's own prefix cache.
 """
 
 import dataclasses
@@ -41,13 +41,18 @@ class Options:
     fill_disk: bool = False  # after the first turn: no file can be written any more
     stall_seconds: float = 0  # of the first step of every round but the first
     reset_connector_after: int = -1  # the round whose reset is kvbm's too
+    processes: bool = False  # the engine's core and each worker in one of its own
+    tensor_parallel: int = 1
 
 
-def engine_environment():
+def engine_environment(options: Options | None = None):
     """Has to be set before vLLM is imported; PYTHONHASHSEED before Python starts."""
+    options = options or Options()
+    several = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"} if options.tensor_parallel == 2 else {}
     return {
+        **several,
         "VLLM_TARGET_DEVICE": "cpu",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(options.processes)),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "HF_HUB_OFFLINE": "1",
@@ -98,7 +103,8 @@ def make_engine(options: Options):
         block_size=32,
         max_num_seqs=8,
         max_num_batched_tokens=256,
-        kv_cache_memory_bytes=options.gpu_blocks * layers * 32768,
+        kv_cache_memory_bytes=options.gpu_blocks * layers * 32768 // options.tensor_parallel,
+        tensor_parallel_size=options.tensor_parallel,
         kv_transfer_config=transfer,
         enable_prefix_caching=options.prefix_caching,
         kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="null") if options.events else None,
@@ -106,10 +112,15 @@ def make_engine(options: Options):
     )
 
 
-def statistics_of(llm):
-    """What kvbm counted, by name."""
-    connector = llm.llm_engine.engine_core.engine_core.scheduler.connector
-    return connector._leader.native.statistics()
+def leader_of(llm, options: Options):
+    """kvbm's leader, or None where it is in another process or there is none."""
+    if options.processes or not options.connector:
+        return None
+    return llm.llm_engine.engine_core.engine_core.scheduler.connector._leader.native
+
+
+def counted_by_engine(llm, name):
+    return sum(metric.value for metric in llm.get_metrics() if metric.name == name)
 
 
 def corrupt_disk():
@@ -190,12 +201,15 @@ def main():
     import msgspec
 
     options = Options(**json.loads(sys.argv[1] if len(sys.argv) > 1 else "{}"))
-    os.environ.update(engine_environment())
+    os.environ.update(engine_environment(options))
     llm = make_engine(options)
+    leader = leader_of(llm, options)
+    hits = "vllm:external_prefix_cache_hits"
     rounds = []
     published = record_events(llm) if options.events else []
     for number in range(options.rounds):
-        before = statistics_of(llm) if options.connector else {}
+        before = leader.statistics() if leader else {}
+        hits_before = counted_by_engine(llm, hits)
         if number > 0 and options.stall_seconds:
             stall_next_step(options.stall_seconds)
         played = play(llm, options, options.salts[number] if options.salts else None)
@@ -203,24 +217,23 @@ def main():
             raise RuntimeError("the engine still holds blocks after its requests have ended")
         if options.corrupt_disk:
             corrupt_disk()
-        after = statistics_of(llm) if options.connector else {}
+        after = leader.statistics() if leader else {}
+        played["external_tokens"] = counted_by_engine(llm, hits) - hits_before
         played["statistics"] = {name: value - before.get(name, 0) for name, value in after.items()}
         rounds.append(played)
     limit_files(-1)
-    preempted = sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
-    report = {"rounds": rounds, "preemptions": preempted}
+    report = {"rounds": rounds, "preemptions": counted_by_engine(llm, "vllm:num_preemptions")}
     report["events"] = [[type(event).__name__, msgspec.to_builtins(event)] for event in published]
     report["vllm_metrics"] = {}
     for metric in llm.get_metrics():
         if metric.name.startswith("vllm:kvbm_"):
             sums = report["vllm_metrics"]
             sums[metric.name] = sums.get(metric.name, 0) + metric.value
-    if options.connector:
-        native = llm.llm_engine.engine_core.engine_core.scheduler.connector._leader.native
-        report["open_requests"] = native.num_requests
-        report["open_loads"] = native.num_open_loads
-        if native.metrics_port:
-            with urllib.request.urlopen(f"http://127.0.0.1:{native.metrics_port}/metrics", timeout=10) as page:
+    if leader:
+        report["open_requests"] = leader.num_requests
+        report["open_loads"] = leader.num_open_loads
+        if leader.metrics_port:
+            with urllib.request.urlopen(f"http://127.0.0.1:{leader.metrics_port}/metrics", timeout=10) as page:
                 report["metrics_page"] = page.read().decode()
         from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real vLLM with kvbm gives token by token what it gives without."""
 
+import pathlib
+import tempfile
+
 import pytest
 from conftest import run_engine
 
@@ -96,6 +99,41 @@ def test_a_hybrid_model_with_sliding_windows(plain):
     check(report, plain.outputs(hybrid=True))
     played = report["rounds"][-1]
     assert played["cached_tokens"] > 0.8 * played["prompt_tokens"]
+
+
+@pytest.fixture
+def runtime_folder():
+    """Where the sockets lie; of a short path, as sockets need."""
+    with tempfile.TemporaryDirectory(prefix="kvbm") as folder:
+        yield pathlib.Path(folder)
+
+
+def check_processes(report, expected, runtime_folder):
+    for number, played in enumerate(report["rounds"]):
+        assert played["outputs"] == expected, f"round {number} differs"
+    cold, warm = report["rounds"]
+    # The engine's own cache gives the turns of a round; what came before its reset is kvbm's.
+    assert warm["external_tokens"] > max(500, cold["external_tokens"])
+    assert not list(runtime_folder.iterdir())
+
+
+def test_the_engine_core_and_its_worker_in_processes_of_their_own(plain, runtime_folder, tmp_path):
+    """The host tier is too small for all: operations below the engine go by the channel."""
+    variables = {
+        **LITTLE_HOST,
+        "DYN_KVBM_DISK_CACHE_GB": "1",
+        "DYN_KVBM_DISK_CACHE_DIR": str(tmp_path),
+        "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER": "true",
+        "XDG_RUNTIME_DIR": str(runtime_folder),
+    }
+    report = run_engine(variables, processes=True)
+    check_processes(report, plain.outputs(), runtime_folder)
+
+
+def test_tensor_parallelism_in_two_worker_processes(plain, runtime_folder):
+    options = {"processes": True, "tensor_parallel": 2, "conversations": 4, "turns": 2, "max_tokens": 8}
+    report = run_engine({**HOST, "XDG_RUNTIME_DIR": str(runtime_folder)}, **options)
+    check_processes(report, plain.outputs(**options), runtime_folder)
 
 
 def test_mistakes_in_the_variables_stop_the_start():

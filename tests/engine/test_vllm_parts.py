@@ -47,7 +47,9 @@ def test_options_that_make_no_sense_are_refused(extra):
 def config_of(prefix_caching=True, world_size=1, algorithm="sha256", events=None):
     return SimpleNamespace(
         cache_config=SimpleNamespace(enable_prefix_caching=prefix_caching, prefix_caching_hash_algo=algorithm),
-        parallel_config=SimpleNamespace(world_size=world_size, data_parallel_size=1),
+        parallel_config=SimpleNamespace(
+            world_size=world_size, data_parallel_size=1, distributed_executor_backend="uni"
+        ),
         kv_events_config=events,
     )
 

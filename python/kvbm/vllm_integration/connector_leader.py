@@ -5,6 +5,7 @@ import logging
 
 from kvbm._core import KvbmLeader, MetricsReader, dynamo_variables
 from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS, WORKER_VARIABLES
+from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, uses_channel
 from kvbm.vllm_integration.events import MAX_EVENTS, to_kv_cache_events, wants_events
 from kvbm.vllm_integration.start_checks import warn_at_start
 
@@ -73,15 +74,6 @@ class KvConnectorLeader:
         model = vllm_config.model_config
         parallel = vllm_config.parallel_config
         engine_id = vllm_config.kv_transfer_config.engine_id
-        workers = []
-        for rank in range(parallel.world_size):
-            worker = LOCAL_WORKERS.get((engine_id, rank))
-            if worker is None:
-                raise NotImplementedError(
-                    f"rank {rank} runs in another process, which is not supported yet: "
-                    "use one worker and VLLM_ENABLE_V1_MULTIPROCESSING=0"
-                )
-            workers.append(worker)
         options = options_of(vllm_config.kv_transfer_config.kv_connector_extra_config)
         load_mode = options["load_mode"]
         if len(groups) > 1:
@@ -90,19 +82,35 @@ class KvConnectorLeader:
         variables = dynamo_variables()
         for name in WORKER_VARIABLES:
             variables.pop(name)
-        self._leader = KvbmLeader.create(
-            workers,
-            model=f"{model.model}@{model.revision or ''}",
-            dtype=str(vllm_config.cache_config.cache_dtype) + str(model.dtype),
-            scheme=f"vllm-{vllm_config.cache_config.prefix_caching_hash_algo}",
-            block_tokens=self._block_tokens,
-            window_blocks=[window_blocks(group.kv_cache_spec, self._block_tokens) for group in groups],
-            load_mode=load_mode,
-            weights_epoch=options["weights_epoch"],
-            timeout_seconds=float(options["transfer_timeout_seconds"]),
-            max_events=MAX_EVENTS if wants_events(vllm_config) else 0,
-            **variables,
-        )
+        init_timeout_secs = variables.pop("init_timeout_secs")
+        folder = None
+        if uses_channel(parallel):
+            # The workers have registered their tensors, or will: they come to the endpoint by themselves.
+            folder = meeting_folder(engine_id)
+            where = {
+                "endpoint": endpoint_of(folder),
+                "num_ranks": parallel.world_size,
+                "init_timeout_secs": init_timeout_secs,
+            }
+        else:
+            where = {"workers": [LOCAL_WORKERS[engine_id, rank] for rank in range(parallel.world_size)]}
+        try:
+            self._leader = KvbmLeader.create(
+                **where,
+                model=f"{model.model}@{model.revision or ''}",
+                dtype=str(vllm_config.cache_config.cache_dtype) + str(model.dtype),
+                scheme=f"vllm-{vllm_config.cache_config.prefix_caching_hash_algo}",
+                block_tokens=self._block_tokens,
+                window_blocks=[window_blocks(group.kv_cache_spec, self._block_tokens) for group in groups],
+                load_mode=load_mode,
+                weights_epoch=options["weights_epoch"],
+                timeout_seconds=float(options["transfer_timeout_seconds"]),
+                max_events=MAX_EVENTS if wants_events(vllm_config) else 0,
+                **variables,
+            )
+        finally:
+            if folder is not None:
+                remove(folder)
         self._wants_events = wants_events(vllm_config)
         self._hash_bytes = 32
         warn_at_start(vllm_config, kv_cache_config, self._leader.num_host_blocks, self._leader.num_disk_blocks)
@@ -111,6 +119,10 @@ class KvConnectorLeader:
         self._num_known = {}  # by request: blocks whose hashes were handed over
         self._passed = {}  # by request: full blocks that were hashed and computed when it was passed on last
         self._no_blocks = [[] for _ in groups]
+
+    def shutdown(self):
+        """Nothing is called after it."""
+        self._leader.stop()
 
     @property
     def native(self) -> KvbmLeader:

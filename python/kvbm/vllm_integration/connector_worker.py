@@ -2,6 +2,7 @@
 """The worker half: vLLM's hooks over kvbm.KvbmWorker."""
 
 from kvbm._core import KvbmWorker, MetricsReader, dynamo_variables
+from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, uses_channel
 from kvbm.vllm_integration.layout import check_canary, check_declared, runs_of
 
 # Of dynamo_variables(): those that KvbmWorker.create takes.
@@ -17,6 +18,8 @@ class KvConnectorWorker:
     def __init__(self, vllm_config, kv_cache_config):
         self._engine_id = vllm_config.kv_transfer_config.engine_id
         self._rank = vllm_config.parallel_config.rank
+        self._uses_channel = uses_channel(vllm_config.parallel_config)
+        self._folder = None
         self._kv_cache_config = kv_cache_config
         self._worker = None
         self._metrics = None
@@ -59,7 +62,12 @@ class KvConnectorWorker:
             **options,
         )
         self._metrics = MetricsReader(self._worker)
-        LOCAL_WORKERS[self._engine_id, self._rank] = self._worker
+        if self._uses_channel:
+            # The leader is made later: nothing waits for it here.
+            self._folder = meeting_folder(self._engine_id)
+            self._worker.connect(endpoint_of(self._folder))
+        else:
+            LOCAL_WORKERS[self._engine_id, self._rank] = self._worker
 
     def begin_step(self, step: bytes):
         """The first hook of a step wins: vLLM's releases differ in which it is."""
@@ -115,3 +123,5 @@ class KvConnectorWorker:
             self._metrics = None
             LOCAL_WORKERS.pop((self._engine_id, self._rank), None)
             self._worker = None
+            if self._folder is not None:
+                remove(self._folder)

@@ -17,10 +17,35 @@ namespace {
 
 constexpr std::string_view kPrefix = "DYN_KVBM_";
 
-// Known to Dynamo's KVBM, and without a part here that they could act on.
-constexpr std::string_view kNotYet[] = {
-    "DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS",
+struct LeftOut {
+  std::string_view name;  // or its beginning, before a star
+  std::string_view reason;
 };
+// Names of Dynamo's KVBM that nothing here acts on.
+constexpr LeftOut kLeftOut[] = {
+    {"DYN_KVBM_MAX_CONCURRENT_TRANSFERS", "copies are bounded by threads and queues"},
+    {"DYN_KVBM_TRANSFER_BATCH_SIZE", "batches are as large as what there is to copy"},
+    {"DYN_KVBM_MAX_TRANSFER_BATCH_SIZE", "batches are as large as what there is to copy"},
+    {"DYN_KVBM_DISK_ALLOCATOR_TYPE", "DYN_KVBM_DISK_DISABLE_O_DIRECT says it"},
+    {"DYN_KVBM_LEADER_ZMQ_*", "leader and workers meet in a folder of the user's own"},
+    {"DYN_KVBM_TRTLLM_ZMQ_PORT", "TensorRT-LLM is not supported yet"},
+    {"DYN_KVBM_KV_EVENTS_ENABLE_CONSOLIDATOR", "events are in the engine's own stream"},
+    {"DYN_KVBM_NCCL_MLA_MODE", "no copy goes through NCCL"},
+    {"DYN_KVBM_NIXL_*", "there is no NIXL adapter yet"},
+    {"DYN_KVBM_OBJECT_*", "there are no remote tiers yet"},
+    {"DYN_KVBM_G3PB_ADMISSION_POLICY", "there are no remote tiers yet"},
+    {"DYN_KVBM_CACHE_STATS_*", "hit rates are over the last 1000 look-ups, and vLLM logs them"},
+    {"DYN_KVBM_ENABLE_NUMA", "memory is where the thread that first touches it runs"},
+};
+
+const LeftOut* find_left_out(std::string_view name) {
+  const auto found = std::ranges::find_if(kLeftOut, [name](const LeftOut& left_out) {
+    const std::string_view known = left_out.name;
+    return known.ends_with('*') ? name.starts_with(known.substr(0, known.size() - 1))
+                                : name == known;
+  });
+  return found == std::end(kLeftOut) ? nullptr : found;
+}
 
 tl::unexpected<Error> wrong(const EnvironmentVariable& variable, std::string_view allowed) {
   return make_error(ErrorCode::kInvalidArgument,
@@ -77,6 +102,16 @@ Status read_port(const EnvironmentVariable& variable, uint16_t& port) {
   return {};
 }
 
+Status read_seconds(const EnvironmentVariable& variable, Duration& time) {
+  constexpr uint32_t kMost = 24 * 60 * 60;
+  uint32_t seconds = 0;
+  if (!parse_all(variable.value, seconds) || seconds == 0 || seconds > kMost) {
+    return wrong(variable, format_text("a number of seconds from 1 to {}", kMost));
+  }
+  time = std::chrono::seconds(seconds);
+  return {};
+}
+
 }  // namespace
 
 std::vector<EnvironmentVariable> dynamo_environment() {
@@ -121,9 +156,11 @@ Result<DynamoVariables> read_dynamo_variables(const std::vector<EnvironmentVaria
       KVBM_TRY(read_switch(variable, has_metrics));
     } else if (name == "DYN_KVBM_METRICS_PORT") {
       KVBM_TRY(read_port(variable, metrics_port));
-    } else if (std::find(std::begin(kNotYet), std::end(kNotYet), name) != std::end(kNotYet)) {
+    } else if (name == kInitTimeoutVariable) {
+      KVBM_TRY(read_seconds(variable, found.init_timeout));
+    } else if (const LeftOut* left_out = find_left_out(name)) {
       return make_error(ErrorCode::kUnsupported,
-                        format_text("{} is not acted on by this version: unset it", name));
+                        format_text("{} is not acted on: {}; unset it", name, left_out->reason));
     } else {
       return make_error(
           ErrorCode::kInvalidArgument,

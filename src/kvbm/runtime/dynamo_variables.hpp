@@ -2,15 +2,20 @@
 // DynamoVariables: the environment variables DYN_KVBM_*, as users of Dynamo's KVBM set them.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "kvbm/base/clock.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/runtime/config.hpp"
 
 namespace kvbm {
+
+/// How long a leader waits for its workers.
+inline constexpr char kInitTimeoutVariable[] = "DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS";
 
 /// Units: bytes; a number of blocks, where given, has precedence. 0: not set.
 struct DynamoVariables {
@@ -26,6 +31,7 @@ struct DynamoVariables {
   uint32_t min_priority = 0;
   /// DYN_KVBM_METRICS_PORT, if DYN_KVBM_METRICS is true
   std::optional<uint16_t> metrics_port;
+  Duration init_timeout = std::chrono::seconds(120);  ///< kInitTimeoutVariable
 
   friend bool operator==(const DynamoVariables&, const DynamoVariables&) = default;
 };

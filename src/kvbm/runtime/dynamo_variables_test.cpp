@@ -14,18 +14,21 @@ TEST(DynamoVariables, HaveTheDocumentsDefaults) {
   ASSERT_TRUE(found);
   EXPECT_EQ(*found, DynamoVariables());
   EXPECT_EQ(found->disk_directory, "/tmp/");
+  EXPECT_EQ(found->init_timeout, std::chrono::seconds(120));
 }
 
 TEST(DynamoVariables, AreRead) {
   const auto found = read_dynamo_variables({{"DYN_KVBM_CPU_CACHE_GB", "4"},
                                             {"DYN_KVBM_DISK_CACHE_GB", "0.5"},
                                             {"DYN_KVBM_DISK_CACHE_DIR", "/data"},
+                                            {"DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS", "1800"},
                                             {"DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", "7"},
                                             {"DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", "8"}});
   ASSERT_TRUE(found) << found.error();
   EXPECT_EQ(found->host_bytes, 4'000'000'000U);
   EXPECT_EQ(found->disk_bytes, 500'000'000U);
   EXPECT_EQ(found->disk_directory, "/data");
+  EXPECT_EQ(found->init_timeout, std::chrono::seconds(1800));
   EXPECT_EQ(found->host_blocks, 7U);
   EXPECT_EQ(found->disk_blocks, 8U);
 }
@@ -92,15 +95,25 @@ TEST(DynamoVariables, AreRefusedWithTheNameAndWhatIsAllowed) {
   }
   EXPECT_FALSE(read_dynamo_variables({{"DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", "1.5"}}));
   EXPECT_FALSE(read_dynamo_variables({{"DYN_KVBM_DISK_CACHE_DIR", ""}}));
+  for (const char* value : {"", "0", "-1", "1.5", "86401", "2 min"}) {
+    EXPECT_FALSE(read_dynamo_variables({{"DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS", value}}))
+        << value;
+  }
   const auto unknown = read_dynamo_variables({{"DYN_KVBM_CPU_CACHE", "4"}});
   ASSERT_FALSE(unknown);
   EXPECT_THAT(unknown.error().message(), HasSubstr("DYN_KVBM_CPU_CACHE"));
 }
 
-TEST(DynamoVariables, WhatHasNoPartHereIsNotIgnored) {
-  const auto found = read_dynamo_variables({{"DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS", "120"}});
-  ASSERT_FALSE(found);
-  EXPECT_EQ(found.error().code(), ErrorCode::kUnsupported);
+TEST(DynamoVariables, WhatIsLeftOutIsRefusedWithTheReason) {
+  for (const auto& [name, reason] : {std::pair("DYN_KVBM_NCCL_MLA_MODE", "NCCL"),
+                                     {"DYN_KVBM_NIXL_BACKEND_UCX", "NIXL"},
+                                     {"DYN_KVBM_OBJECT_BUCKET", "remote"},
+                                     {"DYN_KVBM_LEADER_ZMQ_HOST", "folder"}}) {
+    const auto found = read_dynamo_variables({{name, "1"}});
+    ASSERT_FALSE(found) << name;
+    EXPECT_EQ(found.error().code(), ErrorCode::kUnsupported);
+    EXPECT_THAT(found.error().message(), HasSubstr(reason));
+  }
 }
 
 }  // namespace

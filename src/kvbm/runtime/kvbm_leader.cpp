@@ -12,6 +12,8 @@
 #include "kvbm/events/recording_sink.hpp"
 #include "kvbm/layout/slot_format.hpp"
 #include "kvbm/runtime/config_schema.hpp"
+#include "kvbm/runtime/dynamo_variables.hpp"
+#include "kvbm/runtime/internal/rank_link.hpp"
 #include "kvbm/runtime/kv_block_manager_config.hpp"
 #include "kvbm/runtime/metrics_endpoint.hpp"
 
@@ -72,13 +74,52 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
                                                        LogSink& log) {
   if (workers.empty()) return invalid("a leader needs at least one worker");
   auto impl = std::make_unique<Impl>(log);
-  std::vector<PlaceSpec> places = workers.front()->engine_places();
+  internal::LeaderLink link;
+  std::vector<Worker*> ranks;
+  for (KvbmWorker* worker : workers) {
+    ranks.push_back(&worker->worker());
+    link.engine_places.push_back(worker->engine_places());
+    link.registries.push_back(&worker->metrics());
+  }
+  link.provide = [ranks](std::span<const PlaceSpec> places) -> Status {
+    for (const PlaceSpec& place : places) {
+      for (Worker* rank : ranks) KVBM_TRY(rank->provide(place));
+    }
+    return {};
+  };
+  link.channel = std::make_unique<InprocChannel>(impl->executor, std::move(ranks));
+  return build(std::move(impl), options, std::move(link), log);
+}
+
+Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& options,
+                                                       const RemoteWorkers& workers, LogSink& log) {
+  auto impl = std::make_unique<Impl>(log);
+  auto link = internal::wait_for_ranks(
+      {.endpoint = workers.endpoint, .num_ranks = workers.num_ranks, .secret = workers.secret},
+      saturating_add(impl->executor.clock().now(), workers.init_timeout), impl->executor, log);
+  if (!link) {
+    if (link.error().code() != ErrorCode::kTimeout) return make_error(std::move(link).error());
+    const auto limit = std::chrono::duration<double>(workers.init_timeout);
+    return make_error(ErrorCode::kTimeout,
+                      format_text("{}; {} sets the limit, which was {} s", link.error().message(),
+                                  kInitTimeoutVariable, limit.count()));
+  }
+  return build(std::move(impl), options, *std::move(link), log);
+}
+
+/// `impl` has an executor.
+Result<std::unique_ptr<KvbmLeader>> KvbmLeader::build(std::unique_ptr<Impl> impl,
+                                                      const KvbmLeaderOptions& options,
+                                                      internal::LeaderLink link, LogSink& log) {
+  impl->channel = std::move(link.channel);
+  const size_t num_ranks = link.engine_places.size();
+  std::vector<PlaceSpec> places = link.engine_places.front();
   if (places.size() != options.retention.size()) {
     return invalid(format_text("the workers have {} layer groups, the leader {}", places.size(),
                                options.retention.size()));
   }
-  for (KvbmWorker* worker : workers) {
-    if (worker->engine_places() != places) return invalid("the workers' KV tensors differ");
+  for (const auto& of_rank : link.engine_places) {
+    if (of_rank != places) return invalid("the workers' KV tensors differ");
   }
   uint64_t host_bytes = 0;
   uint64_t disk_bytes = 0;
@@ -86,8 +127,8 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
     // The workers may or may not use direct I/O: these are the larger slots.
     KVBM_ASSIGN_OR_RETURN(const SlotGeometry slot,
                           slot_geometry(place.rank_block_bytes, kDirectSlots));
-    host_bytes += place.rank_block_bytes * workers.size();
-    disk_bytes += slot.slot_bytes * workers.size();
+    host_bytes += place.rank_block_bytes * num_ranks;
+    disk_bytes += slot.slot_bytes * num_ranks;
   }
   KVBM_ASSIGN_OR_RETURN(impl->host_blocks,
                         blocks_of(options.host_blocks, options.host_bytes, host_bytes));
@@ -109,13 +150,10 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
       place.place.tier = tier;
       place.owner = Owner::kKvbm;
       place.num_blocks = num_blocks;
-      for (KvbmWorker* worker : workers) KVBM_TRY(worker->worker().provide(place));
       places.push_back(place);
     }
   }
-  std::vector<Worker*> ranks;
-  for (KvbmWorker* worker : workers) ranks.push_back(&worker->worker());
-  impl->channel = std::make_unique<InprocChannel>(impl->executor, std::move(ranks));
+  KVBM_TRY(link.provide(std::span(places).subspan(num_groups)));
   if (options.max_events > 0) {
     impl->events = std::make_unique<RecordingSink>(options.max_events);
   }
@@ -125,7 +163,7 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
   KVBM_ASSIGN_OR_RETURN(auto tiers,
                         TierManager::create({.groups = groups,
                                              .places = places,
-                                             .num_ranks = static_cast<uint32_t>(workers.size()),
+                                             .num_ranks = static_cast<uint32_t>(num_ranks),
                                              .policy = policy,
                                              .timeout = options.timeout,
                                              .disk_filter = options.disk_filter,
@@ -142,9 +180,9 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
                                .min_priority = options.min_priority},
                               *impl->cluster, impl->executor.clock(), impl->metrics, log));
   if (options.metrics_port) {
-    std::vector<const MetricsRegistry*> registries{&impl->metrics};
-    for (KvbmWorker* worker : workers) registries.push_back(&worker->metrics());
-    impl->endpoint = serve_metrics(impl->executor, *options.metrics_port, registries, log);
+    link.registries.insert(link.registries.begin(), &impl->metrics);
+    impl->endpoint =
+        serve_metrics(impl->executor, *options.metrics_port, std::move(link.registries), log);
   }
   return std::unique_ptr<KvbmLeader>(new KvbmLeader(std::move(impl)));
 }

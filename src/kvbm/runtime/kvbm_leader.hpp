@@ -2,6 +2,7 @@
 // KvbmLeader: the scheduler's side of an engine's connector, composed: tiers, cluster, slots.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -20,6 +21,10 @@
 #include "kvbm/tiers/tier_metrics.hpp"
 
 namespace kvbm {
+
+namespace internal {
+struct LeaderLink;
+}
 
 /// Sizes are over all ranks; a number of blocks has precedence over bytes.
 struct KvbmLeaderOptions {
@@ -40,6 +45,18 @@ struct KvbmLeaderOptions {
   size_t max_events = 0;  ///< block events that are kept for take_events(); 0: none
 };
 
+/// Workers in other processes of this host, which come by themselves: KvbmWorker::connect.
+struct RemoteWorkers {
+  std::string endpoint;  ///< "ipc://" and a path, in a folder of the owner's; or tcp with a secret
+  uint16_t num_ranks = 1;
+  std::string secret;
+  /// For all to come. What they take to make their places is not counted.
+  Duration init_timeout{std::chrono::seconds(120)};
+};
+
+/// A rank that is lost takes all stored blocks with it; nothing is stored or found from then on,
+/// and the engine computes. The log names it.
+///
 /// Ownership: owns leader and tiers; borrows the workers of this process and the log, which outlive
 /// it.
 /// Threads: the engine's scheduler thread.
@@ -49,6 +66,12 @@ class KvbmLeader {
   /// differ, no tier), those of Worker::provide.
   [[nodiscard]] static Result<std::unique_ptr<KvbmLeader>> create(
       const KvbmLeaderOptions& options, std::span<KvbmWorker* const> workers, LogSink& log);
+  /// The same on workers of other processes, which it waits for. Errors: also kTimeout (names the
+  /// ranks that did not come), kUnavailable (one was lost meanwhile), kUnsupported (this build has
+  /// no channel between processes), those of binding the endpoint.
+  [[nodiscard]] static Result<std::unique_ptr<KvbmLeader>> create(const KvbmLeaderOptions& options,
+                                                                  const RemoteWorkers& workers,
+                                                                  LogSink& log);
   ~KvbmLeader();
   KvbmLeader(const KvbmLeader&) = delete;
   KvbmLeader& operator=(const KvbmLeader&) = delete;
@@ -72,6 +95,10 @@ class KvbmLeader {
 
  private:
   struct Impl;
+  [[nodiscard]] static Result<std::unique_ptr<KvbmLeader>> build(std::unique_ptr<Impl> impl,
+                                                                 const KvbmLeaderOptions& options,
+                                                                 internal::LeaderLink link,
+                                                                 LogSink& log);
   explicit KvbmLeader(std::unique_ptr<Impl> impl);
 
   std::unique_ptr<Impl> impl_;

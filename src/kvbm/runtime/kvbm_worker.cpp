@@ -4,18 +4,21 @@
 #include <limits>
 #include <utility>
 
+#include "kvbm/base/contract.hpp"
 #include "kvbm/base/text.hpp"
 #include "kvbm/base/thread_executor.hpp"
 #include "kvbm/device/host_device.hpp"
 #include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/memory/posix_file_engine.hpp"
+#include "kvbm/runtime/internal/rank_link.hpp"
 
 namespace kvbm {
 
 /// Members go in reverse order, the hooks first.
 struct KvbmWorker::Impl {
-  explicit Impl(LogSink& log) : executor(log) {}
+  explicit Impl(LogSink& the_log) : log(the_log), executor(the_log) {}
 
+  LogSink& log;
   ThreadExecutor executor;
   MetricsRegistry metrics;
   std::unique_ptr<HostDevice> device;
@@ -24,6 +27,8 @@ struct KvbmWorker::Impl {
   std::unique_ptr<Worker> worker;
   std::unique_ptr<ConnectorWorker> hooks;
   std::vector<PlaceSpec> places;
+  RankId rank;
+  std::unique_ptr<internal::WorkerLink> leader;
 };
 
 namespace {
@@ -88,6 +93,7 @@ Status check(const KvbmWorkerOptions& options) {
 Result<std::unique_ptr<KvbmWorker>> KvbmWorker::create(KvbmWorkerOptions options, LogSink& log) {
   KVBM_TRY(check(options));
   auto impl = std::make_unique<Impl>(log);
+  impl->rank = RankId(options.rank);
   const std::string suffix = "-" + std::to_string(options.rank);
   KVBM_ASSIGN_OR_RETURN(impl->device, HostDevice::create({.executor = impl->executor,
                                                           .num_threads = options.copy_threads,
@@ -132,11 +138,24 @@ Worker& KvbmWorker::worker() noexcept { return *impl_->worker; }
 ConnectorWorker& KvbmWorker::hooks() noexcept { return *impl_->hooks; }
 const std::vector<PlaceSpec>& KvbmWorker::engine_places() const noexcept { return impl_->places; }
 
+Status KvbmWorker::connect(const std::string& endpoint, const std::string& secret) {
+  KVBM_CONTRACT(!impl_->leader, "a worker has one leader");
+  KVBM_ASSIGN_OR_RETURN(impl_->leader,
+                        internal::connect_to_leader({.endpoint = endpoint,
+                                                     .rank = impl_->rank,
+                                                     .secret = secret,
+                                                     .engine_places = impl_->places},
+                                                    *impl_->worker, impl_->executor, impl_->log));
+  return {};
+}
+
 MetricsRegistry& KvbmWorker::metrics() noexcept { return impl_->metrics; }
 
 Status KvbmWorker::stop(TimePoint deadline) {
   impl_->hooks->end_step();
-  return impl_->worker->stop(deadline);
+  KVBM_TRY(impl_->worker->stop(deadline));
+  impl_->leader.reset();
+  return {};
 }
 
 }  // namespace kvbm

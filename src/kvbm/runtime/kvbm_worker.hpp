@@ -61,10 +61,16 @@ class KvbmWorker {
   /// G1, group by group.
   [[nodiscard]] const std::vector<PlaceSpec>& engine_places() const noexcept;
 
+  /// Comes to a leader of another process of this host, now or when it is there, makes the places
+  /// that it asks for and takes its operations. Contract: once only. Errors: kInvalidArgument (the
+  /// endpoint), kExhausted (thread), kUnsupported (this build has no channel between processes).
+  Status connect(const std::string& endpoint, const std::string& secret);
+
   /// What the copies of this rank have counted.
   [[nodiscard]] MetricsRegistry& metrics() noexcept;
 
-  /// Waits for running copies and takes no more. Errors: kTimeout (the tensors must stay).
+  /// Waits for running copies and takes no more, then leaves its leader. Errors: kTimeout (the
+  /// tensors must stay).
   Status stop(TimePoint deadline = kNever);
 
  private:

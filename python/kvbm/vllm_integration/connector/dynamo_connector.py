@@ -113,6 +113,8 @@ class DynamoConnector(KVConnectorBase_V1, SupportsHMA):
     def shutdown(self):
         if self._worker is not None:
             self._worker.shutdown()
+        if self._leader is not None:
+            self._leader.shutdown()
 
     # --- scheduler ----------------------------------------------------------------------------
 

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where processes meet, and a leader with a worker that is one."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import types
+
+import numpy as np
+import pytest
+
+import kvbm
+from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, uses_channel
+
+
+@pytest.fixture
+def runtime(monkeypatch):
+    """A parent of meeting folders; of a short path, as sockets need."""
+    with tempfile.TemporaryDirectory(prefix="kvbm") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield folder
+
+
+def test_the_folder_is_its_owners_alone_and_both_sides_find_it(runtime):
+    folder = meeting_folder("an-engine")
+    assert str(folder) == f"{runtime}/kvbm-{os.getuid()}-an-engine"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert meeting_folder("an-engine") == folder
+    assert endpoint_of(folder) == f"ipc://{folder}/leader"
+    (folder / "leader").touch()
+    remove(folder)
+    assert os.listdir(runtime) == []
+    remove(folder)
+
+
+def test_names_that_are_no_names_of_files_become_some(runtime):
+    folders = {meeting_folder(name) for name in ("../../etc", "a/b", "x" * 41, "")}
+    assert len(folders) == 4
+    assert all(str(folder.parent) == runtime for folder in folders)
+
+
+def test_without_a_runtime_folder_it_lies_with_temporary_files(monkeypatch, runtime):
+    monkeypatch.setenv("TMPDIR", runtime)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    for value in ("", "/nowhere"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", value)
+        assert str(meeting_folder("e").parent) == runtime
+
+
+def test_a_folder_that_others_can_enter_is_refused(runtime):
+    folder = meeting_folder("e")
+    folder.chmod(0o750)
+    with pytest.raises(RuntimeError, match="yours alone"):
+        meeting_folder("e")
+    folder.rmdir()
+    folder.symlink_to(runtime)
+    with pytest.raises(RuntimeError, match="yours alone"):
+        meeting_folder("e")
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_refused(monkeypatch, runtime):
+    longer = os.path.join(runtime, "x" * 100)
+    os.mkdir(longer)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", longer)
+    with pytest.raises(RuntimeError, match="XDG_RUNTIME_DIR"):
+        meeting_folder("e")
+    assert os.listdir(longer) == []
+
+
+def test_executors_of_several_hosts_are_refused():
+    def parallel(backend, nnodes=1):
+        return types.SimpleNamespace(distributed_executor_backend=backend, nnodes=nnodes)
+
+    assert not uses_channel(parallel("uni"))
+    assert uses_channel(parallel("mp"))
+    for other in (parallel("ray"), parallel("mp", 2), parallel(object), parallel(None)):
+        with pytest.raises(NotImplementedError, match="not supported"):
+            uses_channel(other)
+
+
+WORKER = """
+import sys
+import numpy as np
+import kvbm
+
+tensor = np.zeros((16, 64), dtype=np.uint8)
+worker = kvbm.KvbmWorker.create(rank=0, num_blocks=16, groups=[(64, [(tensor.ctypes.data, 64)])])
+worker.connect(sys.argv[1], sys.argv[2])
+for line in sys.stdin:  # a step, and what it computes
+    step, *writes = line.split()
+    worker.begin_step(bytes.fromhex(step))
+    if worker.has_loads:
+        worker.layer_needed(0)
+    for write in writes:
+        block, value = write.split("=")
+        tensor[int(block)] = int(value)
+    worker.end_step()
+    print(*tensor[:, 63], flush=True)
+worker.stop()
+"""
+
+MODEL = {"model": "m", "dtype": "u8", "scheme": "test", "block_tokens": 4, "window_blocks": [0], "host_blocks": 8}
+
+
+def test_a_worker_in_another_process(runtime):
+    folder = meeting_folder("e")
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER, endpoint_of(folder), "open"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    leader = kvbm.KvbmLeader.create(endpoint=endpoint_of(folder), secret="open", init_timeout_secs=30, **MODEL)
+    remove(folder)  # who is connected stays so
+
+    def step(request, blocks, computed, scheduled, *writes):
+        plan = leader.build_step([(request, [blocks], True, computed, scheduled)])
+        print(plan.hex(), *writes, file=process.stdin, flush=True)
+        return [int(value) for value in process.stdout.readline().split()]
+
+    hashes = [bytes([i]) * 32 for i in range(2)]
+    leader.extend("a", hashes)
+    assert step("a", [0, 1], 0, 8, "0=7", "1=8")[:2] == [7, 8]
+    assert not leader.finished("a")
+    deadline = time.monotonic() + 10
+    while "stores are under way":
+        leader.extend("b", hashes)
+        tokens, _ = leader.match("b", 0, 9)
+        if tokens == 8 or time.monotonic() > deadline:
+            break
+        leader.finished("b")
+    assert tokens == 8
+    leader.allocated("b", [[10, 11, 12]], tokens)
+    assert step("b", [10, 11, 12], 8, 1)[10:12] == [7, 8]
+    process.stdin.close()
+    assert process.wait(30) == 0
+    process.stdout.close()
+    leader.stop()
+    leader.stop()
+    with pytest.raises(kvbm.Error, match="was stopped"):
+        leader.statistics()
+
+
+def test_a_worker_that_does_not_come_is_named(runtime):
+    folder = meeting_folder("e")
+    with pytest.raises(kvbm.Error, match="rank 0 of 1 .* DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS") as caught:
+        kvbm.KvbmLeader.create(endpoint=endpoint_of(folder), init_timeout_secs=0.05, **MODEL)
+    assert caught.value.code == "timeout"
+    assert os.listdir(folder) == []
+
+
+def test_a_leader_has_workers_here_or_elsewhere():
+    tensor = np.zeros((16, 64), dtype=np.uint8)
+    worker = kvbm.KvbmWorker.create(rank=0, num_blocks=16, groups=[(64, [(tensor.ctypes.data, 64)])])
+    for where in ({}, {"workers": [worker], "endpoint": "ipc:///tmp/x"}):
+        with pytest.raises(kvbm.Error, match="either"):
+            kvbm.KvbmLeader.create(**where, **MODEL)
+    worker.stop()
