@@ -15,25 +15,22 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
-#include "kvbm/base/log_spdlog.hpp"
 #include "kvbm/runtime/dynamo_variables.hpp"
 #include "kvbm/runtime/kvbm_leader.hpp"
 #include "kvbm/runtime/kvbm_worker.hpp"
 
 #include "bindings/python/block_manager.hpp"
 #include "bindings/python/errors.hpp"
+#include "bindings/python/log.hpp"
 #include "bindings/python/metrics_reader.hpp"
+#include "bindings/python/secondary_tier.hpp"
+#include "bindings/python/statistics.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace kvbm {
 namespace {
-
-LogSink& log_sink() {
-  static LogSink& sink = *SpdlogSink::to_stderr(LogLevel::kWarning).release();
-  return sink;
-}
 
 std::vector<std::vector<BlockId>> block_ids(const std::vector<std::vector<uint32_t>>& groups) {
   std::vector<std::vector<BlockId>> ids(groups.size());
@@ -210,29 +207,6 @@ std::vector<uint32_t> numbers(const std::vector<BlockId>& blocks) {
   return ids;
 }
 
-/// Counters and gauges by series_name.
-class Statistics final : public StatisticsVisitor {
- public:
-  void visit_counter(const MetricInfo& info, uint64_t value) override {
-    found[series_name(info).c_str()] = value;
-  }
-  void visit_gauge(const MetricInfo& info, int64_t value) override {
-    found[series_name(info).c_str()] = value;
-  }
-  void visit_real_gauge(const MetricInfo& info, double value) override {
-    found[series_name(info).c_str()] = value;
-  }
-  void visit_histogram(const MetricInfo& /*info*/, const HistogramSnapshot& /*value*/) override {}
-
-  nb::dict found;
-};
-
-nb::dict statistics_of(const MetricsRegistry& metrics) {
-  Statistics statistics;
-  metrics.visit(statistics);
-  return statistics.found;
-}
-
 }  // namespace
 }  // namespace kvbm
 
@@ -241,6 +215,7 @@ NB_MODULE(_core, module) {
   module.doc() = "kvbm's C++ library: the two sides of an engine's connector.";
   bind_errors(module);
   bind_block_manager(module);
+  bind_secondary_tier(module);
 
   nb::class_<KvbmWorker>(module, "KvbmWorker",
                          "One rank: an engine's KV tensors and what moves their bytes.")

@@ -269,6 +269,50 @@ def live_objects() -> dict[str, int]:
     How many managers, held blocks, tensors, hits and onboardings are alive in this process.
     """
 
+class SecondaryTier:
+    """Chunks of an engine's host pool, copied to disk and back by key."""
+
+    def __init__(self) -> None: ...
+
+    @staticmethod
+    def create(*, address: int, num_chunks: int, chunk_bytes: int, chunk_stride: int, model: str = '', disk_bytes: int = 0, disk_blocks: int = 0, disk_directory: str = '/tmp/', disk_direct_io: bool = True, disk_zero_fill: bool = False) -> SecondaryTier:
+        """
+        Borrows the pool until close(): chunk i at address + i * chunk_stride, in bytes. Raises kvbm.Error if there is no such disk.
+        """
+
+    def contains(self, key: bytes) -> bool:
+        """Whether the chunk can be loaded; renews its recency."""
+
+    def store(self, job: int, keys: list, chunks: Sequence[int]) -> None:
+        """Starts to copy chunks to disk; never waits."""
+
+    def load(self, job: int, keys: list, chunks: Sequence[int]) -> None:
+        """Starts to copy what was stored to chunks; never waits."""
+
+    def take_finished(self) -> list[tuple[int, bool, list[int], int, float]]:
+        """
+        [(job, succeeded, positions of a load that arrived, bytes, seconds), ...]
+        """
+
+    @property
+    def num_open_jobs(self) -> int: ...
+
+    @property
+    def num_disk_blocks(self) -> int: ...
+
+    @property
+    def num_resident_blocks(self) -> int: ...
+
+    def statistics(self) -> dict: ...
+
+    def drain(self) -> None:
+        """Waits until no copy is under way."""
+
+    def close(self) -> None:
+        """
+        Waits for running copies; the pool may go afterwards. Nothing else works then.
+        """
+
 class KvbmWorker:
     """One rank: an engine's KV tensors and what moves their bytes."""
 
@@ -279,6 +323,9 @@ class KvbmWorker:
         """
         groups: per layer group (run_bytes, [(address, block_stride), ...]), in bytes. Borrows the memory until stop().
         """
+
+    def connect(self, endpoint: str, secret: str = '') -> None:
+        """Comes to a leader of another process, now or when it is there."""
 
     def begin_step(self, step: bytes) -> None:
         """Begins a step with the bytes of build_step."""
@@ -308,9 +355,9 @@ class KvbmLeader:
     def __init__(self) -> None: ...
 
     @staticmethod
-    def create(workers: list, *, model: str, dtype: str, scheme: str, block_tokens: int, window_blocks: Sequence[int], load_mode: str = 'auto', host_bytes: int = 0, disk_bytes: int = 0, host_blocks: int = 0, disk_blocks: int = 0, disk_filter: bool = False, min_priority: int = 0, weights_epoch: int = 0, timeout_seconds: float = 30.0, max_events: int = 0, metrics_port: int | None = None) -> KvbmLeader:
+    def create(workers: list = [], *, endpoint: str = '', num_ranks: int = 1, secret: str = '', init_timeout_secs: float = 120.0, model: str, dtype: str, scheme: str, block_tokens: int, window_blocks: Sequence[int], load_mode: str = 'auto', host_bytes: int = 0, disk_bytes: int = 0, host_blocks: int = 0, disk_blocks: int = 0, disk_filter: bool = False, min_priority: int = 0, weights_epoch: int = 0, timeout_seconds: float = 30.0, max_events: int = 0, metrics_port: int | None = None) -> KvbmLeader:
         """
-        metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any.
+        workers: of this process, by rank. Or endpoint, to which num_ranks workers of other processes come (KvbmWorker.connect), and for how long to wait for them. metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any.
         """
 
     def num_identities(self, arg: str, /) -> int: ...
@@ -357,6 +404,9 @@ class KvbmLeader:
     def metrics_port(self) -> int | None: ...
 
     def statistics(self) -> dict: ...
+
+    def stop(self) -> None:
+        """Lets go of the workers. Nothing else can be called afterwards."""
 
 class MetricsReader:
     """What has changed in the series of a leader or a worker."""

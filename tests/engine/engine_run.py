@@ -43,6 +43,7 @@ class Options:
     reset_connector_after: int = -1  # the round whose reset is kvbm's too
     processes: bool = False  # the engine's core and each worker in one of its own
     tensor_parallel: int = 1
+    native_pool_bytes: int = 0  # of vLLM's own tiering, with kvbm as its secondary tier
 
 
 def engine_environment(options: Options | None = None):
@@ -86,7 +87,21 @@ def make_engine(options: Options):
     name = "hybrid" if options.hybrid else "llama"
     model = make_tiny_model(ROOT / "build" / "models" / name, sliding_window=128 if options.hybrid else None)
     transfer = None
-    if options.connector:
+    if options.native_pool_bytes:
+        transfer = KVTransferConfig(
+            kv_connector="OffloadingConnector",
+            kv_role="kv_both",
+            kv_load_failure_policy="recompute",
+            kv_connector_extra_config={
+                "spec_name": "HostTieringSpec",
+                "spec_module_path": "host_tiering",
+                "cpu_bytes_to_use": options.native_pool_bytes,
+                "secondary_tiers": [
+                    {"type": "KvbmSecondaryTierManager", "module_path": "kvbm.vllm_integration.secondary_tier"}
+                ],
+            },
+        )
+    elif options.connector:
         transfer = KVTransferConfig(
             kv_connector="DynamoConnector",
             kv_connector_module_path="kvbm.vllm_integration.connector",
@@ -114,9 +129,17 @@ def make_engine(options: Options):
 
 def leader_of(llm, options: Options):
     """kvbm's leader, or None where it is in another process or there is none."""
-    if options.processes or not options.connector:
+    if options.processes or not options.connector or options.native_pool_bytes:
         return None
     return llm.llm_engine.engine_core.engine_core.scheduler.connector._leader.native
+
+
+def tier_of(llm, options: Options):
+    """kvbm below vLLM's own tiering, or None."""
+    if not options.native_pool_bytes:
+        return None
+    (tier,) = llm.llm_engine.engine_core.engine_core.scheduler.connector.connector_scheduler.manager.secondary_tiers
+    return tier.native
 
 
 def counted_by_engine(llm, name):
@@ -204,11 +227,13 @@ def main():
     os.environ.update(engine_environment(options))
     llm = make_engine(options)
     leader = leader_of(llm, options)
+    tier = tier_of(llm, options)
+    counting = leader or tier
     hits = "vllm:external_prefix_cache_hits"
     rounds = []
     published = record_events(llm) if options.events else []
     for number in range(options.rounds):
-        before = leader.statistics() if leader else {}
+        before = counting.statistics() if counting else {}
         hits_before = counted_by_engine(llm, hits)
         if number > 0 and options.stall_seconds:
             stall_next_step(options.stall_seconds)
@@ -217,7 +242,7 @@ def main():
             raise RuntimeError("the engine still holds blocks after its requests have ended")
         if options.corrupt_disk:
             corrupt_disk()
-        after = leader.statistics() if leader else {}
+        after = counting.statistics() if counting else {}
         played["external_tokens"] = counted_by_engine(llm, hits) - hits_before
         played["statistics"] = {name: value - before.get(name, 0) for name, value in after.items()}
         rounds.append(played)
@@ -239,6 +264,8 @@ def main():
 
         (worker,) = LOCAL_WORKERS.values()
         report["worker_statistics"] = worker.statistics()
+    if tier:
+        report["open_jobs"] = tier.num_open_jobs
     print("RESULT " + json.dumps(report), flush=True)
 
 
