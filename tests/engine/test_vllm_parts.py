@@ -66,7 +66,16 @@ def test_a_start_as_it_should_be_warns_of_nothing(monkeypatch):
     assert warnings_of(config_of(), GPU_BLOCKS, 0, 500) == []
 
 
-def test_each_trap_is_one_warning(monkeypatch, caplog):
+class KeptMessages(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+
+def test_each_trap_is_one_warning(monkeypatch):
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     config = config_of(prefix_caching=False, world_size=2, algorithm="xxhash")
     texts = warnings_of(config, GPU_BLOCKS, 99, 0)
@@ -74,10 +83,12 @@ def test_each_trap_is_one_warning(monkeypatch, caplog):
     assert "prefix caching is off" in texts[0]
     assert "PYTHONHASHSEED" in texts[1]
     assert "99 blocks" in texts[2]
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    with caplog.at_level(logging.WARNING, logger="vllm.kvbm"):
-        warn_at_start(config, GPU_BLOCKS, 99, 0)
-    assert [record.getMessage() for record in caplog.records] == [f"kvbm: {text}" for text in texts]
+    kept = KeptMessages()
+    logger = logging.getLogger("vllm.kvbm")
+    monkeypatch.setattr(logger, "handlers", [kept])
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    warn_at_start(config, GPU_BLOCKS, 99, 0)
+    assert kept.messages == [f"kvbm: {text}" for text in texts]
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     assert len(warnings_of(config, GPU_BLOCKS, 99, 0)) == 2
 
