@@ -17,7 +17,7 @@ namespace kvbm {
 /// What the program ends with. Signals add 128 + their number.
 enum class ExitCode : uint8_t {
   kSuccess = 0,
-  kMismatch = 1,  ///< a replay found wrong bytes
+  kMismatch = 1,  ///< a replay found wrong bytes, or other outcomes than were recorded
   kFailed = 2,    ///< wrong options, files, sizes; anything that did not work
 };
 

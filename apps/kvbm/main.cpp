@@ -23,8 +23,9 @@ namespace kvbm {
 namespace {
 
 constexpr char kFooter[] =
-    "Exit status: 0 all went well; 1 a replay found wrong bytes; 2 it could not be done, and the\n"
-    "reason is on standard error; 128 + the signal's number: interrupted.";
+    "Exit status: 0 all went well; 1 a replay found wrong bytes, or other outcomes than were\n"
+    "recorded; 2 it could not be done, and the reason is on standard error;\n"
+    "128 + the signal's number: interrupted.";
 
 std::vector<Command> add_commands(CLI::App& program, Console& console) {
   std::vector<Command> commands;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// kvbm replay: plays a trace through the tiers and reports what came of it.
+// kvbm replay: plays a trace through the tiers, or a flight record again, and reports what came of
+// it.
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include "kvbm/base/text.hpp"
 #include "kvbm/replay/machine.hpp"
 #include "kvbm/replay/output_file.hpp"
+#include "kvbm/replay/record_replay.hpp"
 #include "kvbm/replay/replay.hpp"
 #include "kvbm/runtime/kv_block_manager_config.hpp"
 
@@ -196,6 +198,39 @@ Result<ExitCode> replay(const ReplayArguments& arguments, Console& console) {
   return ExitCode::kSuccess;
 }
 
+// A record says all by itself.
+Status check_options_of_record(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    const std::string name = option->get_name();
+    if (option->count() == 0 || !name.starts_with("--") || name == "--json" || name == "--quiet") {
+      continue;
+    }
+    return invalid(format_text("{} is for traces: a record has its options in it", name));
+  }
+  return {};
+}
+
+Result<ExitCode> replay_of_record(const ReplayArguments& arguments, Console& console) {
+  ReplayArguments json_alone;
+  json_alone.trace = arguments.trace;
+  json_alone.json = arguments.json;
+  KVBM_ASSIGN_OR_RETURN(Outputs outputs, open_outputs(json_alone));
+  if (outputs.json && is_record_path(outputs.json->target())) {
+    return invalid(format_text("--json would replace the record {}: name another file",
+                               arguments.json.native()));
+  }
+  KVBM_ASSIGN_OR_RETURN(const RecordReport report,
+                        replay_record(arguments.trace, console.log(), &interrupted()));
+  if (outputs.json) {
+    KVBM_TRY(outputs.json->append(record_json(report)));
+    KVBM_TRY(outputs.json->commit());
+  }
+  if (!arguments.quiet) console.print(record_table(report, console.style()));
+  if (report.difference.empty()) return ExitCode::kSuccess;
+  console.complain("the replay differs from the record in " + report.difference);
+  return ExitCode::kMismatch;
+}
+
 void add_tier(CLI::App& app, const std::string& tier, TierArguments& arguments, CountRange range,
               const std::string& help) {
   range.high = kMaxTierBlocks;
@@ -216,14 +251,20 @@ CLI::Option* add_path(CLI::App& app, const std::string& name, std::filesystem::p
 
 Command add_replay_command(CLI::App& program, Console& console) {
   CLI::App* app = add_subcommand(program, "replay",
-                                 "Plays a trace through the tiers and reports what came of it");
+                                 "Plays a trace or a flight record, and reports what came of it");
   app->footer(
       "This command line alone describes a replay: KVBM_* variables and configuration files do\n"
-      "not change it.\n\n" +
+      "not change it.\n\n"
+      "A flight record (a file, or the folder that DYN_KVBM_ENABLE_RECORD made) is played into a\n"
+      "leader with the options of the record, and every outcome is compared with the recorded\n"
+      "one. Of the options --json and --quiet go with it. The exit status is 1 if one "
+      "differs.\n\n" +
       app->get_footer());
   auto arguments = std::make_shared<ReplayArguments>();
   ReplayOptions& options = arguments->options;
-  app->add_option("trace", arguments->trace, "The trace to play")->required()->type_name("FILE");
+  app->add_option("trace", arguments->trace, "The trace to play, or a flight record")
+      ->required()
+      ->type_name("FILE");
   add_tier(*app, "g1", arguments->g1, {.low = 1},
            format_text("Blocks of device memory [{}]", options.g1_blocks));
   add_tier(*app, "g2", arguments->g2, {}, "Blocks of host memory; 0 leaves the tier out [0]");
@@ -249,7 +290,11 @@ Command add_replay_command(CLI::App& program, Console& console) {
            "FILE");
   add_count(*app, "--seed", options.seed, "Decides what the blocks hold");
   app->add_flag("--quiet", arguments->quiet, "Show no progress, no table and no plot");
-  return {app, [arguments, &console] { return replay(*arguments, console); }};
+  return {app, [app, arguments, &console]() -> Result<ExitCode> {
+            if (!is_record_path(arguments->trace)) return replay(*arguments, console);
+            KVBM_TRY(check_options_of_record(*app));
+            return replay_of_record(*arguments, console);
+          }};
 }
 
 }  // namespace kvbm

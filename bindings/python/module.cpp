@@ -76,7 +76,7 @@ struct Leader {
     if (!leader) raise(Error(ErrorCode::kUnavailable, "the leader was stopped"));
     return *leader;
   }
-  ConnectorLeader& requests() { return running().requests(); }
+  SchedulerHalf& requests() { return running().requests(); }
   void stop() {
     {
       const nb::gil_scoped_release released;
@@ -100,7 +100,8 @@ std::unique_ptr<Leader> make_leader(
     const std::string& scheme, uint32_t block_tokens, const std::vector<uint32_t>& window_blocks,
     const std::string& load_mode, uint64_t host_bytes, uint64_t disk_bytes, uint32_t host_blocks,
     uint32_t disk_blocks, bool disk_filter, uint32_t min_priority, uint64_t weights_epoch,
-    double timeout_seconds, size_t max_events, std::optional<uint16_t> metrics_port) {
+    double timeout_seconds, size_t max_events, std::optional<uint16_t> metrics_port,
+    const std::string& record_directory) {
   if (endpoint.empty() == (nb::len(workers) == 0)) {
     raise(Error(ErrorCode::kInvalidArgument,
                 "a leader has either workers of this process or an endpoint to which they come"));
@@ -141,6 +142,7 @@ std::unique_ptr<Leader> make_leader(
   options.timeout = timeout_of(timeout_seconds);
   options.max_events = max_events;
   options.metrics_port = metrics_port;
+  options.record_directory = record_directory;
   const RemoteWorkers remote = {.endpoint = endpoint,
                                 .num_ranks = num_ranks,
                                 .secret = secret,
@@ -296,10 +298,11 @@ NB_MODULE(_core, module) {
                   "window_blocks"_a, "load_mode"_a = "auto", "host_bytes"_a = 0, "disk_bytes"_a = 0,
                   "host_blocks"_a = 0, "disk_blocks"_a = 0, "disk_filter"_a = false,
                   "min_priority"_a = 0, "weights_epoch"_a = 0, "timeout_seconds"_a = 30.0,
-                  "max_events"_a = 0, "metrics_port"_a = nb::none(),
+                  "max_events"_a = 0, "metrics_port"_a = nb::none(), "record_directory"_a = "",
                   "workers: of this process, by rank. Or endpoint, to which num_ranks workers of "
                   "other processes come (KvbmWorker.connect), and for how long to wait for them. "
-                  "metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any.")
+                  "metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any. "
+                  "record_directory: where a folder with a flight record is made; '': none.")
       .def("num_identities",
            [](Leader& leader, const std::string& request) {
              return leader.requests().num_identities(request);
@@ -391,6 +394,7 @@ NB_MODULE(_core, module) {
         values["disk_blocks"] = found.disk_blocks;
         values["disk_filter"] = found.disk_filter;
         values["min_priority"] = found.min_priority;
+        values["record_directory"] = found.record ? found.disk_directory : std::string();
         values["disk_directory"] = found.disk_directory;
         values["disk_direct_io"] = found.disk_direct_io;
         values["disk_zero_fill"] = found.disk_zero_fill;

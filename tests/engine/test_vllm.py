@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real vLLM with kvbm gives token by token what it gives without."""
 
+import json
 import pathlib
+import subprocess
 import tempfile
 
 import pytest
 from conftest import run_engine
+
+PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "build" / "python" / "apps" / "kvbm" / "kvbm"
 
 HOST = {"DYN_KVBM_CPU_CACHE_GB": "0.2"}
 LITTLE_HOST = {"DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS": "24"}
@@ -66,6 +70,23 @@ def test_the_disk_filter_writes_what_was_seen_twice(plain, tmp_path):
     first, second, third = (played["cached_tokens"] for played in report["rounds"])
     assert third > second > first
     assert moved(report, "g3_to_g2") + moved(report, "g3_to_g1") > 0
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_a_flight_record_is_played_to_equal_outcomes(plain, tmp_path, hybrid):
+    variables = {**LITTLE_HOST, "DYN_KVBM_DISK_CACHE_GB": "1", "DYN_KVBM_DISK_CACHE_DIR": str(tmp_path)}
+    variables |= {"DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER": "true", "DYN_KVBM_ENABLE_RECORD": "true"}
+    report = run_engine(variables, hybrid=hybrid, rounds=3)
+    check(report, plain.outputs(hybrid=hybrid))
+    (record,) = tmp_path.glob("kvbm-record-*")
+    assert f"every call is recorded: kvbm replay {record}" in report["stderr"]
+    replay = subprocess.run([PROGRAM, "replay", record, "--json", tmp_path / "report"], capture_output=True, text=True)
+    assert replay.returncode == 0, replay.stdout + replay.stderr
+    played = json.loads((tmp_path / "report").read_text())
+    assert played["compared_calls"] == played["calls"] > 0
+    assert played["recorded"] == played["replayed"]
+    for route in ("g1_to_g2", "g2_to_g1", "g2_to_g3", "g3_to_g2"):
+        assert played["recorded"]["counts"][route] == sum(moved(report, route, i) for i in range(3)) > 0
 
 
 def test_disk_alone(plain, tmp_path):

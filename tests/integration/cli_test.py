@@ -902,6 +902,58 @@ class ReplayTest(CliTest):
         self.assertNotIn("\r", run.stderr)
 
 
+class RecordTest(CliTest):
+    """A flight record in place of a trace."""
+
+    def setUp(self):
+        super().setUp()
+        self.record = self.folder / "record"
+        subprocess.run([os.environ["KVBM_RECORD_CORPUS"], self.record], check=True, timeout=TIMEOUT_SECONDS)
+        self.first, self.second = self.record / "record-00000000.kvbr", self.record / "record-00000001.kvbr"
+
+    def test_a_record_is_played_to_equal_outcomes(self):
+        path = self.folder / "report.json"
+        out = self.assert_succeeds(kvbm("replay", self.record, "--json", path))
+        self.assertRegex(out, r"(?m)^  files +2$")
+        self.assertRegex(out, r"(?m)^  steps +(\d+) +\1$")
+        self.assertTrue(out.endswith("\n  equal\n"), out)
+        report = json.loads(path.read_text())
+        self.assertEqual((report["format"], report["version"]), ("kvbm-record-report", 1))
+        self.assertEqual(report["recorded"], report["replayed"])
+        self.assertGreater(report["recorded"]["offered_tokens"], 0)
+        self.assertEqual(self.assert_succeeds(kvbm("replay", "--quiet", self.first)), "")
+
+    def test_without_its_beginning_it_is_played_cold(self):
+        out = self.assert_succeeds(kvbm("replay", self.second))
+        self.assertIn("not compared", out)
+        self.assertIn("played cold: nothing was compared", out)
+
+    def test_a_crash_costs_the_last_call(self):
+        self.second.unlink()
+        os.truncate(self.first, self.first.stat().st_size - 3)
+        out = self.assert_succeeds(kvbm("replay", self.record))
+        self.assertRegex(out, r"(?m)^  cut off +\d+ bytes")
+
+    def test_calls_that_are_missing_are_told(self):
+        shutil.copy(self.record / "damaged", self.first)
+        out = self.assert_succeeds(kvbm("replay", self.record))
+        self.assertRegex(out, r"(?m)^  missing +\d+ calls")
+        self.assertIn("equal up to the first missing call", out)
+
+    def test_what_cannot_be_read_is_refused(self):
+        self.assert_fails(kvbm("replay", self.record / "newer_version"), "version 2")
+
+    def test_options_of_traces_are_refused(self):
+        for option in (["--g2-blocks", "4"], ["--ranks", "2"], ["--no-bytes"], ["--metrics", self.folder / "m"]):
+            self.assert_fails(kvbm("replay", self.record, *option), f"{option[0]} is for traces")
+
+    def test_the_report_does_not_replace_the_record(self):
+        before = self.first.read_bytes()
+        for record in (self.first, self.record):
+            self.assert_fails(kvbm("replay", record, "--json", self.first), "name another file")
+        self.assertEqual(self.first.read_bytes(), before)
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)

@@ -116,6 +116,28 @@ def test_metrics_are_served_where_it_is_asked_for():
     engine.worker.stop()
 
 
+def test_a_record_is_a_folder_of_this_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYN_KVBM_DISK_CACHE_DIR", str(tmp_path))
+    assert dynamo_variables()["record_directory"] == ""
+    monkeypatch.setenv("DYN_KVBM_ENABLE_RECORD", "true")
+    assert dynamo_variables()["record_directory"] == str(tmp_path)
+    for _ in range(2):  # each leader has a record of its own
+        engine = Engine(host_blocks=8, record_directory=str(tmp_path))
+        engine.leader.extend("a", [bytes(32)])
+        engine.step("a", [0], 0, 4)
+        assert not engine.leader.finished("a")
+        assert engine.leader.statistics()["kvbm_recorded_calls_total"] == 4
+        engine.worker.stop()
+    folders = list(tmp_path.iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert [file.name for file in folder.iterdir()] == ["record-00000000.kvbr"]
+    with pytest.raises(kvbm.Error, match="No such file") as caught:
+        Engine(host_blocks=8, record_directory=str(tmp_path / "none"))
+    assert caught.value.code == "not_found"
+
+
 def test_a_step_that_is_no_step_is_refused():
     engine = Engine(host_blocks=8)
     with pytest.raises(kvbm.Error) as caught:

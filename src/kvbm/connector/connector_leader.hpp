@@ -24,6 +24,7 @@
 #include "kvbm/connector/circuit_breaker.hpp"
 #include "kvbm/connector/connector_metrics.hpp"
 #include "kvbm/connector/connector_step.hpp"
+#include "kvbm/connector/scheduler_half.hpp"
 
 namespace kvbm {
 
@@ -43,22 +44,6 @@ struct ConnectorLeaderOptions {
   CircuitBreakerOptions breaker = {};  ///< after so many failed loads in a row nothing is offered
 };
 
-/// What the tiers have of a request beyond the engine's own prefix hit.
-struct ExternalMatch {
-  uint32_t num_tokens = 0;     ///< whole blocks
-  bool between_steps = false;  ///< the load runs while the engine computes others
-};
-
-/// What the engine's scheduler has decided for a request in one step.
-struct ScheduledRequest {
-  std::string_view request;
-  /// By group: those that were allocated since the request was scheduled last, or all of them.
-  std::vector<std::vector<BlockId>> blocks;
-  bool replaces_blocks = false;       ///< new, or resumed after a preemption: `blocks` are all
-  uint32_t num_computed_tokens = 0;   ///< before the step
-  uint32_t num_scheduled_tokens = 0;  ///< computed in the step, drafts included
-};
-
 /// Follows the engine's requests from their first look-up to their end, decides with the leader
 /// what is loaded and stored, and packs it into the engine's own steps. Engine-neutral: an engine
 /// face translates its calls.
@@ -74,49 +59,55 @@ struct ScheduledRequest {
 /// Ownership: borrows cluster, clock, metrics and log, which outlive it. The cluster keeps
 /// operations on the engine's place for steps. Threads: one thread at a time, the engine's
 /// scheduler.
-class ConnectorLeader {
+class ConnectorLeader final : public SchedulerHalf {
  public:
   /// Errors: kInvalidArgument (no group, no tokens in a block).
   [[nodiscard]] static Result<std::unique_ptr<ConnectorLeader>> create(
       ConnectorLeaderOptions options, Cluster& cluster, const Clock& clock,
       MetricsRegistry& metrics, LogSink& log);
-  ~ConnectorLeader();
+  ~ConnectorLeader() override;
   ConnectorLeader(const ConnectorLeader&) = delete;
   ConnectorLeader& operator=(const ConnectorLeader&) = delete;
 
   /// Identities of a request's full blocks that are known: what extend() goes on from.
-  [[nodiscard]] uint32_t num_identities(std::string_view request) const;
+  [[nodiscard]] uint32_t num_identities(std::string_view request) const override;
   /// The next full blocks of a request, whose tokens are all accepted. Their priority is how much
   /// they are worth keeping, 0 to 100; without one they are worth it.
   void extend(std::string_view request, std::span<const Identity> identities,
-              std::optional<uint32_t> priority = std::nullopt);
+              std::optional<uint32_t> priority = std::nullopt) override;
 
   /// What can be loaded beyond `num_computed_tokens`, for a request of `num_tokens` tokens. Pins
   /// it until allocated(), the next match() or the end of the request; may be asked again.
   [[nodiscard]] ExternalMatch match(std::string_view request, uint32_t num_computed_tokens,
-                                    uint32_t num_tokens);
+                                    uint32_t num_tokens) override;
 
   /// The engine has blocks for the request, and loads `num_external_tokens` of the match into them
   /// (0: nothing). `blocks` by group, all of the request. Contract: what match() offered last.
   Status allocated(std::string_view request, const std::vector<std::vector<BlockId>>& blocks,
-                   uint32_t num_external_tokens);
+                   uint32_t num_external_tokens) override;
 
   /// Ends the engine's scheduling of one step: the bytes of a ConnectorStep for every rank.
-  [[nodiscard]] std::vector<std::byte> build_step(std::span<const ScheduledRequest> scheduled);
+  [[nodiscard]] std::vector<std::byte> build_step(
+      std::span<const ScheduledRequest> scheduled) override;
 
   /// The request has ended or was aborted: its slot goes. True if a load still writes to its
   /// blocks: they have to stay until its EndedLoad has come with a step.
-  [[nodiscard]] bool finished(std::string_view request);
+  [[nodiscard]] bool finished(std::string_view request) override;
+
+  /// Takes in what has ended between steps.
+  void poll() override { cluster_.exchange(); }
+  /// Waits until nothing is copied that needs no step of the engine. Errors: kTimeout.
+  Status wait_idle(TimePoint deadline) override { return cluster_.wait_idle(deadline); }
 
   /// Empties the tiers: nothing that was stored, offered or computed before is offered or stored
   /// afterwards. Loads that the engine has taken run on. What a request has computed so far is not
   /// stored; it begins anew with its next match().
-  void reset();
+  void reset() override;
 
   /// Requests that have not ended.
-  [[nodiscard]] size_t num_requests() const noexcept { return slots_.size(); }
+  [[nodiscard]] size_t num_requests() const noexcept override { return slots_.size(); }
   /// Loads whose EndedLoad has not been sent.
-  [[nodiscard]] size_t num_open_loads() const noexcept { return loads_.size(); }
+  [[nodiscard]] size_t num_open_loads() const noexcept override { return loads_.size(); }
 
  private:
   struct Slot;

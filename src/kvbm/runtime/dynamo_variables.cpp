@@ -152,6 +152,8 @@ Result<DynamoVariables> read_dynamo_variables(const std::vector<EnvironmentVaria
       if (!parse_all(variable.value, found.min_priority) || found.min_priority > 100) {
         return wrong(variable, "an integer from 0 to 100");
       }
+    } else if (name == "DYN_KVBM_ENABLE_RECORD") {
+      KVBM_TRY(read_switch(variable, found.record));
     } else if (name == "DYN_KVBM_METRICS") {
       KVBM_TRY(read_switch(variable, has_metrics));
     } else if (name == "DYN_KVBM_METRICS_PORT") {

@@ -29,6 +29,7 @@ struct DynamoVariables {
   bool disk_filter = true;               ///< not DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER
   /// DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY, 0 to 100
   uint32_t min_priority = 0;
+  bool record = false;  ///< DYN_KVBM_ENABLE_RECORD
   /// DYN_KVBM_METRICS_PORT, if DYN_KVBM_METRICS is true
   std::optional<uint16_t> metrics_port;
   Duration init_timeout = std::chrono::seconds(120);  ///< kInitTimeoutVariable

@@ -38,14 +38,16 @@ TEST(DynamoVariables, SwitchesSayWhatTheySay) {
        {std::pair("true", true), {"1", true}, {"false", false}, {"0", false}}) {
     const auto found = read_dynamo_variables({{"DYN_KVBM_DISK_ZEROFILL_FALLBACK", text},
                                               {"DYN_KVBM_DISK_DISABLE_O_DIRECT", text},
-                                              {"DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER", text}});
+                                              {"DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER", text},
+                                              {"DYN_KVBM_ENABLE_RECORD", text}});
     ASSERT_TRUE(found) << found.error();
     EXPECT_EQ(found->disk_zero_fill, value);
     EXPECT_EQ(found->disk_direct_io, !value);
     EXPECT_EQ(found->disk_filter, !value);
+    EXPECT_EQ(found->record, value);
   }
   for (const char* name : {"DYN_KVBM_DISK_ZEROFILL_FALLBACK", "DYN_KVBM_DISK_DISABLE_O_DIRECT",
-                           "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER"}) {
+                           "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER", "DYN_KVBM_ENABLE_RECORD"}) {
     const auto found = read_dynamo_variables({{name, "maybe"}});
     ASSERT_FALSE(found);
     EXPECT_EQ(found.error().code(), ErrorCode::kInvalidArgument);

@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/runtime/kvbm_leader.hpp"
 
+#include <unistd.h>
+
+#include <filesystem>
 #include <utility>
+
+#include <fmt/chrono.h>
 
 #include "kvbm/base/text.hpp"
 #include "kvbm/base/thread_executor.hpp"
 #include "kvbm/blocks/eviction_policy.hpp"
 #include "kvbm/cluster/cluster.hpp"
 #include "kvbm/cluster/inproc_channel.hpp"
+#include "kvbm/connector/record_writer.hpp"
+#include "kvbm/connector/recording_leader.hpp"
 #include "kvbm/events/event_sink.hpp"
 #include "kvbm/events/recording_sink.hpp"
 #include "kvbm/layout/slot_format.hpp"
@@ -29,8 +36,13 @@ struct KvbmLeader::Impl {
   Counter& dropped_events = metrics.counter(
       {"kvbm_events_dropped_total", "Block events lost because nobody took them in time.", "", {}});
   std::unique_ptr<Channel> channel;
+  // What is in front of clock, channel and requests for a flight record; none without one.
+  std::unique_ptr<HeldClock> held_clock;
+  std::unique_ptr<RecordingChannel> recording_channel;
   std::unique_ptr<Cluster> cluster;
   std::unique_ptr<ConnectorLeader> requests;
+  std::unique_ptr<RecordWriter> writer;
+  std::unique_ptr<RecordingLeader> recording;
   uint32_t host_blocks = 0;
   uint32_t disk_blocks = 0;
   std::unique_ptr<MetricsEndpoint> endpoint;  // reads what is above
@@ -65,6 +77,15 @@ std::unique_ptr<MetricsEndpoint> serve_metrics(Executor& executor, uint16_t port
                    "DYN_KVBM_METRICS=false asks for none)",
                    started.error().describe());
   return nullptr;
+}
+
+/// A folder that no other run has.
+std::filesystem::path record_folder(const std::string& directory, WallTime now) {
+  const auto seconds = std::chrono::time_point_cast<std::chrono::seconds>(
+      std::chrono::time_point_cast<std::chrono::system_clock::duration>(now));
+  return std::filesystem::path(directory) /
+         fmt::format("kvbm-record-{}-{:%Y%m%dT%H%M%S}.{:09}", ::getpid(), seconds,
+                     now.time_since_epoch().count() % 1'000'000'000);
 }
 
 }  // namespace
@@ -160,25 +181,47 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::build(std::unique_ptr<Impl> impl
   EventSink& events = impl->events ? static_cast<EventSink&>(*impl->events)
                                    : static_cast<EventSink&>(impl->no_events);
   KVBM_ASSIGN_OR_RETURN(const PolicyKind policy, parse_policy(options.policy));
+  const TierManagerOptions tier_options{.groups = groups,
+                                        .places = places,
+                                        .num_ranks = static_cast<uint32_t>(num_ranks),
+                                        .policy = policy,
+                                        .timeout = options.timeout,
+                                        .disk_filter = options.disk_filter,
+                                        .worker = WorkerId{0}};
+  const ConnectorLeaderOptions request_options{.groups = groups,
+                                               .ns = options.ns.id(),
+                                               .block_tokens = options.block_tokens,
+                                               .load_mode = options.load_mode,
+                                               .min_priority = options.min_priority};
+  const bool records = !options.record_directory.empty();
+  if (records) {
+    impl->held_clock = std::make_unique<HeldClock>(impl->executor.clock());
+    impl->recording_channel = std::make_unique<RecordingChannel>(*impl->channel, *impl->held_clock);
+  }
+  const Clock& clock = records ? *impl->held_clock : impl->executor.clock();
+  Channel& channel = records ? *impl->recording_channel : *impl->channel;
   KVBM_ASSIGN_OR_RETURN(auto tiers,
-                        TierManager::create({.groups = groups,
-                                             .places = places,
-                                             .num_ranks = static_cast<uint32_t>(num_ranks),
-                                             .policy = policy,
-                                             .timeout = options.timeout,
-                                             .disk_filter = options.disk_filter,
-                                             .worker = WorkerId{0}},
-                                            impl->executor.clock(), events, impl->metrics, log));
-  impl->cluster = std::make_unique<Cluster>(std::move(tiers), *impl->channel,
-                                            impl->executor.clock(), EngineOperations::kBySteps);
-  KVBM_ASSIGN_OR_RETURN(
-      impl->requests,
-      ConnectorLeader::create({.groups = groups,
-                               .ns = options.ns.id(),
-                               .block_tokens = options.block_tokens,
-                               .load_mode = options.load_mode,
-                               .min_priority = options.min_priority},
-                              *impl->cluster, impl->executor.clock(), impl->metrics, log));
+                        TierManager::create(tier_options, clock, events, impl->metrics, log));
+  impl->cluster =
+      std::make_unique<Cluster>(std::move(tiers), channel, clock, EngineOperations::kBySteps);
+  KVBM_ASSIGN_OR_RETURN(impl->requests, ConnectorLeader::create(request_options, *impl->cluster,
+                                                                clock, impl->metrics, log));
+  if (records) {
+    const WallTime now = clock.wall_time();
+    const std::filesystem::path folder = record_folder(options.record_directory, now);
+    RecordHeader header;
+    header.run = static_cast<uint64_t>(now.time_since_epoch().count());
+    header.started = now;
+    header.connector = request_options;
+    header.tiers = tier_options;
+    KVBM_ASSIGN_OR_RETURN(impl->writer, RecordWriter::create({.folder = folder}, std::move(header),
+                                                             impl->executor, impl->metrics, log));
+    impl->recording = std::make_unique<RecordingLeader>(
+        *impl->requests, *impl->recording_channel, *impl->held_clock,
+        impl->cluster->leader().metrics(), *impl->writer);
+    // A warning: it takes disk, and nobody leaves it on.
+    KVBM_LOG_WARNING(log, "connector", "every call is recorded: kvbm replay {}", folder.native());
+  }
   if (options.metrics_port) {
     link.registries.insert(link.registries.begin(), &impl->metrics);
     impl->endpoint =
@@ -190,7 +233,10 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::build(std::unique_ptr<Impl> impl
 KvbmLeader::KvbmLeader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 KvbmLeader::~KvbmLeader() = default;
 
-ConnectorLeader& KvbmLeader::requests() noexcept { return *impl_->requests; }
+SchedulerHalf& KvbmLeader::requests() noexcept {
+  if (impl_->recording) return *impl_->recording;
+  return *impl_->requests;
+}
 uint32_t KvbmLeader::num_host_blocks() const noexcept { return impl_->host_blocks; }
 uint32_t KvbmLeader::num_disk_blocks() const noexcept { return impl_->disk_blocks; }
 uint64_t KvbmLeader::resident_blocks(TierId tier) const {
@@ -209,7 +255,7 @@ std::vector<KvEvent> KvbmLeader::take_events() {
 std::optional<uint16_t> KvbmLeader::metrics_port() const noexcept {
   return impl_->endpoint ? std::optional(impl_->endpoint->port()) : std::nullopt;
 }
-void KvbmLeader::poll() { impl_->cluster->exchange(); }
-Status KvbmLeader::wait_idle(TimePoint deadline) { return impl_->cluster->wait_idle(deadline); }
+void KvbmLeader::poll() { requests().poll(); }
+Status KvbmLeader::wait_idle(TimePoint deadline) { return requests().wait_idle(deadline); }
 
 }  // namespace kvbm

@@ -41,6 +41,7 @@ struct KvbmLeaderOptions {
   uint32_t min_priority = 0;  ///< see ConnectorLeaderOptions
   /// Where http://…:port/metrics is served; 0: any free port. If that fails a warning says so.
   std::optional<uint16_t> metrics_port;
+  std::string record_directory;                ///< a flight record goes there; empty: none
   Duration timeout{std::chrono::seconds(30)};  ///< of a load, and of a copy that waits to start
   size_t max_events = 0;  ///< block events that are kept for take_events(); 0: none
 };
@@ -63,7 +64,7 @@ struct RemoteWorkers {
 class KvbmLeader {
  public:
   /// Makes the tiers' places on every worker. Errors: kInvalidArgument (no worker, workers that
-  /// differ, no tier), those of Worker::provide.
+  /// differ, no tier), those of Worker::provide and of RecordWriter::create.
   [[nodiscard]] static Result<std::unique_ptr<KvbmLeader>> create(
       const KvbmLeaderOptions& options, std::span<KvbmWorker* const> workers, LogSink& log);
   /// The same on workers of other processes, which it waits for. Errors: also kTimeout (names the
@@ -76,7 +77,7 @@ class KvbmLeader {
   KvbmLeader(const KvbmLeader&) = delete;
   KvbmLeader& operator=(const KvbmLeader&) = delete;
 
-  [[nodiscard]] ConnectorLeader& requests() noexcept;
+  [[nodiscard]] SchedulerHalf& requests() noexcept;
   [[nodiscard]] uint32_t num_host_blocks() const noexcept;
   [[nodiscard]] uint32_t num_disk_blocks() const noexcept;
   /// Blocks that can be found below the engine, over all groups.
