@@ -21,7 +21,7 @@
 #include "kvbm/runtime/config_schema.hpp"
 #include "kvbm/runtime/dynamo_variables.hpp"
 #include "kvbm/runtime/internal/rank_link.hpp"
-#include "kvbm/runtime/kv_block_manager_config.hpp"
+#include "kvbm/runtime/internal/tier_size.hpp"
 #include "kvbm/runtime/metrics_endpoint.hpp"
 
 namespace kvbm {
@@ -52,18 +52,6 @@ namespace {
 
 tl::unexpected<Error> invalid(std::string message) {
   return make_error(ErrorCode::kInvalidArgument, std::move(message));
-}
-
-Result<uint32_t> blocks_of(uint32_t blocks, uint64_t bytes, uint64_t position_bytes) {
-  if (blocks > 0 || bytes == 0) return blocks;
-  const uint64_t fit = bytes / position_bytes;
-  if (fit == 0 || fit > kMaxTierBlocks) {
-    return invalid(
-        format_text("a tier of {} bytes has {} blocks of {} bytes over all groups and "
-                    "ranks; allowed are 1 to {}",
-                    bytes, fit, position_bytes, kMaxTierBlocks));
-  }
-  return static_cast<uint32_t>(fit);
 }
 
 /// An engine does not fail because nobody can look at it.
@@ -151,10 +139,10 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::build(std::unique_ptr<Impl> impl
     host_bytes += place.rank_block_bytes * num_ranks;
     disk_bytes += slot.slot_bytes * num_ranks;
   }
-  KVBM_ASSIGN_OR_RETURN(impl->host_blocks,
-                        blocks_of(options.host_blocks, options.host_bytes, host_bytes));
-  KVBM_ASSIGN_OR_RETURN(impl->disk_blocks,
-                        blocks_of(options.disk_blocks, options.disk_bytes, disk_bytes));
+  KVBM_ASSIGN_OR_RETURN(impl->host_blocks, internal::tier_blocks("host memory", options.host_blocks,
+                                                                 options.host_bytes, host_bytes));
+  KVBM_ASSIGN_OR_RETURN(impl->disk_blocks, internal::tier_blocks("the disk", options.disk_blocks,
+                                                                 options.disk_bytes, disk_bytes));
   if (impl->host_blocks == 0 && impl->disk_blocks == 0) {
     return invalid("there is nowhere to keep blocks: give host memory or disk space");
   }

@@ -13,7 +13,7 @@
 #include "kvbm/connector/connector_step.hpp"
 #include "kvbm/events/event_sink.hpp"
 #include "kvbm/layout/slot_format.hpp"
-#include "kvbm/runtime/kv_block_manager_config.hpp"
+#include "kvbm/runtime/internal/tier_size.hpp"
 #include "kvbm/runtime/kvbm_worker.hpp"
 
 namespace kvbm {
@@ -31,19 +31,12 @@ tl::unexpected<Error> invalid(std::string message) {
 }
 
 Result<uint32_t> disk_blocks_of(const SecondaryTierOptions& options) {
-  if (options.disk_blocks > kMaxTierBlocks) {
-    return invalid(
-        format_text("disk_blocks is {}; the most is {}", options.disk_blocks, kMaxTierBlocks));
-  }
-  if (options.disk_blocks > 0) return options.disk_blocks;
-  if (options.disk_bytes == 0) return invalid("a secondary tier needs disk space: none is given");
   KVBM_ASSIGN_OR_RETURN(const SlotGeometry slot, slot_geometry(options.chunk_bytes, kDirectSlots));
-  const uint64_t fit = options.disk_bytes / slot.slot_bytes;
-  if (fit == 0 || fit > kMaxTierBlocks) {
-    return invalid(format_text("a disk of {} bytes has {} chunks of {} bytes; allowed are 1 to {}",
-                               options.disk_bytes, fit, slot.slot_bytes, kMaxTierBlocks));
-  }
-  return static_cast<uint32_t>(fit);
+  KVBM_ASSIGN_OR_RETURN(
+      const uint32_t blocks,
+      internal::tier_blocks("the disk", options.disk_blocks, options.disk_bytes, slot.slot_bytes));
+  if (blocks == 0) return invalid("a secondary tier needs disk space: none is given");
+  return blocks;
 }
 
 }  // namespace
