@@ -19,10 +19,11 @@ std::string series_name(const MetricInfo& info) {
 }
 
 nb::tuple MetricsReader::take() {
+  const MetricsRegistry& registry = find_();
   counters_ = nb::dict();
   gauges_ = nb::dict();
   at_ = 0;
-  registry_.visit(*this);
+  registry.visit(*this);
   return nb::make_tuple(std::exchange(counters_, nb::dict()), std::exchange(gauges_, nb::dict()));
 }
 

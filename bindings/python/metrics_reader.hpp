@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -17,10 +19,15 @@ namespace kvbm {
 [[nodiscard]] std::string series_name(const MetricInfo& info);
 
 /// Cost: one look at each series, and a string for each that has changed.
-/// Ownership: borrows the registry. Threads: with the GIL.
+/// Ownership: borrows the registry, which it asks for each time: a leader's goes when it is
+/// stopped. Threads: with the GIL.
 class MetricsReader final : public StatisticsVisitor {
  public:
-  explicit MetricsReader(const MetricsRegistry& registry) : registry_(registry) {}
+  /// Always the same registry, or raises.
+  using Find = std::function<const MetricsRegistry&()>;
+
+  /// Raises what `find` raises, here and below.
+  explicit MetricsReader(Find find) : find_(std::move(find)) { (void)find_(); }
 
   /// (by how much counters have grown, gauges that have another value), by series_name. Histograms
   /// are left out. The first time everything that is not zero.
@@ -39,7 +46,7 @@ class MetricsReader final : public StatisticsVisitor {
   template <class T>
   T& seen(const MetricInfo& info);
 
-  const MetricsRegistry& registry_;
+  const Find find_;
   std::vector<Seen> seen_;  // in the order of visits
   size_t at_ = 0;
   nanobind::dict counters_;

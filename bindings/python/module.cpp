@@ -370,18 +370,20 @@ NB_MODULE(_core, module) {
       .def(
           "__init__",
           [](MetricsReader* self, Leader& leader) {
-            new (self) MetricsReader(leader.leader->metrics());
+            new (self) MetricsReader(
+                [&leader]() -> const MetricsRegistry& { return leader.running().metrics(); });
           },
           nb::keep_alive<1, 2>(), "leader"_a)
       .def(
           "__init__",
           [](MetricsReader* self, KvbmWorker& worker) {
-            new (self) MetricsReader(worker.metrics());
+            new (self)
+                MetricsReader([&worker]() -> const MetricsRegistry& { return worker.metrics(); });
           },
           nb::keep_alive<1, 2>(), "worker"_a)
       .def("take", &MetricsReader::take,
            "(growth of counters, gauges), by name and labels, of what has changed since the last "
-           "call.");
+           "call. Raises kvbm.UnavailableError once the leader was stopped.");
 
   module.def(
       "dynamo_variables",

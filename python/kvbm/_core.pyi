@@ -419,7 +419,7 @@ class MetricsReader:
 
     def take(self) -> tuple:
         """
-        (growth of counters, gauges), by name and labels, of what has changed since the last call.
+        (growth of counters, gauges), by name and labels, of what has changed since the last call. Raises kvbm.UnavailableError once the leader was stopped.
         """
 
 def dynamo_variables() -> dict:

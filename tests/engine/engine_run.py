@@ -134,6 +134,14 @@ def leader_of(llm, options: Options):
     return llm.llm_engine.engine_core.engine_core.scheduler.connector._leader.native
 
 
+def show_last_statistics(llm):
+    """What was counted after the last look at it is shown with a later step: one that neither stores nor loads."""
+    from vllm import SamplingParams
+
+    time.sleep(0.2)
+    llm.generate([{"prompt_token_ids": [5]}], SamplingParams(temperature=0, max_tokens=2), use_tqdm=False)
+
+
 def tier_of(llm, options: Options):
     """kvbm below vLLM's own tiering, or None."""
     if not options.native_pool_bytes:
@@ -247,6 +255,7 @@ def main():
         played["statistics"] = {name: value - before.get(name, 0) for name, value in after.items()}
         rounds.append(played)
     limit_files(-1)
+    show_last_statistics(llm)
     report = {"rounds": rounds, "preemptions": counted_by_engine(llm, "vllm:num_preemptions")}
     report["events"] = [[type(event).__name__, msgspec.to_builtins(event)] for event in published]
     report["vllm_metrics"] = {}

@@ -104,6 +104,17 @@ def test_changes_are_told_once():
     engine.worker.stop()
 
 
+def test_what_a_stopped_leader_has_counted_is_gone():
+    engine = Engine(host_blocks=8)
+    reader = MetricsReader(engine.leader)
+    engine.leader.stop()
+    with pytest.raises(kvbm.UnavailableError):
+        reader.take()
+    with pytest.raises(kvbm.UnavailableError):
+        MetricsReader(engine.leader)
+    engine.worker.stop()
+
+
 def test_metrics_are_served_where_it_is_asked_for():
     assert Engine(host_blocks=8).leader.metrics_port is None
     engine = Engine(host_blocks=8, metrics_port=0)

@@ -16,6 +16,9 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MOST_BYTES = 20_000_000
 
+# One build folder, so one process of pytest-xdist.
+pytestmark = pytest.mark.xdist_group("wheel")
+
 
 def run(*command, **options):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=1800, **options)

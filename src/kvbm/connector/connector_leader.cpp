@@ -99,15 +99,15 @@ ExternalMatch ConnectorLeader::match(std::string_view request, uint32_t num_comp
   slot.is_stale = false;
   if (num_tokens == 0 || num_computed_tokens % options_.block_tokens != 0) return {};
   cluster_.exchange();
-  if (!breaker_.allows(clock_.now())) {
-    metrics_.bypassed.add();
-    return {};
-  }
   const uint32_t computed = num_computed_tokens / options_.block_tokens;
   // The engine computes at least the last token.
   const auto most =
       std::min<size_t>((num_tokens - 1) / options_.block_tokens, slot.identities.size());
   if (computed >= most) return {};
+  if (!breaker_.allows(clock_.now())) {
+    metrics_.bypassed.add();
+    return {};
+  }
   std::vector<GroupKeys> keys;
   keys.reserve(options_.groups.size());
   for (size_t group = 0; group < options_.groups.size(); ++group) {

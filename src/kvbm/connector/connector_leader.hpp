@@ -101,7 +101,8 @@ class ConnectorLeader final : public SchedulerHalf {
 
   /// Empties the tiers: nothing that was stored, offered or computed before is offered or stored
   /// afterwards. Loads that the engine has taken run on. What a request has computed so far is not
-  /// stored; it begins anew with its next match().
+  /// stored; it begins anew with its next match(). Requires: the engine's own prefix cache is
+  /// empty; what it still gives to a request is taken for new.
   void reset() override;
 
   /// Requests that have not ended.

@@ -332,6 +332,7 @@ TEST_F(ConnectorTest, WhatKeepsFailingIsLeftAloneForAWhile) {
   fail_a_load("b");
   fail_a_load("c");
   EXPECT_THAT(metrics(), HasSubstr("\nkvbm_bypass_open 1\n"));
+  EXPECT_EQ(leader_->match("short", 0, 2).num_tokens, 0U);  // has nothing to look up
   extend("d", 1, 3);
   EXPECT_EQ(leader_->match("d", 0, 3 * kTokens + 1).num_tokens, 0U);
   EXPECT_THAT(metrics(), HasSubstr("\nkvbm_bypassed_lookups_total 1\n"));

@@ -2,6 +2,7 @@
 // KvbmLeader and KvbmWorker over a channel between processes.
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -210,6 +211,7 @@ TEST(RemoteWorkers, AKilledWorkerIsNamedAndItsBlocksAreGone) {
     const pid_t child = ::fork();
     ASSERT_GE(child, 0);
     if (child == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // whatever ends the test
       RecordingLogSink log;
       Rank of_rank(rank, log);
       if (!of_rank.worker->connect(endpoint, "")) ::_exit(1);
@@ -247,8 +249,7 @@ TEST(RemoteWorkers, AKilledWorkerIsNamedAndItsBlocksAreGone) {
                                   .num_computed_tokens = 0,
                                   .num_scheduled_tokens = 9};
     const auto step = decode_connector_step(leader.requests().build_step({&one, 1}));
-    ASSERT_TRUE(step);
-    EXPECT_TRUE(step->plan.stores.empty());
+    EXPECT_TRUE(step && step->plan.stores.empty());
     EXPECT_FALSE(leader.requests().finished("a"));
   }
   for (const pid_t child : children) {

@@ -36,10 +36,11 @@ struct SecondaryTierOptions {
 /// The end of a job.
 struct FinishedTierJob {
   uint64_t job = 0;
-  bool succeeded = false;         ///< everything that was asked for is where it should be
-  std::vector<uint32_t> arrived;  ///< of a load: the positions that are; sorted
-  uint64_t bytes = 0;             ///< moved
-  Duration time{0};               ///< since it was submitted
+  bool succeeded = false;  ///< everything that was asked for is where it should be
+  /// Of a load: the positions that are, up to the first whose copy failed; sorted.
+  std::vector<uint32_t> arrived;
+  uint64_t bytes = 0;  ///< moved
+  Duration time{0};    ///< since it was submitted
 
   friend bool operator==(const FinishedTierJob&, const FinishedTierJob&) = default;
 };

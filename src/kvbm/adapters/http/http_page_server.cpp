@@ -2,11 +2,15 @@
 #include "kvbm/adapters/http/http_page_server.hpp"
 
 #include <httplib.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <functional>
 #include <utility>
 
 #include "kvbm/base/latch.hpp"
@@ -15,23 +19,74 @@
 namespace kvbm {
 namespace {
 
-constexpr auto kPatience = std::chrono::seconds(2);  // with a slow client
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr size_t kMostRequestBytes = 16384;
+
+/// A client. httplib's own waits anew for each byte and takes lines without end; this one ends.
+class Connection final : public httplib::Stream {
+ public:
+  Connection(int socket, Duration patience)
+      : socket_(socket), deadline_(SteadyClock::now() + patience) {}
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+  ~Connection() override {
+    ::shutdown(socket_, SHUT_RDWR);
+    ::close(socket_);
+  }
+
+  [[nodiscard]] bool is_readable() const override { return wait_for(POLLIN); }
+  [[nodiscard]] bool is_writable() const override { return wait_for(POLLOUT); }
+  ssize_t read(char* to, size_t size) override {
+    if (left_ == 0 || !wait_for(POLLIN)) return -1;
+    const ssize_t got = ::recv(socket_, to, std::min(size, left_), 0);
+    if (got > 0) left_ -= static_cast<size_t>(got);
+    return got;
+  }
+  ssize_t write(const char* from, size_t size) override {
+    if (!wait_for(POLLOUT)) return -1;
+    // A client that has gone is an error of the write, not the end of the process.
+    const ssize_t sent = ::send(socket_, from, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return sent < 0 && errno == EAGAIN ? 0 : sent;
+  }
+  void get_remote_ip_and_port(std::string& /*ip*/, int& /*port*/) const override {}
+  void get_local_ip_and_port(std::string& /*ip*/, int& /*port*/) const override {}
+  [[nodiscard]] socket_t socket() const override { return socket_; }
+
+ private:
+  [[nodiscard]] bool wait_for(short what) const {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline_ - SteadyClock::now());
+    pollfd item{.fd = socket_, .events = what, .revents = 0};
+    return left.count() > 0 && ::poll(&item, 1, static_cast<int>(left.count())) > 0;
+  }
+
+  const int socket_;
+  const SteadyClock::time_point deadline_;
+  size_t left_ = kMostRequestBytes;
+};
+
+class PageServer final : public httplib::Server {
+ public:
+  explicit PageServer(Duration patience) : patience_(patience) {}
+
+ private:
+  bool process_and_close_socket(socket_t socket) override {
+    Connection client(socket, patience_);
+    bool is_closed = false;
+    // Who still waits when the server stops gets no answer.
+    return svr_sock_ != INVALID_SOCKET && process_request(client, true, is_closed, nullptr);
+  }
+
+  const Duration patience_;
+};
 
 /// httplib's server ignores SIGPIPE for the whole process when it is made: not ours to decide.
-std::unique_ptr<httplib::Server> make_server() {
+std::unique_ptr<httplib::Server> make_server(Duration patience) {
   struct sigaction before {};
   ::sigaction(SIGPIPE, nullptr, &before);
-  auto server = std::make_unique<httplib::Server>();
+  auto server = std::make_unique<PageServer>(patience);
   ::sigaction(SIGPIPE, &before, nullptr);
   return server;
-}
-
-/// A client that has gone is an error of the write, not the end of the process.
-void block_sigpipe() {
-  sigset_t pipe;
-  sigemptyset(&pipe);
-  sigaddset(&pipe, SIGPIPE);
-  ::pthread_sigmask(SIG_BLOCK, &pipe, nullptr);
 }
 
 /// Runs requests on a queue of kvbm's. Where it is full they run at once: further ones wait.
@@ -40,11 +95,7 @@ class Requests final : public httplib::TaskQueue {
   explicit Requests(kvbm::TaskQueue& queue) : queue_(queue) {}
 
   void enqueue(std::function<void()> request) override {
-    Task task([request] {
-      block_sigpipe();
-      request();
-    });
-    if (!queue_.try_post(std::move(task))) request();
+    if (!queue_.try_post(Task(request))) request();
   }
   void shutdown() override {}  // the queue is stopped after the server
 
@@ -55,23 +106,22 @@ class Requests final : public httplib::TaskQueue {
 }  // namespace
 
 struct HttpPageServer::Impl {
-  std::unique_ptr<httplib::Server> server = make_server();
+  explicit Impl(Duration patience) : server(make_server(patience)) {}
+
+  std::unique_ptr<httplib::Server> server;
   Latch listening;
   uint16_t port = 0;
   std::unique_ptr<TaskQueue> queue;  // its threads go first
 };
 
 Result<std::unique_ptr<HttpPageServer>> HttpPageServer::start(HttpPageServerOptions options) {
-  auto impl = std::make_unique<Impl>();
+  auto impl = std::make_unique<Impl>(options.patience);
   httplib::Server& server = *impl->server;
   // httplib's own choice, SO_REUSEPORT, would let two processes share the port unnoticed.
   server.set_socket_options([](socket_t socket) {
     const int yes = 1;
     ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
   });
-  server.set_keep_alive_max_count(1);
-  server.set_read_timeout(kPatience);
-  server.set_write_timeout(kPatience);
   server.set_payload_max_length(0);
   server.Get(options.path, [page = std::move(options.page), type = std::move(options.content_type)](
                                const httplib::Request&, httplib::Response& response) {
@@ -103,10 +153,7 @@ Result<std::unique_ptr<HttpPageServer>> HttpPageServer::start(HttpPageServerOpti
     state.listening.set();
     return new Requests(*state.queue);
   };
-  KVBM_TRY(impl->queue->post([&server] {
-    block_sigpipe();
-    server.listen_after_bind();
-  }));
+  KVBM_TRY(impl->queue->post([&server] { server.listen_after_bind(); }));
   static_cast<void>(options.executor.wait(impl->listening, kNever));
   return std::unique_ptr<HttpPageServer>(new HttpPageServer(std::move(impl)));
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <string>
 #include <utility>
@@ -30,14 +31,15 @@ using ::testing::HasSubstr;
 
 class HttpPageServerTest : public ::testing::Test {
  protected:
-  Result<std::unique_ptr<HttpPageServer>> start(uint16_t port = 0) {
+  Result<std::unique_ptr<HttpPageServer>> start(uint16_t port = 0, Duration patience = seconds(5)) {
     return HttpPageServer::start(
         {.executor = executor_,
          .address = "127.0.0.1",
          .port = port,
          .path = "/page",
          .content_type = "text/plain; version=0.0.4",
-         .page = [this] { return "request " + std::to_string(++requests_) + "\n"; }});
+         .page = [this] { return "request " + std::to_string(++requests_) + "\n"; },
+         .patience = patience});
   }
   static std::string url(const HttpPageServer& server, const std::string& path = "/page") {
     return "http://127.0.0.1:" + std::to_string(server.port()) + path;
@@ -113,12 +115,50 @@ TEST_F(HttpPageServerTest, StartsAndStopsAsOftenAsOneLikes) {
 }
 
 TEST_F(HttpPageServerTest, AClientThatSaysNothingKeepsNobodyWaiting) {
-  auto server = start();
+  auto server = start(0, seconds(1));
   ASSERT_TRUE(server) << server.error();
   const int silent = connect_and_say(**server, "GET /pa");
   EXPECT_EQ(http_get(url(**server), seconds(10)).value(), "request 1\n");
   server->reset();  // does not wait for the client for ever
   ::close(silent);
+}
+
+TEST_F(HttpPageServerTest, AClientThatNeverEndsItsRequestIsCutOff) {
+  const auto server = start();
+  ASSERT_TRUE(server) << server.error();
+  const int fd = connect_and_say(**server, "GET /");
+  const std::string more(4096, 'a');
+  ssize_t sent = 0;
+  for (int i = 0; i < 4096 && sent >= 0; ++i) {  // 16 MiB
+    sent = ::send(fd, more.data(), more.size(), MSG_NOSIGNAL);
+  }
+  EXPECT_LT(sent, 0);
+  ::close(fd);
+}
+
+TEST_F(HttpPageServerTest, AClientThatTricklesKeepsNobodyWaiting) {
+  auto server = start(0, seconds(1));
+  ASSERT_TRUE(server) << server.error();
+  const int fd = connect_and_say(**server, "GET /");
+  std::atomic<bool> is_over{false};
+  auto queue = executor_.create_queue({.name = "trickle"});
+  ASSERT_TRUE(queue) << queue.error();
+  std::atomic<bool> was_cut_off{false};
+  ASSERT_TRUE((*queue)->post([&] {
+    char byte = 0;
+    const timeval pause{.tv_sec = 0, .tv_usec = 200'000};
+    ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &pause, sizeof(pause));
+    for (int i = 0; i < 100 && !is_over && !was_cut_off; ++i) {
+      ::send(fd, "a", 1, MSG_NOSIGNAL);
+      was_cut_off = ::recv(fd, &byte, 1, 0) == 0 || (errno != EAGAIN && errno != EINTR);
+    }
+  }));
+  EXPECT_TRUE(http_get(url(**server), seconds(10)));  // the other one has been let in before
+  server->reset();  // does not wait for as long as the client goes on
+  is_over = true;
+  (*queue)->stop();
+  EXPECT_TRUE(was_cut_off);
+  ::close(fd);
 }
 
 TEST_F(HttpPageServerTest, AClientThatLeavesEarlyHarmsNobody) {

@@ -43,7 +43,7 @@ class ZmqChannel final : public Channel {
   /// Returns at once. Errors: kInvalidArgument (options), kExhausted (thread), those of the bind.
   [[nodiscard]] static Result<std::unique_ptr<ZmqChannel>> create(const ZmqChannelOptions& options,
                                                                   Executor& executor, LogSink& log);
-  /// Says goodbye. Waits half a second at most for workers that do not listen.
+  /// Says goodbye. Waits a second at most for workers that do not listen.
   ~ZmqChannel() override;
 
   /// Where workers connect to, without `*`.

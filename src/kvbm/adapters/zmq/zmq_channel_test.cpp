@@ -458,6 +458,7 @@ TEST_F(ZmqChannelTest, OptionsThatMakeNoSenseAreRefused) {
   };
   expect_refused([](auto& options) { options.endpoint = "inproc://leader"; });
   expect_refused([](auto& options) { options.endpoint = "ipc://*"; });
+  expect_refused([](auto& options) { options.endpoint = "ipc://@anybody"; });
   expect_refused([](auto& options) { options.num_ranks = 0; });
   expect_refused([](auto& options) { options.heartbeat_interval = Duration::zero(); });
   expect_refused([](auto& options) { options.dead_after = kBeat; });
@@ -657,7 +658,10 @@ TEST_F(ZmqChannelTest, AKilledWorkerIsLostOnceAfterWhatItAnswered) {
   const auto channel = leader(2);
   ASSERT_TRUE(channel->wait_for_workers(soon()));
   std::vector<CopyOp> ops;
-  for (uint64_t id = 1; id <= 20; ++id) ops.push_back(copy(id, 0, 0));
+  for (uint64_t id = 1; id <= 20; ++id) {
+    ops.push_back(copy(id, 0, 0));
+    if (id > 1) ops.back().after = {Gate::op_done(OpId(id - 1))};
+  }
   ops.back().after = {Gate::step_end(StepId(1))};  // which does not come
   channel->send(ops, {});
   EXPECT_EQ(collect(*channel, 2 * 19).lost.size(), 0U);

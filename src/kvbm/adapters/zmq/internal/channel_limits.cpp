@@ -17,8 +17,10 @@ uint64_t wire_bytes(const OpResult& result) noexcept {
 
 Status check_endpoint(std::string_view endpoint, std::string_view secret) {
   const bool is_tcp = endpoint.starts_with("tcp://");
-  // ZeroMQ takes ipc://* too, and makes a folder for it in the working directory.
-  if (!is_tcp && (!endpoint.starts_with("ipc://") || endpoint == "ipc://*")) {
+  // ZeroMQ takes ipc://* too, and makes a folder for it in the working directory; and ipc://@name,
+  // which is no file: no folder says who may come.
+  if (!is_tcp && (!endpoint.starts_with("ipc://") || endpoint == "ipc://*" ||
+                  endpoint.starts_with("ipc://@"))) {
     return make_error(ErrorCode::kInvalidArgument,
                       format_text("the endpoint is '{}'; it must be ipc://<path> or "
                                   "tcp://<address>:<port>",
