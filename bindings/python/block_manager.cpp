@@ -2,10 +2,12 @@
 #include "bindings/python/block_manager.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <map>
 #include <optional>
 #include <span>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -50,11 +52,7 @@ TimePoint deadline_after(std::optional<double> timeout) {
 }
 
 void SharedManager::check_process() const {
-  if (is_here()) return;
-  raise(Error(ErrorCode::kUnsupported,
-              format_text("this BlockManager belongs to process {}, which forked: its threads are "
-                          "not here; make another one in process {}",
-                          manager_.process(), getpid())));
+  kvbm::check_process("BlockManager", manager_.process());
 }
 
 namespace {
@@ -432,18 +430,21 @@ Config load_config(const std::optional<std::string>& config_file,
 }
 
 void construct(Manager* self, const std::optional<std::string>& config_file,
-               const std::optional<std::string>& dtype, const nb::kwargs& values) {
+               const std::optional<std::string>& dtype, size_t max_events,
+               const nb::kwargs& values) {
   std::optional<nb::dlpack::dtype> element;
   if (dtype) element = element_type(*dtype);
   const Config config = load_config(config_file, element, values);
   if (!element) {
     element = {kUInt, static_cast<uint8_t>(config.values().dtype_width_bytes * 8), 1};
   }
+  auto events = max_events > 0 ? std::make_unique<RecordingSink>(max_events) : nullptr;
   Result<std::unique_ptr<BlockManager>> created = [&] {
     const nb::gil_scoped_release released;
-    return BlockManager::create(config.values());
+    return BlockManager::create(config.values(), {.events = events.get()});
   }();
-  auto shared = std::make_shared<SharedManager>(take(std::move(created)), *element);
+  auto shared =
+      std::make_shared<SharedManager>(take(std::move(created)), *element, std::move(events));
   new (self) Manager{std::move(shared), config.to_toml()};
 }
 
@@ -813,11 +814,52 @@ void bind_hits(nb::module_& module) {
           nb::sig("def __await__(self) -> collections.abc.Generator[typing.Any, None, Onboarded]"));
 }
 
+void bind_events(nb::module_& module) {
+  nb::class_<KvEvent>(module, "KvEvent", "A block came to, or left, a tier.")
+      .def_prop_ro(
+          "type", [](const KvEvent& self) { return std::string(to_string(self.type)); },
+          "created (from compute), migrated (copied from from_tier) or deleted.")
+      .def_prop_ro(
+          "tier", [](const KvEvent& self) { return std::string(to_string(self.tier)); },
+          "G1, G2 or G3.")
+      .def_prop_ro(
+          "from_tier",
+          [](const KvEvent& self) -> std::optional<std::string> {
+            if (self.type != KvEventType::kMigrated) return std::nullopt;
+            return std::string(to_string(self.from_tier));
+          },
+          "Of a migrated block, else None.")
+      .def_prop_ro(
+          "block_id", [](const KvEvent& self) { return self.block_id; }, "Its slot in the tier.")
+      .def_prop_ro(
+          "group", [](const KvEvent& self) { return self.key.group.value(); },
+          "Its layer group, by index.")
+      .def_prop_ro(
+          "identity",
+          [](const KvEvent& self) {
+            return nb::bytes(self.key.identity.bytes.data(), Identity::kSize);
+          },
+          "32 bytes: what keys_from_identities was given, with zeros behind it, or the hash of the "
+          "tokens.")
+      .def_prop_ro(
+          "timestamp",
+          [](const KvEvent& self) {
+            return std::chrono::duration<double>(self.timestamp.time_since_epoch()).count();
+          },
+          "Seconds since 1970.")
+      .def("__repr__", [](const KvEvent& self) {
+        std::ostringstream text;
+        text << self;
+        return "<kvbm.KvEvent " + text.str() + ">";
+      });
+}
+
 }  // namespace
 
 void bind_block_manager(nb::module_& module) {
   bind_blocks(module);
   bind_hits(module);
+  bind_events(module);
 
   nb::class_<Manager>(
       module, "BlockManager",
@@ -835,9 +877,10 @@ void bind_block_manager(nb::module_& module) {
       "kvbm.ExhaustedError, kvbm.IoError, kvbm.NotFoundError.")
       .def(
           "__init__", &construct, nb::kw_only(), "config_file"_a = nb::none(),
-          "dtype"_a = nb::none(), "values"_a,
+          "dtype"_a = nb::none(), "max_events"_a = 0, "values"_a,
           nb::sig("def __init__(self, *, config_file: str | None = None, dtype: str | None = None, "
-                  "**values: bool | int | float | str) -> None"))
+                  "max_events: int = 0, **values: bool | int | float | str) -> None"),
+          "max_events: how many block events are kept for take_events().")
       .def(
           "__enter__", [](nb::object self) { return self; },
           nb::sig("def __enter__(self) -> BlockManager"))
@@ -911,6 +954,22 @@ void bind_block_manager(nb::module_& module) {
                                                    {"mutable", found.num_mutable}};
           },
           "group"_a = 0, "Blocks of G1 by what they are: free, idle, active or mutable.")
+      .def(
+          "take_events",
+          [](Manager& self) {
+            const auto& shared = self.open();
+            // What has ended is told too.
+            shared->use([](BlockManager& m) { m.poll(); });
+            return shared->events() == nullptr ? std::vector<KvEvent>() : shared->events()->take();
+          },
+          "The block events since the last call, oldest first.")
+      .def_prop_ro(
+          "num_dropped_events",
+          [](Manager& self) -> uint64_t {
+            const auto& shared = self.open();
+            return shared->events() == nullptr ? 0 : shared->events()->dropped();
+          },
+          "Events lost because more than max_events came between two calls: the oldest ones.")
       .def_prop_ro("num_groups", [](Manager& self) { return self.open()->fixed().num_groups(); })
       .def_prop_ro(
           "dtype", [](Manager& self) { return std::string(name_of(self.open()->dtype())); },
@@ -923,13 +982,15 @@ void bind_block_manager(nb::module_& module) {
       "live_objects",
       [] {
         const LiveObjects& live = live_objects();
-        return std::map<std::string, int64_t>{{"managers", live.managers},
-                                              {"blocks", live.blocks},
-                                              {"tensors", live.tensors},
-                                              {"hits", live.hits},
-                                              {"onboardings", live.onboardings}};
+        return std::map<std::string, int64_t>{
+            {"managers", live.managers},       {"blocks", live.blocks},
+            {"tensors", live.tensors},         {"hits", live.hits},
+            {"onboardings", live.onboardings}, {"workers", live.workers},
+            {"leaders", live.leaders}};
       },
-      "How many managers, held blocks, tensors, hits and onboardings are alive in this process.");
+      "How many managers, held blocks, tensors, hits, onboardings, workers and leaders are alive "
+      "in "
+      "this process.");
 }
 
 }  // namespace kvbm

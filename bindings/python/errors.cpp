@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings/python/errors.hpp"
 
+#include <unistd.h>
+
 #include <array>
 #include <cstddef>
 #include <string>
 
 #include "kvbm/base/contract.hpp"
+#include "kvbm/base/text.hpp"
 
 namespace nb = nanobind;
 
@@ -48,6 +51,14 @@ void raise(const Error& error) {
   const nb::object exception = to_exception(error);
   PyErr_SetObject(exception.type().ptr(), exception.ptr());
   throw nb::python_error();
+}
+
+void check_process(std::string_view what, pid_t process) {
+  if (process == getpid()) return;
+  raise(Error(ErrorCode::kUnsupported,
+              format_text("this {} belongs to process {}, which forked: its threads are not here; "
+                          "make another one in process {}",
+                          what, process, getpid())));
 }
 
 }  // namespace kvbm

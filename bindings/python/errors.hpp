@@ -2,6 +2,9 @@
 // How C++ errors become the exceptions of kvbm.errors.
 #pragma once
 
+#include <sys/types.h>
+
+#include <string_view>
 #include <utility>
 
 #include <nanobind/nanobind.h>
@@ -17,6 +20,10 @@ void bind_errors(nanobind::module_& module);
 [[nodiscard]] nanobind::object to_exception(const Error& error);
 /// Requires: the GIL.
 [[noreturn]] void raise(const Error& error);
+
+/// Raises kvbm.UnsupportedError in a forked child: wherever `process`, which made the `what`, is
+/// not this one. Requires: the GIL.
+void check_process(std::string_view what, pid_t process);
 
 inline void check(const Status& status) {
   if (!status) raise(status.error());

@@ -2,7 +2,6 @@
 // A block manager as Python's objects share it, and a block of it that one of them holds.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -16,43 +15,25 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include "kvbm/events/recording_sink.hpp"
 #include "kvbm/runtime/block_manager.hpp"
 
 #include "bindings/python/errors.hpp"
+#include "bindings/python/live_objects.hpp"
 #include "bindings/python/process_bound.hpp"
 #include "bindings/python/waiting.hpp"
 
 namespace kvbm {
-
-/// How many objects of a kind are alive in this process: what a test compares with 0.
-struct LiveObjects {
-  std::atomic<int64_t> managers{0};
-  std::atomic<int64_t> blocks{0};
-  std::atomic<int64_t> tensors{0};
-  std::atomic<int64_t> hits{0};
-  std::atomic<int64_t> onboardings{0};
-};
-[[nodiscard]] LiveObjects& live_objects() noexcept;
-
-/// Counts as alive while it lives. Threads: any thread.
-class Alive {
- public:
-  explicit Alive(std::atomic<int64_t>& count) noexcept : count_(&count) { ++*count_; }
-  Alive(Alive&& other) noexcept : Alive(*other.count_) {}
-  Alive& operator=(Alive&&) = delete;
-  ~Alive() { --*count_; }
-
- private:
-  std::atomic<int64_t>* count_;
-};
 
 /// A manager that several Python objects and tensors keep alive. Calls from several threads take
 /// turns; a call that waits lets others in between its slices.
 /// Threads: any thread; use() and until() with the GIL, which they let go of.
 class SharedManager {
  public:
-  SharedManager(std::unique_ptr<BlockManager> manager, nanobind::dlpack::dtype dtype)
-      : dtype_(dtype), manager_(std::move(manager)) {}
+  /// `events`: what the manager publishes to; null: nothing.
+  SharedManager(std::unique_ptr<BlockManager> manager, nanobind::dlpack::dtype dtype,
+                std::unique_ptr<RecordingSink> events)
+      : dtype_(dtype), events_(std::move(events)), manager_(std::move(manager)) {}
   SharedManager(const SharedManager&) = delete;
   SharedManager& operator=(const SharedManager&) = delete;
 
@@ -80,6 +61,8 @@ class SharedManager {
   }
   /// For what does not change: configuration and layouts.
   [[nodiscard]] const BlockManager& fixed() const noexcept { return *manager_; }
+  /// Null if none are kept.
+  [[nodiscard]] RecordingSink* events() const noexcept { return events_.get(); }
   [[nodiscard]] bool is_here() const noexcept { return manager_.is_here(); }
   [[nodiscard]] nanobind::dlpack::dtype dtype() const noexcept { return dtype_; }
 
@@ -104,6 +87,7 @@ class SharedManager {
   std::timed_mutex turn_;  // not a Mutex: it is waited for with a deadline, and held over calls
   std::mutex forgotten_mutex_;
   std::vector<OnboardingId> forgotten_;
+  const std::unique_ptr<RecordingSink> events_;
   ProcessBound<BlockManager> manager_;
 };
 

@@ -19,18 +19,17 @@ namespace kvbm {
 [[nodiscard]] std::string series_name(const MetricInfo& info);
 
 /// Cost: one look at each series, and a string for each that has changed.
-/// Ownership: borrows the registry, which it asks for each time: a leader's goes when it is
-/// stopped. Threads: with the GIL.
+/// Threads: with the GIL.
 class MetricsReader final : public StatisticsVisitor {
  public:
-  /// Always the same registry, or raises.
+  /// Where the registry is now; raises where there is none any more, or where it must not be
+  /// touched.
   using Find = std::function<const MetricsRegistry&()>;
 
-  /// Raises what `find` raises, here and below.
   explicit MetricsReader(Find find) : find_(std::move(find)) { (void)find_(); }
 
   /// (by how much counters have grown, gauges that have another value), by series_name. Histograms
-  /// are left out. The first time everything that is not zero.
+  /// are left out. The first time everything that is not zero. Raises what Find raises.
   [[nodiscard]] nanobind::tuple take();
 
   void visit_counter(const MetricInfo& info, uint64_t value) override;

@@ -15,14 +15,18 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include "kvbm/base/text.hpp"
 #include "kvbm/runtime/dynamo_variables.hpp"
 #include "kvbm/runtime/kvbm_leader.hpp"
 #include "kvbm/runtime/kvbm_worker.hpp"
 
 #include "bindings/python/block_manager.hpp"
 #include "bindings/python/errors.hpp"
+#include "bindings/python/live_objects.hpp"
 #include "bindings/python/log.hpp"
 #include "bindings/python/metrics_reader.hpp"
+#include "bindings/python/process_bound.hpp"
+#include "bindings/python/replay.hpp"
 #include "bindings/python/secondary_tier.hpp"
 #include "bindings/python/statistics.hpp"
 
@@ -41,10 +45,25 @@ std::vector<std::vector<BlockId>> block_ids(const std::vector<std::vector<uint32
   return ids;
 }
 
-std::unique_ptr<KvbmWorker> make_worker(
-    uint16_t rank, uint32_t num_blocks,
-    const std::vector<std::pair<uint64_t, std::vector<std::pair<uint64_t, uint64_t>>>>& groups,
-    const std::string& disk_directory, bool disk_direct_io, bool disk_zero_fill) {
+/// kvbm.KvbmWorker
+struct LocalWorker {
+  Alive alive{live_objects().workers};
+  ProcessBound<KvbmWorker> worker;
+  uint32_t page_size = 0;        // tokens of a block; 0: it was not told
+  std::vector<nb::object> kept;  // tensors
+
+  [[nodiscard]] KvbmWorker& running() const {
+    check_process("KvbmWorker", worker.process());
+    return *worker;
+  }
+};
+
+/// Per layer group (run_bytes, [(address, block_stride), ...]).
+using Groups = std::vector<std::pair<uint64_t, std::vector<std::pair<uint64_t, uint64_t>>>>;
+
+std::unique_ptr<LocalWorker> create_worker(uint16_t rank, uint32_t num_blocks, const Groups& groups,
+                                           const std::string& disk_directory, bool disk_direct_io,
+                                           bool disk_zero_fill) {
   KvbmWorkerOptions options{.rank = rank, .num_blocks = num_blocks};
   options.disk_directory = disk_directory;
   options.direct_io = disk_direct_io ? DirectIo::kTry : DirectIo::kOff;
@@ -57,32 +76,75 @@ std::unique_ptr<KvbmWorker> make_worker(
       group.runs.push_back({reinterpret_cast<std::byte*>(address), stride});
     }
   }
-  const nb::gil_scoped_release released;
-  auto created = KvbmWorker::create(std::move(options), log_sink());
-  if (!created) {
-    const nb::gil_scoped_acquire acquired;
-    raise(created.error());
-  }
-  return *std::move(created);
+  auto created = [&] {
+    const nb::gil_scoped_release released;
+    return KvbmWorker::create(std::move(options), log_sink());
+  }();
+  auto made = std::make_unique<LocalWorker>();
+  made->worker = ProcessBound(take(std::move(created)));
+  return made;
 }
 
-/// A leader and the workers that it borrows.
-struct Leader {
-  std::vector<KvbmWorker*> workers;
-  std::vector<nb::object> kept;  // the workers' Python objects
-  std::unique_ptr<KvbmLeader> leader;
+/// Refuses what Dynamo's constructors take and nothing here acts on.
+void check_unused(std::string_view name, bool is_unused, std::string_view reason) {
+  if (is_unused) return;
+  raise(Error(ErrorCode::kUnsupported, format_text("{}: {}", name, reason)));
+}
 
-  KvbmLeader& running() {
-    if (!leader) raise(Error(ErrorCode::kUnavailable, "the leader was stopped"));
+void check_runtime(nb::handle drt) {
+  check_unused("drt", drt.is_none(), "leader and workers need no runtime; leave it out");
+}
+
+void construct_worker(LocalWorker* self, uint32_t num_device_blocks, uint32_t page_size,
+                      nb::list tensors, uint32_t device_id,
+                      std::optional<uint32_t> dtype_width_bytes, nb::handle drt,
+                      bool layout_blocking, nb::handle device_layout_type,
+                      nb::handle host_layout_type, nb::handle disk_layout_type, uint16_t rank,
+                      std::optional<uint32_t> world_size, nb::handle nccl_comm_ptr) {
+  check_unused("device_id", device_id == 0, "the tensors are in host memory, which is device 0");
+  check_runtime(drt);
+  check_unused("layout_blocking", !layout_blocking, "the tensors are registered when it returns");
+  check_unused("device_layout_type", device_layout_type.is_none(),
+               "it is read from the strides of the tensors");
+  for (const auto& [name, type] :
+       {std::pair("host_layout_type", host_layout_type), {"disk_layout_type", disk_layout_type}}) {
+    check_unused(name, type.is_none(), "the layout of a tier is kvbm's own");
+  }
+  check_unused("nccl_comm_ptr", nccl_comm_ptr.is_none(), "no copy goes through NCCL");
+  if (world_size && rank >= *world_size) {
+    raise(Error(ErrorCode::kInvalidArgument, format_text("rank {} of {}", rank, *world_size)));
+  }
+  const auto groups = nb::cast<Groups>(
+      nb::module_::import_("kvbm._tensors")
+          .attr("groups_of")(tensors, num_device_blocks, page_size, dtype_width_bytes));
+  const DynamoVariables found = take(read_dynamo_variables(dynamo_environment()));
+  const bool has_disk = found.disk_bytes > 0 || found.disk_blocks > 0;
+  std::unique_ptr<LocalWorker> made =
+      create_worker(rank, num_device_blocks, groups, has_disk ? found.disk_directory : "",
+                    found.disk_direct_io, found.disk_zero_fill);
+  made->page_size = page_size;
+  for (nb::handle tensor : tensors) made->kept.push_back(nb::borrow(tensor));
+  new (self) LocalWorker(std::move(*made));
+}
+
+/// kvbm.KvbmLeader, and the workers that it borrows.
+struct Leader {
+  Alive alive{live_objects().leaders};
+  std::vector<nb::object> kept;  // the workers' Python objects
+  ProcessBound<KvbmLeader> leader;
+
+  [[nodiscard]] KvbmLeader& running() const {
+    check_process("KvbmLeader", leader.process());
+    if (!leader.has_value()) raise(Error(ErrorCode::kUnavailable, "the leader was stopped"));
     return *leader;
   }
-  SchedulerHalf& requests() { return running().requests(); }
+  [[nodiscard]] SchedulerHalf& requests() const { return running().requests(); }
   void stop() {
+    check_process("KvbmLeader", leader.process());
     {
       const nb::gil_scoped_release released;
       leader.reset();
     }
-    workers.clear();
     kept.clear();
   }
 };
@@ -94,7 +156,41 @@ Duration timeout_of(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
 }
 
-std::unique_ptr<Leader> make_leader(
+Leader start_leader(const KvbmLeaderOptions& options, nb::list workers,
+                    const RemoteWorkers& remote) {
+  if (remote.endpoint.empty() == (nb::len(workers) == 0)) {
+    raise(Error(ErrorCode::kInvalidArgument,
+                "a leader has either workers of this process or an endpoint to which they come"));
+  }
+  Leader made;
+  std::vector<KvbmWorker*> local;
+  for (nb::handle worker : workers) {
+    local.push_back(&nb::cast<LocalWorker&>(worker).running());
+    made.kept.push_back(nb::borrow(worker));
+  }
+  auto created = [&] {
+    const nb::gil_scoped_release released;
+    return remote.endpoint.empty() ? KvbmLeader::create(options, local, log_sink())
+                                   : KvbmLeader::create(options, remote, log_sink());
+  }();
+  made.leader = ProcessBound(take(std::move(created)));
+  return made;
+}
+
+/// What an engine's own hashes do not tell.
+Namespace namespace_of(const std::string& model, const std::string& dtype,
+                       const std::string& scheme, uint32_t block_tokens, uint64_t weights_epoch) {
+  return {.model = model,
+          .weights_epoch = weights_epoch,
+          .dtype = dtype,
+          .num_heads = 0,
+          .num_layers = 0,
+          .tokens_per_block = block_tokens,
+          .identity_scheme = scheme,
+          .tenant_salt = ""};
+}
+
+std::unique_ptr<Leader> create_leader(
     nb::list workers, const std::string& endpoint, uint16_t num_ranks, const std::string& secret,
     double init_timeout_secs, const std::string& model, const std::string& dtype,
     const std::string& scheme, uint32_t block_tokens, const std::vector<uint32_t>& window_blocks,
@@ -102,24 +198,8 @@ std::unique_ptr<Leader> make_leader(
     uint32_t disk_blocks, bool disk_filter, uint32_t min_priority, uint64_t weights_epoch,
     double timeout_seconds, size_t max_events, std::optional<uint16_t> metrics_port,
     const std::string& record_directory) {
-  if (endpoint.empty() == (nb::len(workers) == 0)) {
-    raise(Error(ErrorCode::kInvalidArgument,
-                "a leader has either workers of this process or an endpoint to which they come"));
-  }
-  auto made = std::make_unique<Leader>();
-  for (nb::handle worker : workers) {
-    made->workers.push_back(nb::cast<KvbmWorker*>(worker));
-    made->kept.push_back(nb::borrow(worker));
-  }
   KvbmLeaderOptions options;
-  options.ns = {.model = model,
-                .weights_epoch = weights_epoch,
-                .dtype = dtype,
-                .num_heads = 0,
-                .num_layers = 0,
-                .tokens_per_block = block_tokens,
-                .identity_scheme = scheme,
-                .tenant_salt = ""};
+  options.ns = namespace_of(model, dtype, scheme, block_tokens, weights_epoch);
   for (const uint32_t window : window_blocks) {
     options.retention.push_back(window == 0 ? Retention::full_prefix()
                                             : Retention::last_window(window));
@@ -143,17 +223,52 @@ std::unique_ptr<Leader> make_leader(
   options.max_events = max_events;
   options.metrics_port = metrics_port;
   options.record_directory = record_directory;
-  const RemoteWorkers remote = {.endpoint = endpoint,
-                                .num_ranks = num_ranks,
-                                .secret = secret,
-                                .init_timeout = timeout_of(init_timeout_secs)};
-  const auto create = [&] {
-    const nb::gil_scoped_release released;
-    return endpoint.empty() ? KvbmLeader::create(options, made->workers, log_sink())
-                            : KvbmLeader::create(options, remote, log_sink());
-  };
-  made->leader = take(create());
-  return made;
+  return std::make_unique<Leader>(start_leader(options, workers,
+                                               {.endpoint = endpoint,
+                                                .num_ranks = num_ranks,
+                                                .secret = secret,
+                                                .init_timeout = timeout_of(init_timeout_secs)}));
+}
+
+void construct_leader(Leader* self, uint16_t world_size, nb::handle drt, nb::list workers,
+                      const std::string& endpoint, const std::string& secret, uint32_t page_size,
+                      const std::string& model, const std::string& dtype,
+                      const std::string& scheme) {
+  check_runtime(drt);
+  if (endpoint.empty() && nb::len(workers) != world_size) {
+    raise(Error(
+        ErrorCode::kInvalidArgument,
+        format_text("world_size is {}, and there are {} workers", world_size, nb::len(workers))));
+  }
+  for (nb::handle worker : workers) {
+    const uint32_t of_worker = nb::cast<LocalWorker&>(worker).page_size;
+    if (page_size == 0) page_size = of_worker;
+    if (of_worker == 0 || of_worker == page_size) continue;
+    raise(Error(ErrorCode::kInvalidArgument,
+                format_text("a block has {} tokens, and {} on a worker", page_size, of_worker)));
+  }
+  if (page_size == 0) {
+    raise(Error(ErrorCode::kInvalidArgument,
+                "page_size is missing: how many tokens a block has, which no worker tells"));
+  }
+  const DynamoVariables found = take(read_dynamo_variables(dynamo_environment()));
+  KvbmLeaderOptions options;
+  options.ns = namespace_of(model, dtype, scheme, page_size, 0);
+  options.retention = {Retention::full_prefix()};
+  options.block_tokens = page_size;
+  options.host_bytes = found.host_bytes;
+  options.disk_bytes = found.disk_bytes;
+  options.host_blocks = found.host_blocks;
+  options.disk_blocks = found.disk_blocks;
+  options.disk_filter = found.disk_filter;
+  options.min_priority = found.min_priority;
+  options.metrics_port = found.metrics_port;
+  if (found.record) options.record_directory = found.disk_directory;
+  new (self) Leader(start_leader(options, workers,
+                                 {.endpoint = endpoint,
+                                  .num_ranks = world_size,
+                                  .secret = secret,
+                                  .init_timeout = found.init_timeout}));
 }
 
 Identity identity_of(nb::handle hash) {
@@ -217,82 +332,111 @@ NB_MODULE(_core, module) {
   module.doc() = "kvbm's C++ library: the two sides of an engine's connector.";
   bind_errors(module);
   bind_block_manager(module);
+  bind_replay(module);
   bind_secondary_tier(module);
 
-  nb::class_<KvbmWorker>(module, "KvbmWorker",
-                         "One rank: an engine's KV tensors and what moves their bytes.")
-      .def(
-          "__init__",
-          [](nb::pointer_and_handle<KvbmWorker>) { throw nb::type_error("use KvbmWorker.create"); })
-      .def_static("create", &make_worker, "rank"_a, "num_blocks"_a, "groups"_a, nb::kw_only(),
+  nb::class_<LocalWorker>(module, "KvbmWorker",
+                          "One rank: an engine's KV tensors and what moves their bytes.\n\n"
+                          "In a forked child every call raises kvbm.UnsupportedError.")
+      .def("__init__", &construct_worker, "num_device_blocks"_a, "page_size"_a, "tensors"_a,
+           "device_id"_a = 0, "dtype_width_bytes"_a = nb::none(), "drt"_a = nb::none(),
+           "layout_blocking"_a = false, "device_layout_type"_a = nb::none(),
+           "host_layout_type"_a = nb::none(), "disk_layout_type"_a = nb::none(), "rank"_a = 0,
+           "world_size"_a = nb::none(), "nccl_comm_ptr"_a = nb::none(),
+           "As Dynamo's KvbmWorker: one group of layers that are alike. tensors: one a layer, each "
+           "[num_device_blocks, ...] in host memory, of torch or NumPy, with strides of any kind; "
+           "page_size tokens a block; kept until stop(). The DYN_KVBM_DISK_* variables say where "
+           "the disk tier lies. The arguments without an effect here take their defaults alone.\n\n"
+           "Raises kvbm.InvalidArgumentError, naming the tensor, kvbm.UnsupportedError.")
+      .def_static("create", &create_worker, "rank"_a, "num_blocks"_a, "groups"_a, nb::kw_only(),
                   "disk_directory"_a = "", "disk_direct_io"_a = true, "disk_zero_fill"_a = false,
                   "groups: per layer group (run_bytes, [(address, block_stride), ...]), in bytes. "
                   "Borrows the memory until stop().")
       .def(
           "connect",
-          [](KvbmWorker& worker, const std::string& endpoint, const std::string& secret) {
-            check(worker.connect(endpoint, secret));
+          [](LocalWorker& worker, const std::string& endpoint, const std::string& secret) {
+            check(worker.running().connect(endpoint, secret));
           },
           "endpoint"_a, "secret"_a = "",
           "Comes to a leader of another process, now or when it is there.")
       .def(
           "begin_step",
-          [](KvbmWorker& worker, nb::bytes step) {
+          [](LocalWorker& worker, nb::bytes step) {
             const auto bytes = std::as_bytes(std::span(step.c_str(), step.size()));
+            ConnectorWorker& hooks = worker.running().hooks();
             Status begun;
             {
               const nb::gil_scoped_release released;
-              begun = worker.hooks().begin_step(bytes);
+              begun = hooks.begin_step(bytes);
             }
             check(begun);
           },
           "step"_a, "Begins a step with the bytes of build_step.")
-      .def_prop_ro("has_loads", [](KvbmWorker& worker) { return worker.hooks().has_loads(); })
+      .def_prop_ro("has_loads",
+                   [](LocalWorker& worker) { return worker.running().hooks().has_loads(); })
       .def(
           "layer_needed",
-          [](KvbmWorker& worker, uint16_t layer) {
+          [](LocalWorker& worker, uint16_t layer) {
+            ConnectorWorker& hooks = worker.running().hooks();
             Status loaded;
             {
               const nb::gil_scoped_release released;
-              loaded = worker.hooks().layer_needed(LayerId(layer));
+              loaded = hooks.layer_needed(LayerId(layer));
             }
             check(loaded);
           },
           "layer"_a, "Waits for what the layer reads.")
       .def(
-          "statistics", [](KvbmWorker& worker) { return statistics_of(worker.metrics()); },
+          "statistics",
+          [](LocalWorker& worker) { return statistics_of(worker.running().metrics()); },
           "What the copies of this rank have counted, by name and labels.")
-      .def(
-          "end_step", [](KvbmWorker& worker) { worker.hooks().end_step(); },
-          nb::call_guard<nb::gil_scoped_release>())
+      .def("end_step",
+           [](LocalWorker& worker) {
+             ConnectorWorker& hooks = worker.running().hooks();
+             const nb::gil_scoped_release released;
+             hooks.end_step();
+           })
       .def(
           "take_ended_loads",
-          [](KvbmWorker& worker) {
+          [](LocalWorker& worker) {
             std::vector<std::pair<std::string, std::vector<uint32_t>>> loads;
-            for (EndedLoad& load : worker.hooks().take_ended_loads()) {
+            for (EndedLoad& load : worker.running().hooks().take_ended_loads()) {
               loads.emplace_back(std::move(load.request), numbers(load.failed));
             }
             return loads;
           },
           "[(request, blocks that did not get their content), ...]")
       .def("take_failed_blocks",
-           [](KvbmWorker& worker) { return numbers(worker.hooks().take_failed_blocks()); })
+           [](LocalWorker& worker) {
+             return numbers(worker.running().hooks().take_failed_blocks());
+           })
       .def(
           "stop",
-          [](KvbmWorker& worker) {
+          [](LocalWorker& worker) {
+            KvbmWorker& running = worker.running();
             Status stopped;
             {
               const nb::gil_scoped_release released;
-              stopped = worker.stop();
+              stopped = running.stop();
             }
             check(stopped);
+            worker.kept.clear();
           },
           "Waits for running copies; the tensors may go afterwards.");
 
-  nb::class_<Leader>(module, "KvbmLeader", "The scheduler's side: requests, tiers and steps.")
-      .def("__init__",
-           [](nb::pointer_and_handle<Leader>) { throw nb::type_error("use KvbmLeader.create"); })
-      .def_static("create", &make_leader, "workers"_a = nb::list(), nb::kw_only(),
+  nb::class_<Leader>(module, "KvbmLeader",
+                     "The scheduler's side: requests, tiers and steps.\n\n"
+                     "In a forked child every call raises kvbm.UnsupportedError.")
+      .def(
+          "__init__", &construct_leader, "world_size"_a, "drt"_a = nb::none(), nb::kw_only(),
+          "workers"_a = nb::list(), "endpoint"_a = "", "secret"_a = "", "page_size"_a = 0,
+          "model"_a = "", "dtype"_a = "", "scheme"_a = "",
+          "As Dynamo's KvbmLeader, whose runtime brings the workers together; here they are given: "
+          "world_size workers of this process, by rank, or the endpoint to which they come. Each "
+          "has one layer group, kept as a whole prefix. page_size, tokens of a block, if the "
+          "workers do not tell. Sizes, times and the metrics port come from the DYN_KVBM_* "
+          "variables. model, dtype, scheme: see create.")
+      .def_static("create", &create_leader, "workers"_a = nb::list(), nb::kw_only(),
                   "endpoint"_a = "", "num_ranks"_a = 1, "secret"_a = "",
                   "init_timeout_secs"_a = 120.0, "model"_a, "dtype"_a, "scheme"_a, "block_tokens"_a,
                   "window_blocks"_a, "load_mode"_a = "auto", "host_bytes"_a = 0, "disk_bytes"_a = 0,
@@ -376,9 +520,9 @@ NB_MODULE(_core, module) {
           nb::keep_alive<1, 2>(), "leader"_a)
       .def(
           "__init__",
-          [](MetricsReader* self, KvbmWorker& worker) {
-            new (self)
-                MetricsReader([&worker]() -> const MetricsRegistry& { return worker.metrics(); });
+          [](MetricsReader* self, LocalWorker& worker) {
+            new (self) MetricsReader(
+                [&worker]() -> const MetricsRegistry& { return worker.running().metrics(); });
           },
           nb::keep_alive<1, 2>(), "worker"_a)
       .def("take", &MetricsReader::take,

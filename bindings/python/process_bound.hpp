@@ -26,6 +26,8 @@ class ProcessBound {
     if (value_ && !is_here()) (void)value_.release();
   }
 
+  /// Requires: is_here().
+  void reset() noexcept { value_.reset(); }
   [[nodiscard]] bool has_value() const noexcept { return value_ != nullptr; }
   [[nodiscard]] bool is_here() const noexcept { return process_ == getpid(); }
   [[nodiscard]] pid_t process() const noexcept { return process_; }

@@ -18,6 +18,7 @@
 
 #include "bindings/python/errors.hpp"
 #include "bindings/python/log.hpp"
+#include "bindings/python/process_bound.hpp"
 #include "bindings/python/statistics.hpp"
 #include "bindings/python/waiting.hpp"
 
@@ -29,10 +30,11 @@ namespace {
 
 /// None once it is closed.
 struct Tier {
-  std::unique_ptr<SecondaryTier> tier;
+  ProcessBound<SecondaryTier> tier;
 
   SecondaryTier& open() const {
-    if (!tier) raise(Error(ErrorCode::kUnavailable, "the secondary tier is closed"));
+    check_process("SecondaryTier", tier.process());
+    if (!tier.has_value()) raise(Error(ErrorCode::kUnavailable, "the secondary tier is closed"));
     return *tier;
   }
 };
@@ -61,7 +63,7 @@ std::unique_ptr<Tier> make_tier(uint64_t address, uint32_t num_chunks, uint64_t 
     return SecondaryTier::create(options, log_sink());
   }();
   auto tier = std::make_unique<Tier>();
-  tier->tier = take(std::move(created));
+  tier->tier = ProcessBound(take(std::move(created)));
   return tier;
 }
 
@@ -95,7 +97,8 @@ std::vector<FinishedJob> take_finished(Tier& tier) {
 
 void bind_secondary_tier(nb::module_& module) {
   nb::class_<Tier>(module, "SecondaryTier",
-                   "Chunks of an engine's host pool, copied to disk and back by key.")
+                   "Chunks of an engine's host pool, copied to disk and back by key.\n\n"
+                   "In a forked child every call raises kvbm.UnsupportedError.")
       .def("__init__",
            [](nb::pointer_and_handle<Tier>) { throw nb::type_error("use SecondaryTier.create"); })
       .def_static(
@@ -130,13 +133,18 @@ void bind_secondary_tier(nb::module_& module) {
           "drain",
           [](Tier& tier) {
             SecondaryTier& open = tier.open();
-            (void)wait_in_slices(kNever,
-                                 [&open](TimePoint end) { return open.drain(end).has_value(); });
+            Status drained;
+            (void)wait_in_slices(kNever, [&](TimePoint end) {
+              drained = open.drain(end);
+              return drained || drained.error().code() != ErrorCode::kTimeout;
+            });
+            check(drained);
           },
           "Waits until no copy is under way.")
       .def(
           "close",
           [](Tier& tier) {
+            check_process("SecondaryTier", tier.tier.process());
             const nb::gil_scoped_release released;
             tier.tier.reset();
           },

@@ -11,11 +11,13 @@ from kvbm._core import (
     ContractViolation,
     KvbmLeader,
     KvbmWorker,
+    KvEvent,
     Layer,
     Onboarded,
     Onboarding,
     PrefixHit,
     SequenceKeys,
+    replay,
 )
 from kvbm.errors import (
     CancelledError,
@@ -46,6 +48,7 @@ __all__ = [
     "InternalError",
     "InvalidArgumentError",
     "IoError",
+    "KvEvent",
     "KvbmLeader",
     "KvbmWorker",
     "Layer",
@@ -58,5 +61,6 @@ __all__ = [
     "TimeoutError",
     "UnavailableError",
     "UnsupportedError",
+    "replay",
 ]
 __version__ = "0.1.0"

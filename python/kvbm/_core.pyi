@@ -3,6 +3,7 @@
 """kvbm's C++ library: the two sides of an engine's connector."""
 
 from collections.abc import Generator, Iterator, Sequence
+import os
 from typing import Any, overload
 
 from kvbm.errors import Error as Error
@@ -172,6 +173,41 @@ class Onboarding:
 
     def __await__(self) -> Generator[Any, None, Onboarded]: ...
 
+class KvEvent:
+    """A block came to, or left, a tier."""
+
+    @property
+    def type(self) -> str:
+        """created (from compute), migrated (copied from from_tier) or deleted."""
+
+    @property
+    def tier(self) -> str:
+        """G1, G2 or G3."""
+
+    @property
+    def from_tier(self) -> str | None:
+        """Of a migrated block, else None."""
+
+    @property
+    def block_id(self) -> int:
+        """Its slot in the tier."""
+
+    @property
+    def group(self) -> int:
+        """Its layer group, by index."""
+
+    @property
+    def identity(self) -> bytes:
+        """
+        32 bytes: what keys_from_identities was given, with zeros behind it, or the hash of the tokens.
+        """
+
+    @property
+    def timestamp(self) -> float:
+        """Seconds since 1970."""
+
+    def __repr__(self) -> str: ...
+
 class BlockManager:
     """
     Finds, keeps and restores KV blocks over GPU (G1), host (G2) and disk (G3).
@@ -183,7 +219,8 @@ class BlockManager:
     Raises kvbm.InvalidArgumentError, naming the key and for an unknown one the nearest, kvbm.ExhaustedError, kvbm.IoError, kvbm.NotFoundError.
     """
 
-    def __init__(self, *, config_file: str | None = None, dtype: str | None = None, **values: bool | int | float | str) -> None: ...
+    def __init__(self, *, config_file: str | None = None, dtype: str | None = None, max_events: int = 0, **values: bool | int | float | str) -> None:
+        """max_events: how many block events are kept for take_events()."""
 
     def __enter__(self) -> BlockManager: ...
 
@@ -254,6 +291,15 @@ class BlockManager:
     def occupancy(self, group: int = 0) -> dict[str, int]:
         """Blocks of G1 by what they are: free, idle, active or mutable."""
 
+    def take_events(self) -> list[KvEvent]:
+        """The block events since the last call, oldest first."""
+
+    @property
+    def num_dropped_events(self) -> int:
+        """
+        Events lost because more than max_events came between two calls: the oldest ones.
+        """
+
     @property
     def num_groups(self) -> int: ...
 
@@ -266,11 +312,22 @@ class BlockManager:
 
 def live_objects() -> dict[str, int]:
     """
-    How many managers, held blocks, tensors, hits and onboardings are alive in this process.
+    How many managers, held blocks, tensors, hits, onboardings, workers and leaders are alive in this process.
+    """
+
+def replay(trace: str | os.PathLike, *, g1_blocks: int = 4096, g2_blocks: int = 0, g3_blocks: int = 0, block_bytes: int = 65536, ranks: int = 1, groups: str = 'full', disk_dir: str | os.PathLike | None = None, policy: str = 'lineage', bytes: str = 'verified', overlap: str = 'off', seed: int = 0, limit: int | None = None) -> dict[str, Any]:
+    """
+    Plays a trace (docs/formats/trace.md) through the tiers, as the program kvbm replay does, and gives its report (docs/formats/replay-report.md). Keywords are the report's options, which say what they mean. Wrong bytes and failed loads raise nothing: the report counts them as mismatches and failed_loads. Ctrl-C ends it.
+
+    Raises kvbm.InvalidArgumentError, naming the key or the line of the trace, kvbm.NotFoundError, kvbm.ExhaustedError, kvbm.IoError, kvbm.UnsupportedError (a pipe).
     """
 
 class SecondaryTier:
-    """Chunks of an engine's host pool, copied to disk and back by key."""
+    """
+    Chunks of an engine's host pool, copied to disk and back by key.
+
+    In a forked child every call raises kvbm.UnsupportedError.
+    """
 
     def __init__(self) -> None: ...
 
@@ -314,9 +371,18 @@ class SecondaryTier:
         """
 
 class KvbmWorker:
-    """One rank: an engine's KV tensors and what moves their bytes."""
+    """
+    One rank: an engine's KV tensors and what moves their bytes.
 
-    def __init__(self) -> None: ...
+    In a forked child every call raises kvbm.UnsupportedError.
+    """
+
+    def __init__(self, num_device_blocks: int, page_size: int, tensors: list, device_id: int = 0, dtype_width_bytes: int | None = None, drt: object | None = None, layout_blocking: bool = False, device_layout_type: object | None = None, host_layout_type: object | None = None, disk_layout_type: object | None = None, rank: int = 0, world_size: int | None = None, nccl_comm_ptr: object | None = None) -> None:
+        """
+        As Dynamo's KvbmWorker: one group of layers that are alike. tensors: one a layer, each [num_device_blocks, ...] in host memory, of torch or NumPy, with strides of any kind; page_size tokens a block; kept until stop(). The DYN_KVBM_DISK_* variables say where the disk tier lies. The arguments without an effect here take their defaults alone.
+
+        Raises kvbm.InvalidArgumentError, naming the tensor, kvbm.UnsupportedError.
+        """
 
     @staticmethod
     def create(rank: int, num_blocks: int, groups: Sequence[tuple[int, Sequence[tuple[int, int]]]], *, disk_directory: str = '', disk_direct_io: bool = True, disk_zero_fill: bool = False) -> KvbmWorker:
@@ -350,9 +416,16 @@ class KvbmWorker:
         """Waits for running copies; the tensors may go afterwards."""
 
 class KvbmLeader:
-    """The scheduler's side: requests, tiers and steps."""
+    """
+    The scheduler's side: requests, tiers and steps.
 
-    def __init__(self) -> None: ...
+    In a forked child every call raises kvbm.UnsupportedError.
+    """
+
+    def __init__(self, world_size: int, drt: object | None = None, *, workers: list = [], endpoint: str = '', secret: str = '', page_size: int = 0, model: str = '', dtype: str = '', scheme: str = '') -> None:
+        """
+        As Dynamo's KvbmLeader, whose runtime brings the workers together; here they are given: world_size workers of this process, by rank, or the endpoint to which they come. Each has one layer group, kept as a whole prefix. page_size, tokens of a block, if the workers do not tell. Sizes, times and the metrics port come from the DYN_KVBM_* variables. model, dtype, scheme: see create.
+        """
 
     @staticmethod
     def create(workers: list = [], *, endpoint: str = '', num_ranks: int = 1, secret: str = '', init_timeout_secs: float = 120.0, model: str, dtype: str, scheme: str, block_tokens: int, window_blocks: Sequence[int], load_mode: str = 'auto', host_bytes: int = 0, disk_bytes: int = 0, host_blocks: int = 0, disk_blocks: int = 0, disk_filter: bool = False, min_priority: int = 0, weights_epoch: int = 0, timeout_seconds: float = 30.0, max_events: int = 0, metrics_port: int | None = None, record_directory: str = '') -> KvbmLeader:

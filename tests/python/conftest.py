@@ -11,7 +11,7 @@ from kvbm._core import live_objects
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(monkeypatch):
-    """Managers, held blocks, tensors, hits and onboardings of a test are gone at its end."""
+    """What live_objects() counts is gone at the end of a test."""
     for name in [name for name in os.environ if name.startswith(("KVBM_", "DYN_KVBM_"))]:
         monkeypatch.delenv(name)
     yield

@@ -526,6 +526,35 @@ def test_a_hit_that_cannot_be_onboarded_stays(tmp_path):
         assert manager.onboard(hit).num_blocks == 3
 
 
+def test_events_tell_what_comes_and_goes(tmp_path):
+    before = time.time()
+    with make(tmp_path, max_events=100) as manager:
+        compute(manager, 1, 3)
+        events = manager.take_events()
+        identities = [bytes([1, i + 1]) * 16 for i in range(3)]
+        for type, tier, from_tier in (("created", "G1", None), ("migrated", "G2", "G1")):
+            found = [event for event in events if (event.type, event.tier) == (type, tier)]
+            assert [event.identity for event in found] == identities
+            assert {(event.from_tier, event.group) for event in found} == {(from_tier, 0)}
+            assert len({event.block_id for event in found}) == 3
+            assert all(before <= event.timestamp <= time.time() for event in found)
+        assert len(events) == 6 and "created" in repr(events[0])
+        assert manager.take_events() == []
+        manager.allocate_blocks(4).release()  # evicts them from G1
+        assert {(event.type, event.tier) for event in manager.take_events()} == {("deleted", "G1")}
+        assert manager.num_dropped_events == 0
+
+
+def test_events_that_nobody_takes_are_counted(tmp_path):
+    with make(tmp_path, max_events=4) as manager:
+        compute(manager, 1, 3)
+        assert len(manager.take_events()) == 4
+        assert manager.num_dropped_events == 2
+    with make(tmp_path) as manager:
+        compute(manager, 1, 3)
+        assert manager.take_events() == [] and manager.num_dropped_events == 0
+
+
 def run_python(code, **options):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options)
     assert done.returncode == 0, done.stdout + done.stderr

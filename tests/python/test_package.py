@@ -26,12 +26,6 @@ def test_errors_have_codes():
     assert "no blocks" in str(caught.value)
 
 
-def test_classes_are_made_by_create():
-    for made in (kvbm.KvbmWorker, kvbm.KvbmLeader):
-        with pytest.raises(TypeError, match="create"):
-            made()
-
-
 def test_variables_are_read(monkeypatch):
     monkeypatch.setenv("DYN_KVBM_CPU_CACHE_GB", "1.5")
     assert dynamo_variables()["host_bytes"] == 1_500_000_000
