@@ -56,7 +56,7 @@ demo-vllm: ## the real vLLM on this CPU with a tiny model: what kvbm saves, and 
 .PHONY: test-engine
 test-engine: ## the real vLLM on this CPU: outputs with kvbm equal those without
 	@scripts/setup_engine
-	@build/engine/bin/python -m pytest -q -n "$(JOBS)" --dist loadgroup tests/python tests/engine
+	@build/engine/bin/python -m pytest -q -n "$(JOBS)" tests/python tests/engine
 
 .PHONY: bench
 bench: setup ## run the benchmarks, on TRACE=file if given; results as JSON in build/bench/

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The wheel in a fresh virtual environment, and the Python of README.md."""
 
+import fcntl
 import importlib.util
 import pathlib
 import re
@@ -15,9 +16,6 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MOST_BYTES = 20_000_000
-
-# One build folder, so one process of pytest-xdist.
-pytestmark = pytest.mark.xdist_group("wheel")
 
 
 def run(*command, **options):
@@ -40,8 +38,11 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     # Where scripts/setup_engine builds too, so that only what has changed is compiled.
     settings = f"build-dir={ROOT / 'build' / 'python'}"
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--config-settings",
-        settings, "--wheel-dir", folder, ROOT)
+    (ROOT / "build").mkdir(exist_ok=True)
+    with open(ROOT / "build" / "wheel.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of a run build in the same folder
+        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--config-settings",
+            settings, "--wheel-dir", folder, ROOT)
     return next(folder.glob("kvbm-*.whl"))
 
 
