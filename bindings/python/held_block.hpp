@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -44,7 +45,9 @@ class SharedManager {
   auto use(Call&& call) {
     check_process();
     const nanobind::gil_scoped_release released;
+    ++num_callers_;
     const std::scoped_lock turn(turn_);
+    --num_callers_;
     take_forgotten();
     return call(*manager_);
   }
@@ -53,6 +56,8 @@ class SharedManager {
   [[nodiscard]] bool until(TimePoint deadline, Step&& step) {
     check_process();
     return wait_in_slices(deadline, [&](TimePoint slice_end) {
+      // Who comes back at once would take the turn before those who wait for it are awake.
+      while (num_callers_ > 0 && now() < slice_end) std::this_thread::yield();
       const std::unique_lock turn(turn_, slice_end);
       if (!turn.owns_lock()) return false;
       take_forgotten();
@@ -84,6 +89,7 @@ class SharedManager {
 
   const Alive alive_{live_objects().managers};
   const nanobind::dlpack::dtype dtype_;
+  std::atomic<uint32_t> num_callers_{0};  // that wait for their turn in use()
   std::timed_mutex turn_;  // not a Mutex: it is waited for with a deadline, and held over calls
   std::mutex forgotten_mutex_;
   std::vector<OnboardingId> forgotten_;
