@@ -158,10 +158,14 @@ class Engine:
             self.step()
         self.step()
 
+    def _num_open(self):
+        counted = self.scheduler.connector._leader.native.statistics()
+        return sum(value for name, value in counted.items() if name.startswith("kvbm_transfer_inflight"))
+
     def settle(self):
         """Waits until no copy is under way, so that none takes a core away from what is measured."""
         leader = getattr(self.scheduler.connector, "_leader", None)
-        while leader is not None and leader.native.statistics()["kvbm_open_operations"]:
+        while leader is not None and self._num_open():
             time.sleep(0.001)
 
     def close(self):
