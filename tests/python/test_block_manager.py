@@ -472,13 +472,11 @@ def test_a_wait_lets_other_threads_run(tmp_path):
         thread = threading.Thread(target=count)
         thread.start()
         before = len(turns)
-        start = time.monotonic()
         manager.wait_idle(timeout=60)
-        waited = time.monotonic() - start
         during = len(turns) - before
         stop.set()
         thread.join()
-        assert during > 0 or waited < 0.05  # a disk may be too fast for it
+        assert during > 0
 
 
 def test_an_onboarding_is_awaited(tmp_path):
