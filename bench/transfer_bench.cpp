@@ -66,9 +66,10 @@ void copy_plainly(std::span<const StridedPiece> pieces, std::span<const BlockId>
                   std::span<const BlockId> to) {
   for (const StridedPiece& piece : pieces) {
     for (size_t i = 0; i < from.size(); ++i) {
-      for (uint64_t k = 0; k < piece.count; ++k) {
-        std::memcpy(piece.dst + to[i].value() * piece.dst_block_stride + k * piece.dst_stride,
-                    piece.src + from[i].value() * piece.src_block_stride + k * piece.src_stride,
+      const StridedAxis& axis = piece.axes[0];
+      for (uint64_t k = 0; k < axis.count; ++k) {
+        std::memcpy(piece.dst + to[i].value() * piece.dst_block_stride + k * axis.dst_stride,
+                    piece.src + from[i].value() * piece.src_block_stride + k * axis.src_stride,
                     piece.bytes);
       }
     }

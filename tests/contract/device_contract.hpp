@@ -359,46 +359,53 @@ TYPED_TEST_P(DeviceContract, RefusesMemoryOfNoByteOrOddAlignment) {
 }
 
 TYPED_TEST_P(DeviceContract, StridedCopiesMatchAnElementWiseOracle) {
+  using Counts = std::array<uint64_t, kStridedAxes>;
   struct Side {
     uint64_t base;
     uint64_t block_stride;
-    uint64_t stride;
+    Counts strides;
   };
-  for (uint64_t seed = 1; seed <= 40; ++seed) {
+  const bool kernels = this->device().info().capabilities.kernel_copies;
+  for (uint64_t seed = 1; seed <= 80; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Random random(seed);
     const uint64_t num_blocks = random.uniform_between(1, 12);
     const uint64_t num_pieces = random.uniform_between(1, 4);
 
-    // A side places blocks and repeats in either order, packed or with gaps; pieces follow each
+    // A side nests blocks and axes in an order of its own, packed or with gaps; pieces follow each
     // other.
-    const auto place = [&](uint64_t& cursor, uint64_t bytes, uint64_t count) {
+    const auto place = [&](uint64_t& cursor, uint64_t bytes, const Counts& counts) {
       const auto gap = [&] { return random.chance(0.5) ? 0 : random.uniform(40); };
-      Side side{.base = cursor + gap(), .block_stride = 0, .stride = 0};
-      if (random.chance(0.5)) {
-        side.stride = bytes + gap();
-        side.block_stride = count * side.stride + gap();
-        cursor = side.base + num_blocks * side.block_stride;
-      } else {
-        side.block_stride = bytes + gap();
-        side.stride = num_blocks * side.block_stride + gap();
-        cursor = side.base + count * side.stride;
+      std::array<size_t, kStridedAxes + 1> order{};  // innermost first; the last entry is the block
+      std::iota(order.begin(), order.end(), size_t{0});
+      random.shuffle(std::span<size_t>(order));
+      Side side{.base = cursor + gap(), .block_stride = 0, .strides = {}};
+      uint64_t extent = bytes;
+      for (const size_t axis : order) {
+        const bool block = axis == kStridedAxes;
+        (block ? side.block_stride : side.strides[axis]) = extent + gap();
+        extent = (block ? num_blocks * side.block_stride : counts[axis] * side.strides[axis]);
       }
-      cursor += gap();
+      cursor = side.base + extent + gap();
       return side;
     };
     struct Piece {
       Side src, dst;
-      uint64_t bytes, count;
+      uint64_t bytes;
+      Counts counts;
     };
     std::vector<Piece> pieces;
     uint64_t src_size = 0;
     uint64_t dst_size = 0;
     for (uint64_t p = 0; p < num_pieces; ++p) {
-      const uint64_t bytes = random.uniform_between(p == 0 ? 1 : 0, 300);
-      const uint64_t count = random.uniform_between(p == 0 ? 1 : 0, 5);
-      const Side src = place(src_size, bytes, count);
-      pieces.push_back({src, place(dst_size, bytes, count), bytes, count});
+      const uint64_t bytes = random.chance(0.5) ? 16 * random.uniform_between(p == 0 ? 1 : 0, 8)
+                                                : random.uniform_between(p == 0 ? 1 : 0, 100);
+      Counts counts{};
+      for (uint64_t& count : counts) {
+        count = random.chance(0.5) ? 1 : random.uniform_between(p == 0 ? 1 : 0, 5);
+      }
+      const Side src = place(src_size, bytes, counts);
+      pieces.push_back({src, place(dst_size, bytes, counts), bytes, counts});
     }
     src_size += 64;
     dst_size += 64;
@@ -430,19 +437,31 @@ TYPED_TEST_P(DeviceContract, StridedCopiesMatchAnElementWiseOracle) {
                               .src_block_stride = piece.src.block_stride,
                               .dst_block_stride = piece.dst.block_stride,
                               .bytes = piece.bytes,
-                              .count = piece.count,
-                              .src_stride = piece.src.stride,
-                              .dst_stride = piece.dst.stride});
-      for (size_t i = 0; i < from.size(); ++i) {
-        for (uint64_t k = 0; k < piece.count; ++k) {
+                              .axes = {}});
+      for (size_t a = 0; a < kStridedAxes; ++a) {
+        batch.pieces.back().axes[a] = {.count = piece.counts[a],
+                                       .src_stride = piece.src.strides[a],
+                                       .dst_stride = piece.dst.strides[a]};
+      }
+      const auto offset = [](const Side& side, BlockId block, const Counts& at) {
+        uint64_t sum = side.base + block.value() * side.block_stride;
+        for (size_t a = 0; a < kStridedAxes; ++a) sum += at[a] * side.strides[a];
+        return sum;
+      };
+      const auto [n0, n1, n2, n3] = piece.counts;
+      for (uint64_t step = 0; step < n0 * n1 * n2 * n3; ++step) {
+        const Counts at{step / (n1 * n2 * n3), step / (n2 * n3) % n1, step / n3 % n2, step % n3};
+        for (size_t i = 0; i < from.size(); ++i) {
           for (uint64_t b = 0; b < piece.bytes; ++b, ++planned) {
-            expected[piece.dst.base + to[i].value() * piece.dst.block_stride +
-                     k * piece.dst.stride + b] =
-                src_image[piece.src.base + from[i].value() * piece.src.block_stride +
-                          k * piece.src.stride + b];
+            expected[offset(piece.dst, to[i], at) + b] =
+                src_image[offset(piece.src, from[i], at) + b];
           }
         }
       }
+    }
+    if (kernels && random.chance(0.5)) {
+      batch.method = CopyMethod::kKernel;
+      batch.max_ctas = static_cast<uint32_t>(random.uniform(5));
     }
     ASSERT_EQ(planned_bytes(batch).value(), planned);
     const StreamRef stream = this->stream();
@@ -454,6 +473,16 @@ TYPED_TEST_P(DeviceContract, StridedCopiesMatchAnElementWiseOracle) {
     EXPECT_EQ(this->content(src), src_image);
     ASSERT_TRUE(this->device().destroy_stream(stream));
   }
+}
+
+TYPED_TEST_P(DeviceContract, RefusesAMethodThatItLacks) {
+  if (this->device().info().capabilities.kernel_copies) GTEST_SKIP() << "it has every method";
+  const DeviceMemory memory = this->device().allocate(64, 1).value();
+  StridedCopyBatch batch = this->plain_copy(memory.data(), memory.data() + 32, 32);
+  batch.method = CopyMethod::kKernel;
+  const StreamRef stream = this->stream();
+  EXPECT_EQ(code_of(this->device().copy(stream, std::move(batch))), ErrorCode::kUnsupported);
+  EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
 }
 
 TYPED_TEST_P(DeviceContract, ABatchKeepsItsBlockListsUntilItIsDone) {
@@ -659,9 +688,9 @@ REGISTER_TYPED_TEST_SUITE_P(
     RefusesAStreamItDoesNotKnow, ADestroyedStreamFinishesWhatItHasAndTakesNoMore, StreamsComeAndGo,
     AllocatesAlignedMemoryThatReadsAsZero, RefusesMemoryThatItDoesNotHave,
     RefusesMemoryOfNoByteOrOddAlignment, StridedCopiesMatchAnElementWiseOracle,
-    ABatchKeepsItsBlockListsUntilItIsDone, CopiesFollowTheOrderOfTheirStream,
-    RefusesBatchesThatMakeNoSense, TakesEmptyBatches, ThousandsOfEventsPassBetweenTwoStreams,
-    RandomWorkKeepsEveryOrderThatEventsAskFor, ADeviceThatIsDestroyedEndsEverythingThatIsQueued,
-    MemoryMayOutliveItsDevice);
+    RefusesAMethodThatItLacks, ABatchKeepsItsBlockListsUntilItIsDone,
+    CopiesFollowTheOrderOfTheirStream, RefusesBatchesThatMakeNoSense, TakesEmptyBatches,
+    ThousandsOfEventsPassBetweenTwoStreams, RandomWorkKeepsEveryOrderThatEventsAskFor,
+    ADeviceThatIsDestroyedEndsEverythingThatIsQueued, MemoryMayOutliveItsDevice);
 
 }  // namespace kvbm::testing

@@ -27,6 +27,7 @@ enum class DeviceKind : uint8_t { kHost, kCuda };
 struct DeviceCapabilities {
   bool host_accessible = false;       ///< the host may read and write its memory by address
   bool copies_pageable_host = false;  ///< copy() takes host memory that is not pinned
+  bool kernel_copies = false;         ///< copy() takes CopyMethod::kKernel
   uint64_t page_bytes = 0;            ///< allocations start at multiples of it
 };
 
@@ -84,7 +85,7 @@ class Device {
   [[nodiscard]] virtual Result<DeviceMemory> allocate(uint64_t size_bytes, uint64_t alignment) = 0;
 
   /// Queues all copies of the batch. Addresses are the device's or, see the capabilities, the
-  /// host's.
+  /// host's. Errors: kUnsupported (a method that the device lacks).
   virtual Status copy(StreamRef stream, StridedCopyBatch batch) = 0;
 
   /// Runs `task` on a host thread in stream order; it must not wait. What it returns or throws

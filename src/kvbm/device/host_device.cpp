@@ -35,16 +35,25 @@ struct QueuedWait {
 };
 using Operation = std::variant<QueuedCopy, QueuedLaunch, QueuedRecord, QueuedWait>;
 
+/// Copies the runs of axes [axis, kStridedAxes) of a folded piece.
+void copy_axes(const StridedPiece& piece, size_t axis, const std::byte* src, std::byte* dst,
+               uint64_t bytes) {
+  if (axis == kStridedAxes) {
+    std::memcpy(dst, src, bytes);
+    return;
+  }
+  const StridedAxis& loop = piece.axes[axis];
+  for (uint64_t k = 0; k < loop.count; ++k) {
+    copy_axes(piece, axis + 1, src + k * loop.src_stride, dst + k * loop.dst_stride, bytes);
+  }
+}
+
 void copy_piece(const StridedPiece& piece, const std::vector<BlockId>& from,
                 const std::vector<BlockId>& to) {
-  uint64_t run = piece.bytes;
-  uint64_t count = piece.count;
-  if (count > 1 && piece.src_stride == run && piece.dst_stride == run) {
-    run *= count;
-    count = 1;
-  }
-  const bool blocks_touch =
-      count == 1 && piece.src_block_stride == run && piece.dst_block_stride == run;
+  size_t first_axis = 0;
+  while (first_axis < kStridedAxes && piece.axes[first_axis].count == 1) ++first_axis;
+  const bool blocks_touch = first_axis == kStridedAxes && piece.src_block_stride == piece.bytes &&
+                            piece.dst_block_stride == piece.bytes;
   for (size_t i = 0; i < from.size();) {
     size_t blocks = 1;
     while (blocks_touch && i + blocks < from.size() &&
@@ -52,22 +61,20 @@ void copy_piece(const StridedPiece& piece, const std::vector<BlockId>& from,
            to[i + blocks].value() == uint64_t{to[i].value()} + blocks) {
       ++blocks;
     }
-    const std::byte* src = piece.src + from[i].value() * piece.src_block_stride;
-    std::byte* dst = piece.dst + to[i].value() * piece.dst_block_stride;
-    for (uint64_t k = 0; k < count; ++k) {
-      std::memcpy(dst + k * piece.dst_stride, src + k * piece.src_stride, run * blocks);
-    }
+    copy_axes(piece, first_axis, piece.src + from[i].value() * piece.src_block_stride,
+              piece.dst + to[i].value() * piece.dst_block_stride, piece.bytes * blocks);
     i += blocks;
   }
 }
 
 void copy_batch(const StridedCopyBatch& batch) {
   for (const StridedPiece& piece : batch.pieces) {
-    if (piece.bytes == 0 || piece.count == 0) continue;
-    copy_piece(piece, *batch.from, *batch.to);
+    uint64_t bytes = piece.bytes;
+    for (const StridedAxis& axis : piece.axes) bytes *= axis.count;
+    if (bytes == 0) continue;
+    copy_piece(fold(piece), *batch.from, *batch.to);
     if (batch.bytes_moved != nullptr) {
-      batch.bytes_moved->fetch_add(piece.bytes * piece.count * batch.from->size(),
-                                   std::memory_order_relaxed);
+      batch.bytes_moved->fetch_add(bytes * batch.from->size(), std::memory_order_relaxed);
     }
   }
 }
@@ -424,6 +431,9 @@ Result<DeviceMemory> HostDevice::allocate(uint64_t size_bytes, uint64_t alignmen
 
 Status HostDevice::copy(StreamRef stream, StridedCopyBatch batch) {
   KVBM_TRY(planned_bytes(batch));
+  if (batch.method != CopyMethod::kEngine) {
+    return make_error(ErrorCode::kUnsupported, "a host device has no kernels; copy by the engine");
+  }
   return core_->enqueue(stream, QueuedCopy{std::move(batch)});
 }
 

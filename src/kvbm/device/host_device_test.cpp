@@ -319,9 +319,7 @@ TEST(HostDevice, JoinsBlocksThatTouchWithoutChangingTheResult) {
                                                 .src_block_stride = 8,
                                                 .dst_block_stride = 8,
                                                 .bytes = 4,
-                                                .count = 2,
-                                                .src_stride = 4,
-                                                .dst_stride = 4}}}));
+                                                .axes = {{{2, 4, 4}}}}}}));
   ASSERT_TRUE(device->synchronize(stream));
   std::vector<std::byte> expected(64);
   const std::array<std::array<size_t, 2>, 6> pairs{

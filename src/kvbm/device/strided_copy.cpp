@@ -2,6 +2,7 @@
 #include "kvbm/device/strided_copy.hpp"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "kvbm/base/text.hpp"
@@ -14,22 +15,71 @@ uint64_t highest(const std::vector<BlockId>& ids) {
   return std::max_element(ids.begin(), ids.end())->value();
 }
 
-/// Whether base + block * block_stride + (count - 1) * stride + bytes is an address.
-bool end_is_addressable(const void* base, uint64_t block, uint64_t block_stride, uint64_t count,
-                        uint64_t stride, uint64_t bytes) {
-  uint64_t offset = 0;
-  uint64_t repeats = 0;
-  return !__builtin_mul_overflow(block, block_stride, &offset) &&
-         !__builtin_mul_overflow(count - 1, stride, &repeats) &&
-         !__builtin_add_overflow(offset, repeats, &offset) &&
-         !__builtin_add_overflow(offset, bytes, &offset) &&
-         !__builtin_add_overflow(offset, reinterpret_cast<uintptr_t>(base), &offset);
+/// Steps of a piece in each block; none if they cannot be counted.
+std::optional<uint64_t> steps_of(const StridedPiece& piece) {
+  uint64_t steps = 1;
+  for (const StridedAxis& axis : piece.axes) {
+    if (axis.count == 0) return 0;
+  }
+  for (const StridedAxis& axis : piece.axes) {
+    if (__builtin_mul_overflow(steps, axis.count, &steps)) return std::nullopt;
+  }
+  return steps;
+}
+
+/// Whether the last byte that a piece touches on one side is an address.
+bool end_is_addressable(const void* base, uint64_t block, uint64_t block_stride,
+                        const StridedPiece& piece, uint64_t StridedAxis::*stride) {
+  uint64_t end = 0;
+  if (__builtin_mul_overflow(block, block_stride, &end)) return false;
+  for (const StridedAxis& axis : piece.axes) {
+    uint64_t reach = 0;
+    if (__builtin_mul_overflow(axis.count - 1, axis.*stride, &reach) ||
+        __builtin_add_overflow(end, reach, &end)) {
+      return false;
+    }
+  }
+  return !__builtin_add_overflow(end, piece.bytes, &end) &&
+         !__builtin_add_overflow(end, reinterpret_cast<uintptr_t>(base), &end);
 }
 
 }  // namespace
 
 BlockList make_block_list(std::vector<BlockId> ids) {
   return std::make_shared<const std::vector<BlockId>>(std::move(ids));
+}
+
+std::string_view to_string(CopyMethod method) noexcept {
+  switch (method) {
+    case CopyMethod::kEngine:
+      return "engine";
+    case CopyMethod::kKernel:
+      return "kernel";
+  }
+  return "unknown";
+}
+
+StridedPiece fold(const StridedPiece& piece) noexcept {
+  StridedPiece folded = piece;
+  folded.axes = {};
+  size_t next = kStridedAxes;  // axes from here on are taken, the innermost last
+  for (size_t i = kStridedAxes; i > 0; --i) {
+    const StridedAxis& axis = piece.axes[i - 1];
+    if (axis.count == 1) continue;
+    if (next < kStridedAxes) {
+      StridedAxis& inner = folded.axes[next];
+      if (axis.src_stride == inner.src_stride * inner.count &&
+          axis.dst_stride == inner.dst_stride * inner.count) {
+        inner.count *= axis.count;
+        continue;
+      }
+    } else if (axis.src_stride == folded.bytes && axis.dst_stride == folded.bytes) {
+      folded.bytes *= axis.count;
+      continue;
+    }
+    folded.axes[--next] = axis;
+  }
+  return folded;
 }
 
 Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
@@ -41,6 +91,13 @@ Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
                       format_text("a copy batch goes from {} blocks to {}", batch.from->size(),
                                   batch.to->size()));
   }
+  if (batch.method == CopyMethod::kEngine && batch.max_ctas != 0) {
+    return make_error(
+        ErrorCode::kInvalidArgument,
+        format_text("a copy batch for the copy engine is to hold at most {} CTAs, and "
+                    "holds none; leave max_ctas at 0",
+                    batch.max_ctas));
+  }
   if (batch.from->empty()) return 0;
 
   const uint64_t last_from = highest(*batch.from);
@@ -48,20 +105,21 @@ Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
   uint64_t total = 0;
   for (size_t i = 0; i < batch.pieces.size(); ++i) {
     const StridedPiece& piece = batch.pieces[i];
-    if (piece.bytes == 0 || piece.count == 0) continue;
+    const std::optional<uint64_t> steps = steps_of(piece);
+    if (piece.bytes == 0 || steps == 0) continue;
     const auto invalid = [i](const char* what) {
       return make_error(ErrorCode::kInvalidArgument,
                         format_text("piece {} of a copy batch {}", i, what));
     };
     if (piece.src == nullptr || piece.dst == nullptr) return invalid("has a null base");
-    if (!end_is_addressable(piece.src, last_from, piece.src_block_stride, piece.count,
-                            piece.src_stride, piece.bytes) ||
-        !end_is_addressable(piece.dst, last_to, piece.dst_block_stride, piece.count,
-                            piece.dst_stride, piece.bytes)) {
+    if (!end_is_addressable(piece.src, last_from, piece.src_block_stride, piece,
+                            &StridedAxis::src_stride) ||
+        !end_is_addressable(piece.dst, last_to, piece.dst_block_stride, piece,
+                            &StridedAxis::dst_stride)) {
       return invalid("ends beyond the address space");
     }
     uint64_t bytes = 0;
-    if (__builtin_mul_overflow(piece.bytes, piece.count, &bytes) ||
+    if (!steps || __builtin_mul_overflow(piece.bytes, *steps, &bytes) ||
         __builtin_mul_overflow(bytes, uint64_t{batch.from->size()}, &bytes) ||
         __builtin_add_overflow(total, bytes, &total)) {
       return invalid("makes the sum overflow");

@@ -3,10 +3,12 @@
 // copies.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include "kvbm/base/ids.hpp"
@@ -14,21 +16,47 @@
 
 namespace kvbm {
 
+/// One loop of a StridedPiece. Units: bytes, apart from `count`.
+struct StridedAxis {
+  uint64_t count = 1;
+  uint64_t src_stride = 0;  ///< not used if count is 1
+  uint64_t dst_stride = 0;  ///< not used if count is 1
+
+  friend bool operator==(const StridedAxis&, const StridedAxis&) = default;
+};
+
+/// Layer, outer, head and page, in any order: what a format can permute inside a block.
+inline constexpr size_t kStridedAxes = 4;
+using StridedAxes = std::array<StridedAxis, kStridedAxes>;
+
 /// One part of every block, such as the keys of a layer. For each pair (f, t) of block ids and each
-/// k < count: copies `bytes` bytes
-///   from  src + f * src_block_stride + k * src_stride
-///   to    dst + t * dst_block_stride + k * dst_stride.
-/// Units: bytes, apart from `count`.
+/// index (i0, i1, i2, i3) of the axes, outermost first: copies `bytes` bytes
+///   from  src + f * src_block_stride + i0 * axes[0].src_stride + … + i3 * axes[3].src_stride
+///   to    dst + t * dst_block_stride + i0 * axes[0].dst_stride + … + i3 * axes[3].dst_stride.
+/// Units: bytes.
 struct StridedPiece {
   const std::byte* src = nullptr;
   std::byte* dst = nullptr;
   uint64_t src_block_stride = 0;
   uint64_t dst_block_stride = 0;
   uint64_t bytes = 0;
-  uint64_t count = 1;
-  uint64_t src_stride = 0;  ///< not used if count is 1
-  uint64_t dst_stride = 0;
+  StridedAxes axes = {};
 };
+
+/// The piece with axes of one entry left out, runs that touch on both sides joined, and the axes
+/// that are left moved to the end. The same bytes go to the same places, in the fewest steps that
+/// the order of the axes allows.
+/// Requires: planned_bytes() takes the piece.
+[[nodiscard]] StridedPiece fold(const StridedPiece& piece) noexcept;
+
+/// What moves the bytes of a batch.
+enum class CopyMethod : uint8_t {
+  kEngine,  ///< the copy engine of a device, the memcpy of a host; every device has it
+  kKernel,  ///< threads of the device itself; see DeviceCapabilities::kernel_copies
+};
+
+/// "engine", "kernel".
+[[nodiscard]] std::string_view to_string(CopyMethod method) noexcept;
 
 /// A list of block ids that plans and batches share.
 using BlockList = std::shared_ptr<const std::vector<BlockId>>;
@@ -44,6 +72,11 @@ struct StridedCopyBatch {
   BlockList to = nullptr;
   std::vector<StridedPiece> pieces = {};
 
+  CopyMethod method = CopyMethod::kEngine;
+  /// Thread blocks that a kernel may hold at a time, so that an engine's own kernels find room; 0:
+  /// as the device finds best. With kEngine it has no meaning and is refused.
+  uint32_t max_ctas = 0;
+
   /// If set, grows by the bytes that arrived, not later than the next event of the stream is done.
   /// A batch that was skipped or failed leaves it short. The device keeps it until the copies have
   /// ended or been dropped, and lets go of it, without a lock, before the next event is done: that
@@ -53,7 +86,7 @@ struct StridedCopyBatch {
 
 /// The bytes that a batch asks for, after a look at its shape.
 /// Errors: kInvalidArgument (a list missing or of another length than its twin, a null base of a
-/// piece that is not empty, a sum or an offset of 2^64 bytes and more).
+/// piece that is not empty, a sum or an offset of 2^64 bytes and more, max_ctas for a copy engine).
 [[nodiscard]] Result<uint64_t> planned_bytes(const StridedCopyBatch& batch);
 
 }  // namespace kvbm

@@ -24,14 +24,14 @@ StridedCopyBatch batch_of(StridedPiece piece) {
 }
 
 TEST(PlannedBytes, CountsBlocksTimesRepeatsTimesBytes) {
-  StridedCopyBatch batch = batch_of({.bytes = 10, .count = 3, .src_stride = 16, .dst_stride = 10});
+  StridedCopyBatch batch = batch_of({.bytes = 10, .axes = {{{3, 16, 10}}}});
   EXPECT_EQ(planned_bytes(batch), 60u);
   batch.pieces.push_back(batch.pieces.front());
   EXPECT_EQ(planned_bytes(batch), 120u);
 }
 
 TEST(PlannedBytes, IsZeroForNoBlocksNoPiecesAndNoRepeats) {
-  StridedCopyBatch batch = batch_of({.bytes = 10, .count = 0});
+  StridedCopyBatch batch = batch_of({.bytes = 10, .axes = {{{5, 10, 10}, {0}}}});
   EXPECT_EQ(planned_bytes(batch), 0u);
   batch.pieces.clear();
   EXPECT_EQ(planned_bytes(batch), 0u);
@@ -40,15 +40,16 @@ TEST(PlannedBytes, IsZeroForNoBlocksNoPiecesAndNoRepeats) {
 }
 
 TEST(PlannedBytes, AllowsAStrideThatIsNotUsed) {
-  EXPECT_EQ(planned_bytes(batch_of({.bytes = 8, .count = 1, .src_stride = kMost})), 16u);
+  EXPECT_EQ(planned_bytes(batch_of({.bytes = 8, .axes = {{{1, kMost, 0}}}})), 16u);
 }
 
 TEST(PlannedBytes, RefusesAnEndBeyondTheAddressSpace) {
   for (const StridedPiece& piece : {
            StridedPiece{.src_block_stride = kMost / 2, .bytes = 1},
            StridedPiece{.dst_block_stride = kMost / 4, .bytes = 1},
-           StridedPiece{.bytes = 1, .count = 3, .src_stride = kMost / 2},
-           StridedPiece{.bytes = 1, .count = kMost, .dst_stride = 2},
+           StridedPiece{.bytes = 1, .axes = {{{3, kMost / 2, 0}}}},
+           StridedPiece{.bytes = 1, .axes = {{{2, kMost / 2, 0}, {2, kMost / 2, 0}}}},
+           StridedPiece{.bytes = 1, .axes = {{{kMost, 0, 2}}}},
            StridedPiece{.bytes = kMost},
        }) {
     const Result<uint64_t> bytes = planned_bytes(batch_of(piece));
@@ -59,9 +60,43 @@ TEST(PlannedBytes, RefusesAnEndBeyondTheAddressSpace) {
 
 TEST(PlannedBytes, RefusesASumThatOverflows) {
   // Repeats on the spot reach no far address, but move more than can be counted.
-  const Result<uint64_t> bytes = planned_bytes(batch_of({.bytes = 4096, .count = kMost / 4096}));
+  const Result<uint64_t> bytes =
+      planned_bytes(batch_of({.bytes = 4096, .axes = {{{kMost / 4096}}}}));
   ASSERT_FALSE(bytes);
   EXPECT_EQ(code_of(bytes), ErrorCode::kInvalidArgument);
+}
+
+TEST(PlannedBytes, RefusesMoreStepsThanCanBeCounted) {
+  EXPECT_EQ(code_of(planned_bytes(batch_of({.bytes = 1, .axes = {{{kMost}, {kMost}}}}))),
+            ErrorCode::kInvalidArgument);
+}
+
+TEST(PlannedBytes, RefusesACtaBudgetForACopyEngine) {
+  StridedCopyBatch batch = batch_of({.bytes = 8});
+  batch.max_ctas = 4;
+  EXPECT_EQ(code_of(planned_bytes(batch)), ErrorCode::kInvalidArgument);
+  batch.method = CopyMethod::kKernel;
+  EXPECT_EQ(planned_bytes(batch), 16u);
+}
+
+TEST(Fold, JoinsRunsThatTouchOnBothSides) {
+  const StridedPiece piece = fold({.bytes = 8, .axes = {{{3, 32, 64}, {1, 7, 7}, {4, 8, 8}}}});
+  EXPECT_EQ(piece.bytes, 32u);
+  EXPECT_EQ(piece.axes, (StridedAxes{{{}, {}, {}, {3, 32, 64}}}));
+  EXPECT_EQ(fold({.bytes = 8, .axes = {{{3, 32, 32}, {4, 8, 8}}}}).bytes, 96u);
+}
+
+TEST(Fold, MakesOneAxisOfTwoWhoseStepsFollowEachOther) {
+  const StridedPiece piece = fold({.bytes = 8, .axes = {{{5, 64, 128}, {4, 16, 32}}}});
+  EXPECT_EQ(piece.bytes, 8u);
+  EXPECT_EQ(piece.axes, (StridedAxes{{{}, {}, {}, {20, 16, 32}}}));
+}
+
+TEST(Fold, KeepsAxesThatTouchOnOneSideAlone) {
+  const StridedAxes axes{{{2, 32, 8}, {4, 8, 16}}};
+  const StridedPiece piece = fold({.bytes = 8, .axes = axes});
+  EXPECT_EQ(piece.bytes, 8u);
+  EXPECT_EQ(piece.axes, (StridedAxes{{{}, {}, axes[0], axes[1]}}));
 }
 
 }  // namespace

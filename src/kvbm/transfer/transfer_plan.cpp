@@ -82,9 +82,9 @@ std::vector<StridedPiece> TransferPlan::with_addresses(const PhysicalLayout& src
                       .src_block_stride = src_map.block_stride(),
                       .dst_block_stride = dst_map.block_stride(),
                       .bytes = piece.bytes,
-                      .count = piece.count,
-                      .src_stride = piece.src_stride,
-                      .dst_stride = piece.dst_stride});
+                      .axes = {{{.count = piece.count,
+                                 .src_stride = piece.src_stride,
+                                 .dst_stride = piece.dst_stride}}}});
   }
   return pieces;
 }

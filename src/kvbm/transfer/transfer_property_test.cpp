@@ -135,9 +135,11 @@ TEST(TransferProperty, APlanCoversExactlyTheAskedBytesOnce) {
     uint64_t moved = 0;
     for (const StridedPiece& piece : plan.with_addresses(*src.layout, *dst.layout)) {
       for (size_t i = 0; i < to.size(); ++i) {
-        for (uint64_t k = 0; k < piece.count; ++k) {
-          const std::byte* in = piece.src + from[i] * piece.src_block_stride + k * piece.src_stride;
-          std::byte* out = piece.dst + to[i] * piece.dst_block_stride + k * piece.dst_stride;
+        for (uint64_t k = 0; k < piece.axes[0].count; ++k) {
+          const std::byte* in =
+              piece.src + from[i] * piece.src_block_stride + k * piece.axes[0].src_stride;
+          std::byte* out =
+              piece.dst + to[i] * piece.dst_block_stride + k * piece.axes[0].dst_stride;
           for (uint64_t byte = 0; byte < piece.bytes; ++byte) {
             out[byte] = in[byte];
             ++written[static_cast<size_t>(out + byte - dst.bytes.data())];
