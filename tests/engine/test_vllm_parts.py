@@ -86,8 +86,12 @@ def test_each_trap_is_one_warning(monkeypatch):
     kept = KeptMessages()
     logger = logging.getLogger("vllm.kvbm")
     monkeypatch.setattr(logger, "handlers", [kept])
-    monkeypatch.setattr(logger, "level", logging.WARNING)
-    warn_at_start(config, GPU_BLOCKS, 99, 0)
+    before = logger.level
+    logger.setLevel(logging.WARNING)  # the engine's own level may be higher, and is remembered by the logger
+    try:
+        warn_at_start(config, GPU_BLOCKS, 99, 0)
+    finally:
+        logger.setLevel(before)
     assert kept.messages == [f"kvbm: {text}" for text in texts]
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     assert len(warnings_of(config, GPU_BLOCKS, 99, 0)) == 2
