@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -156,13 +157,19 @@ Duration timeout_of(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
 }
 
-Leader start_leader(const KvbmLeaderOptions& options, nb::list workers,
-                    const RemoteWorkers& remote) {
+Leader start_leader(const KvbmLeaderOptions& options, nb::list workers, RemoteWorkers remote) {
   if (remote.endpoint.empty() == (nb::len(workers) == 0)) {
     raise(Error(ErrorCode::kInvalidArgument,
                 "a leader has either workers of this process or an endpoint to which they come"));
   }
   Leader made;
+  std::optional<nb::python_error> raised;
+  remote.keep_waiting = [&raised] {
+    const nb::gil_scoped_acquire acquired;
+    if (PyErr_CheckSignals() == 0) return true;
+    raised.emplace();
+    return false;
+  };
   std::vector<KvbmWorker*> local;
   for (nb::handle worker : workers) {
     local.push_back(&nb::cast<LocalWorker&>(worker).running());
@@ -173,6 +180,7 @@ Leader start_leader(const KvbmLeaderOptions& options, nb::list workers,
     return remote.endpoint.empty() ? KvbmLeader::create(options, local, log_sink())
                                    : KvbmLeader::create(options, remote, log_sink());
   }();
+  if (raised) throw nb::python_error(std::move(*raised));
   made.leader = ProcessBound(take(std::move(created)));
   return made;
 }
@@ -192,12 +200,12 @@ Namespace namespace_of(const std::string& model, const std::string& dtype,
 
 std::unique_ptr<Leader> create_leader(
     nb::list workers, const std::string& endpoint, uint16_t num_ranks, const std::string& secret,
-    double init_timeout_secs, const std::string& model, const std::string& dtype,
-    const std::string& scheme, uint32_t block_tokens, const std::vector<uint32_t>& window_blocks,
-    const std::string& load_mode, uint64_t host_bytes, uint64_t disk_bytes, uint32_t host_blocks,
-    uint32_t disk_blocks, bool disk_filter, uint32_t min_priority, uint64_t weights_epoch,
-    double timeout_seconds, size_t max_events, std::optional<uint16_t> metrics_port,
-    const std::string& record_directory) {
+    double init_timeout_secs, double place_timeout_secs, const std::string& model,
+    const std::string& dtype, const std::string& scheme, uint32_t block_tokens,
+    const std::vector<uint32_t>& window_blocks, const std::string& load_mode, uint64_t host_bytes,
+    uint64_t disk_bytes, uint32_t host_blocks, uint32_t disk_blocks, bool disk_filter,
+    uint32_t min_priority, uint64_t weights_epoch, double timeout_seconds, size_t max_events,
+    std::optional<uint16_t> metrics_port, const std::string& record_directory) {
   KvbmLeaderOptions options;
   options.ns = namespace_of(model, dtype, scheme, block_tokens, weights_epoch);
   for (const uint32_t window : window_blocks) {
@@ -227,7 +235,9 @@ std::unique_ptr<Leader> create_leader(
                                                {.endpoint = endpoint,
                                                 .num_ranks = num_ranks,
                                                 .secret = secret,
-                                                .init_timeout = timeout_of(init_timeout_secs)}));
+                                                .init_timeout = timeout_of(init_timeout_secs),
+                                                .place_timeout = timeout_of(place_timeout_secs),
+                                                .keep_waiting = nullptr}));
 }
 
 void construct_leader(Leader* self, uint16_t world_size, nb::handle drt, nb::list workers,
@@ -268,7 +278,8 @@ void construct_leader(Leader* self, uint16_t world_size, nb::handle drt, nb::lis
                                  {.endpoint = endpoint,
                                   .num_ranks = world_size,
                                   .secret = secret,
-                                  .init_timeout = found.init_timeout}));
+                                  .init_timeout = found.init_timeout,
+                                  .keep_waiting = nullptr}));
 }
 
 Identity identity_of(nb::handle hash) {
@@ -438,13 +449,15 @@ NB_MODULE(_core, module) {
           "variables. model, dtype, scheme: see create.")
       .def_static("create", &create_leader, "workers"_a = nb::list(), nb::kw_only(),
                   "endpoint"_a = "", "num_ranks"_a = 1, "secret"_a = "",
-                  "init_timeout_secs"_a = 120.0, "model"_a, "dtype"_a, "scheme"_a, "block_tokens"_a,
-                  "window_blocks"_a, "load_mode"_a = "auto", "host_bytes"_a = 0, "disk_bytes"_a = 0,
+                  "init_timeout_secs"_a = 120.0, "place_timeout_secs"_a = 1800.0, "model"_a,
+                  "dtype"_a, "scheme"_a, "block_tokens"_a, "window_blocks"_a,
+                  "load_mode"_a = "auto", "host_bytes"_a = 0, "disk_bytes"_a = 0,
                   "host_blocks"_a = 0, "disk_blocks"_a = 0, "disk_filter"_a = false,
                   "min_priority"_a = 0, "weights_epoch"_a = 0, "timeout_seconds"_a = 30.0,
                   "max_events"_a = 0, "metrics_port"_a = nb::none(), "record_directory"_a = "",
                   "workers: of this process, by rank. Or endpoint, to which num_ranks workers of "
-                  "other processes come (KvbmWorker.connect), and for how long to wait for them. "
+                  "other processes come (KvbmWorker.connect), for how long to wait for them, and "
+                  "then for all of them to make one place; Ctrl-C ends the wait. "
                   "metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any. "
                   "record_directory: where a folder with a flight record is made; '': none.")
       .def("num_identities",

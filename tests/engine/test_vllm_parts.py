@@ -19,7 +19,12 @@ from kvbm.vllm_integration.start_checks import warn_at_start, warnings_of
 
 
 def test_options_have_defaults_and_take_what_is_given():
-    assert options_of(None) == {"load_mode": "auto", "weights_epoch": 0, "transfer_timeout_seconds": 30.0}
+    assert options_of(None) == {
+        "load_mode": "auto",
+        "weights_epoch": 0,
+        "transfer_timeout_seconds": 30.0,
+        "place_timeout_seconds": 1800.0,
+    }
     assert options_of({"weights_epoch": 7, "transfer_timeout_seconds": 2})["weights_epoch"] == 7
 
 
@@ -34,6 +39,7 @@ def test_options_have_defaults_and_take_what_is_given():
         {"transfer_timeout_seconds": 0},
         {"transfer_timeout_seconds": float("nan")},
         {"transfer_timeout_seconds": "2"},
+        {"place_timeout_seconds": 0},
     ],
 )
 def test_options_that_make_no_sense_are_refused(extra):

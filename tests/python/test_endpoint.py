@@ -2,6 +2,7 @@
 """Where processes meet, and a leader with a worker that is one."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -149,6 +150,26 @@ def test_a_worker_that_does_not_come_is_named(runtime):
         kvbm.KvbmLeader.create(endpoint=endpoint_of(folder), init_timeout_secs=0.05, **MODEL)
     assert caught.value.code == "timeout"
     assert os.listdir(folder) == []
+
+
+def test_ctrl_c_ends_the_wait_for_workers(runtime):
+    def interrupt(signum, frame):
+        raise KeyboardInterrupt
+
+    folder = meeting_folder("e")
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            kvbm.KvbmLeader.create(endpoint=endpoint_of(folder), init_timeout_secs=60, **MODEL)
+        assert time.monotonic() - start < 30
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert os.listdir(folder) == []
+    with pytest.raises(kvbm.Error, match="did not come"):  # nothing of it is left
+        kvbm.KvbmLeader.create(endpoint=endpoint_of(folder), init_timeout_secs=0.05, **MODEL)
 
 
 def test_a_leader_has_workers_here_or_elsewhere():

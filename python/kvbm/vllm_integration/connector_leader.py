@@ -12,7 +12,12 @@ from kvbm.vllm_integration.start_checks import warn_at_start
 logger = logging.getLogger("kvbm")
 
 # kv_connector_extra_config, with the defaults.
-OPTIONS = {"load_mode": "auto", "weights_epoch": 0, "transfer_timeout_seconds": 30.0}
+OPTIONS = {
+    "load_mode": "auto",
+    "weights_epoch": 0,
+    "transfer_timeout_seconds": 30.0,
+    "place_timeout_seconds": 1800.0,
+}
 
 
 def options_of(extra: dict | None) -> dict:
@@ -25,9 +30,10 @@ def options_of(extra: dict | None) -> dict:
     epoch = options["weights_epoch"]
     if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < 2**64:
         raise ValueError(f"kv_connector_extra_config: weights_epoch is an integer from 0 to 2^64 - 1, not {epoch!r}")
-    seconds = options["transfer_timeout_seconds"]
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
-        raise ValueError(f"kv_connector_extra_config: transfer_timeout_seconds is a number above 0, not {seconds!r}")
+    for name in ("transfer_timeout_seconds", "place_timeout_seconds"):
+        seconds = options[name]
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
+            raise ValueError(f"kv_connector_extra_config: {name} is a number above 0, not {seconds!r}")
     return options
 
 
@@ -91,6 +97,7 @@ class KvConnectorLeader:
                 "endpoint": endpoint_of(folder),
                 "num_ranks": parallel.world_size,
                 "init_timeout_secs": init_timeout_secs,
+                "place_timeout_secs": float(options["place_timeout_seconds"]),
             }
         else:
             where = {"workers": [LOCAL_WORKERS[engine_id, rank] for rank in range(parallel.world_size)]}

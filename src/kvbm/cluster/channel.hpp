@@ -2,6 +2,7 @@
 // Channel: how a leader talks to its workers outside the engine's step.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -11,6 +12,9 @@
 #include "kvbm/protocol/messages.hpp"
 
 namespace kvbm {
+
+/// Asked every few milliseconds, on its own thread, by who waits for workers; false ends the wait.
+using KeepWaiting = std::function<bool()>;
 
 /// What has come in since the last look.
 struct ChannelInbox {

@@ -104,7 +104,11 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
                                                        const RemoteWorkers& workers, LogSink& log) {
   auto impl = std::make_unique<Impl>(log);
   auto link = internal::wait_for_ranks(
-      {.endpoint = workers.endpoint, .num_ranks = workers.num_ranks, .secret = workers.secret},
+      {.endpoint = workers.endpoint,
+       .num_ranks = workers.num_ranks,
+       .secret = workers.secret,
+       .place_timeout = workers.place_timeout,
+       .keep_waiting = workers.keep_waiting},
       saturating_add(impl->executor.clock().now(), workers.init_timeout), impl->executor, log);
   if (!link) {
     if (link.error().code() != ErrorCode::kTimeout) return make_error(std::move(link).error());
@@ -113,6 +117,12 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::create(const KvbmLeaderOptions& 
                       format_text("{}; {} sets the limit, which was {} s", link.error().message(),
                                   kInitTimeoutVariable, limit.count()));
   }
+  link->provide = [made = std::move(link->provide)](std::span<const PlaceSpec> places) {
+    Status provided = made(places);
+    if (provided || provided.error().code() != ErrorCode::kTimeout) return provided;
+    return Status(make_error(ErrorCode::kTimeout,
+                             provided.error().message() + "; place_timeout sets the limit"));
+  };
   return build(std::move(impl), options, *std::move(link), log);
 }
 

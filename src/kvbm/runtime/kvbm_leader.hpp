@@ -53,6 +53,10 @@ struct RemoteWorkers {
   std::string secret;
   /// For all to come. What they take to make their places is not counted.
   Duration init_timeout{std::chrono::seconds(120)};
+  /// For all to make one place, the memory or the file of a layer group in a tier. Large ones take
+  /// minutes, most of all a file that is filled.
+  Duration place_timeout{std::chrono::minutes(30)};
+  KeepWaiting keep_waiting;  ///< null: to the limits
 };
 
 /// A rank that is lost takes all stored blocks with it; nothing is stored or found from then on,
@@ -68,8 +72,9 @@ class KvbmLeader {
   [[nodiscard]] static Result<std::unique_ptr<KvbmLeader>> create(
       const KvbmLeaderOptions& options, std::span<KvbmWorker* const> workers, LogSink& log);
   /// The same on workers of other processes, which it waits for. Errors: also kTimeout (names the
-  /// ranks that did not come), kUnavailable (one was lost meanwhile), kUnsupported (this build has
-  /// no channel between processes), those of binding the endpoint.
+  /// ranks that did not come, or what they did not make), kCancelled (`keep_waiting` said no),
+  /// kUnavailable (one was lost meanwhile), kUnsupported (this build has no channel between
+  /// processes), those of binding the endpoint.
   [[nodiscard]] static Result<std::unique_ptr<KvbmLeader>> create(const KvbmLeaderOptions& options,
                                                                   const RemoteWorkers& workers,
                                                                   LogSink& log);

@@ -93,8 +93,11 @@ class RemoteWorkersTest : public ::testing::Test {
     return "ipc://" + (folder_.path() / "leader").string();
   }
   [[nodiscard]] RemoteWorkers workers(uint16_t num_ranks, Duration init_timeout = seconds(30)) {
-    return {
-        .endpoint = endpoint(), .num_ranks = num_ranks, .secret = {}, .init_timeout = init_timeout};
+    return {.endpoint = endpoint(),
+            .num_ranks = num_ranks,
+            .secret = {},
+            .init_timeout = init_timeout,
+            .keep_waiting = nullptr};
   }
 
   bool eventually(const std::function<bool()>& what) {
@@ -182,6 +185,25 @@ TEST_F(RemoteWorkersTest, RanksThatDoNotComeAreNamedWithTheVariable) {
               HasSubstr("DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS sets the limit, which was 1 s"));
 }
 
+TEST_F(RemoteWorkersTest, WhoWaitsForRanksMayStopWaiting) {
+  RemoteWorkers remote = workers(1);
+  remote.keep_waiting = [] { return false; };
+  EXPECT_EQ(code_of(KvbmLeader::create(leader_options(), remote, log_)), ErrorCode::kCancelled);
+  EXPECT_EQ(folder_.num_entries(), 0U);
+}
+
+TEST_F(RemoteWorkersTest, ARankThatHangsWhileItMakesItsPlacesIsNamedWithTheOption) {
+  Rank first(0, log_);
+  ASSERT_TRUE(first.worker->connect(endpoint(), ""));
+  RemoteWorkers remote = workers(1);
+  remote.place_timeout = Duration(1);  // no rank is that fast
+  const auto created = KvbmLeader::create(leader_options(), remote, log_);
+  ASSERT_EQ(code_of(created), ErrorCode::kTimeout);
+  EXPECT_THAT(created.error().message(),
+              HasSubstr("rank 0 did not make 8 blocks of 64 bytes in G2 for layer group 0"));
+  EXPECT_THAT(created.error().message(), HasSubstr("place_timeout sets the limit"));
+}
+
 TEST_F(RemoteWorkersTest, RanksWhoseTensorsDifferAreRefused) {
   Rank first(0, log_);
   Rank second(1, log_, 2 * kBlockBytes);
@@ -221,8 +243,9 @@ TEST(RemoteWorkers, AKilledWorkerIsNamedAndItsBlocksAreGone) {
   }
   RecordingLogSink log;
   ThreadExecutor executor(log);
-  auto created = KvbmLeader::create(leader_options(),
-                                    {.endpoint = endpoint, .num_ranks = 2, .secret = {}}, log);
+  auto created = KvbmLeader::create(
+      leader_options(),
+      {.endpoint = endpoint, .num_ranks = 2, .secret = {}, .keep_waiting = nullptr}, log);
   EXPECT_TRUE(created);
   if (created) {
     KvbmLeader& leader = **created;

@@ -32,6 +32,8 @@ constexpr std::string_view kComponent = "adapters.zmq";
 /// For workers to hear of the end.
 constexpr Duration kFarewell = std::chrono::milliseconds(500);
 constexpr std::string_view kSaidGoodbye = "it said goodbye";
+/// Between two questions to who may end a wait.
+constexpr Duration kWaitSlice = std::chrono::milliseconds(20);
 
 /// In a time that does not depend on where the two differ.
 bool same_secret(std::string_view ours, std::string_view given) {
@@ -65,6 +67,12 @@ std::string name_ranks(const std::vector<RankId>& ranks) {
   return text;
 }
 
+/// "8 blocks of 256 bytes in G2 for layer group 0".
+std::string describe(const PlaceSpec& spec) {
+  return format_text("{} blocks of {} bytes in {} for layer group {}", spec.num_blocks,
+                     spec.rank_block_bytes, to_string(spec.place.tier), spec.place.group.value());
+}
+
 }  // namespace
 
 class ZmqChannel::Core {
@@ -82,8 +90,10 @@ class ZmqChannel::Core {
   void stop();
 
   [[nodiscard]] const std::string& endpoint() const noexcept { return socket_->endpoint(); }
-  Result<std::vector<std::vector<PlaceSpec>>> wait_for_workers(TimePoint deadline);
-  Status provide(std::span<const PlaceSpec> specs, TimePoint deadline);
+  Result<std::vector<std::vector<PlaceSpec>>> wait_for_workers(TimePoint deadline,
+                                                               const KeepWaiting& keep_waiting);
+  Status provide(const PlaceSpec& spec, Duration limit, const KeepWaiting& keep_waiting);
+  Status check_ranks() const;
   void send(std::span<const CopyOp> ops, std::span<const OpId> cancels);
   ChannelInbox receive();
   bool wait(TimePoint deadline);
@@ -100,6 +110,7 @@ class ZmqChannel::Core {
   void post(std::vector<std::vector<std::byte>> messages);
   std::shared_ptr<Latch> next_change() KVBM_REQUIRES(mutex_);
   void changed();
+  Result<bool> wait_until(const Latch& change, TimePoint deadline, const KeepWaiting& keep_waiting);
   std::vector<RankId> missing_ranks() const KVBM_REQUIRES(mutex_);
 
   // The thread of the channel.
@@ -186,7 +197,22 @@ std::vector<RankId> ZmqChannel::Core::missing_ranks() const {
   return missing;
 }
 
-Result<std::vector<std::vector<PlaceSpec>>> ZmqChannel::Core::wait_for_workers(TimePoint deadline) {
+/// False at the deadline. Errors: kCancelled.
+Result<bool> ZmqChannel::Core::wait_until(const Latch& change, TimePoint deadline,
+                                          const KeepWaiting& keep_waiting) {
+  if (!keep_waiting) return executor_.wait(change, deadline);
+  for (;;) {
+    const TimePoint end = std::min(deadline, saturating_add(executor_.clock().now(), kWaitSlice));
+    if (executor_.wait(change, end)) return true;
+    if (!keep_waiting()) {
+      return make_error(ErrorCode::kCancelled, "the wait for the workers was given up");
+    }
+    if (end == deadline) return false;
+  }
+}
+
+Result<std::vector<std::vector<PlaceSpec>>> ZmqChannel::Core::wait_for_workers(
+    TimePoint deadline, const KeepWaiting& keep_waiting) {
   for (bool late = false;;) {
     std::shared_ptr<Latch> change;
     {
@@ -207,22 +233,31 @@ Result<std::vector<std::vector<PlaceSpec>>> ZmqChannel::Core::wait_for_workers(T
       }
       change = next_change();
     }
-    late = !executor_.wait(*change, deadline);
+    KVBM_ASSIGN_OR_RETURN(const bool has_changed, wait_until(*change, deadline, keep_waiting));
+    late = !has_changed;
   }
 }
 
-Status ZmqChannel::Core::provide(std::span<const PlaceSpec> specs, TimePoint deadline) {
+Status ZmqChannel::Core::check_ranks() const {
+  const MutexLock lock(mutex_);
+  KVBM_CONTRACT(complete_, "provide() before all workers have come");
+  if (lost_.empty()) return {};
+  return make_error(ErrorCode::kUnavailable, "lost meanwhile: " + name_ranks(lost_));
+}
+
+Status ZmqChannel::Core::provide(const PlaceSpec& spec, Duration limit,
+                                 const KeepWaiting& keep_waiting) {
+  const TimePoint deadline = saturating_add(executor_.clock().now(), limit);
   uint64_t request = 0;
   {
     const MutexLock lock(mutex_);
-    KVBM_CONTRACT(complete_, "provide() before all workers have come");
     request = ++request_;
     answers_.assign(options_.num_ranks, std::nullopt);
     for (const RankId rank : lost_) {
       answers_[rank.value()] = make_error(ErrorCode::kUnavailable, "the rank is lost");
     }
   }
-  post({encode(ProvideMessage{.request = request, .places = {specs.begin(), specs.end()}})});
+  post({encode(ProvideMessage{.request = request, .places = {spec}})});
   for (bool late = false;;) {
     std::shared_ptr<Latch> change;
     {
@@ -239,12 +274,16 @@ Status ZmqChannel::Core::provide(std::span<const PlaceSpec> specs, TimePoint dea
         return {};
       }
       if (late) {
-        return make_error(ErrorCode::kTimeout,
-                          name_ranks(silent) + " did not make its places in time");
+        return make_error(
+            ErrorCode::kTimeout,
+            format_text("{} did not make {} within {} s; look at the logs of these workers",
+                        name_ranks(silent), describe(spec),
+                        std::chrono::duration<double>(limit).count()));
       }
       change = next_change();
     }
-    late = !executor_.wait(*change, deadline);
+    KVBM_ASSIGN_OR_RETURN(const bool has_changed, wait_until(*change, deadline, keep_waiting));
+    late = !has_changed;
   }
 }
 
@@ -557,12 +596,16 @@ ZmqChannel::~ZmqChannel() { core_->stop(); }
 
 const std::string& ZmqChannel::endpoint() const noexcept { return core_->endpoint(); }
 
-Result<std::vector<std::vector<PlaceSpec>>> ZmqChannel::wait_for_workers(TimePoint deadline) {
-  return core_->wait_for_workers(deadline);
+Result<std::vector<std::vector<PlaceSpec>>> ZmqChannel::wait_for_workers(
+    TimePoint deadline, const KeepWaiting& keep_waiting) {
+  return core_->wait_for_workers(deadline, keep_waiting);
 }
 
-Status ZmqChannel::provide(std::span<const PlaceSpec> specs, TimePoint deadline) {
-  return core_->provide(specs, deadline);
+Status ZmqChannel::provide(std::span<const PlaceSpec> specs, Duration limit,
+                           const KeepWaiting& keep_waiting) {
+  KVBM_TRY(core_->check_ranks());
+  for (const PlaceSpec& spec : specs) KVBM_TRY(core_->provide(spec, limit, keep_waiting));
+  return {};
 }
 
 void ZmqChannel::send(std::span<const CopyOp> ops, std::span<const OpId> cancels) {

@@ -51,14 +51,19 @@ class ZmqChannel final : public Channel {
 
   /// The start-up barrier: waits until every rank has come, and gives each one's G1. Before that a
   /// worker that goes may be replaced by another. Errors: kTimeout (names who is missing; may be
-  /// called again), kUnavailable (one is lost already).
-  [[nodiscard]] Result<std::vector<std::vector<PlaceSpec>>> wait_for_workers(TimePoint deadline);
+  /// called again), kCancelled (the same; `keep_waiting` said no), kUnavailable (one is lost
+  /// already).
+  [[nodiscard]] Result<std::vector<std::vector<PlaceSpec>>> wait_for_workers(
+      TimePoint deadline, const KeepWaiting& keep_waiting = nullptr);
 
-  /// Asks every rank to make these places and waits for all answers. Errors: the first refusal with
-  /// its rank, kUnavailable (a rank is lost), kTimeout (names who has not answered). After an error
-  /// some ranks have some of the places; nothing takes them back.
+  /// Has every rank make these places, one after the other, and gives them `limit` for each. A rank
+  /// that dies meanwhile is noticed; the limit is for one that lives and hangs. Errors: the first
+  /// refusal with its rank, kUnavailable (a rank is lost), kTimeout (names who has not answered,
+  /// and what it was to make), kCancelled (`keep_waiting` said no). After an error some ranks have
+  /// some of the places; nothing takes them back.
   /// Requires: wait_for_workers has succeeded, here and below.
-  Status provide(std::span<const PlaceSpec> specs, TimePoint deadline);
+  Status provide(std::span<const PlaceSpec> specs, Duration limit,
+                 const KeepWaiting& keep_waiting = nullptr);
 
   /// Contract: one operation with its lists takes at most 64 MiB.
   void send(std::span<const CopyOp> ops, std::span<const OpId> cancels) override;

@@ -502,10 +502,10 @@ TEST_F(ZmqChannelTest, EveryRankMakesThePlacesThatItIsAskedFor) {
   const auto second = rig(1, {.host_blocks = 0, .disk_blocks = 0});
   const auto first_end = end(*first, 0);
   const auto second_end = end(*second, 1);
-  EXPECT_THROW(static_cast<void>(channel->provide({}, soon())), ContractViolation);
+  EXPECT_THROW(static_cast<void>(channel->provide({}, minutes(1))), ContractViolation);
   ASSERT_TRUE(channel->wait_for_workers(soon()));
   const PlaceSpec place = host_place();
-  EXPECT_TRUE(channel->provide({&place, 1}, soon()));
+  EXPECT_TRUE(channel->provide({&place, 1}, minutes(1)));
   const CopyOp op = copy(1, 0, 0);
   channel->send({&op, 1}, {});
   for (const OpResult& result : collect(*channel, 2).results) {
@@ -523,33 +523,93 @@ TEST_F(ZmqChannelTest, ARankThatCannotMakeAPlaceIsNamedWithItsReason) {
   const auto second_end = end(*second, 1);
   ASSERT_TRUE(channel->wait_for_workers(soon()));
   const PlaceSpec place = host_place(GroupId(1));
-  const Status refused = channel->provide({&place, 1}, soon());
+  const Status refused = channel->provide({&place, 1}, minutes(1));
   ASSERT_EQ(code_of(refused), ErrorCode::kInvalidArgument);
   EXPECT_THAT(refused.error().message(), HasSubstr("rank 1: "));
   const PlaceSpec other = host_place();
-  EXPECT_TRUE(channel->provide({&other, 1}, soon()));
+  EXPECT_TRUE(channel->provide({&other, 1}, minutes(1)));
 }
 
-TEST_F(ZmqChannelTest, ARankThatIsLostOrSilentEndsTheWaitForPlaces) {
-  start();
-  const auto channel = leader(2);
-  const auto worker = rig(0, {.host_blocks = 0, .disk_blocks = 0});
-  const auto its_end = end(*worker, 0);
-  Peer peer = Peer::connect(endpoint());
-  peer.say(HelloMessage{.rank = RankId(1), .secret = "open", .places = {}});
-  static_cast<void>(peer.hear_a<WelcomeMessage>());
-  ASSERT_TRUE(channel->wait_for_workers(soon()));
-  const PlaceSpec place = host_place();
-  const Status silent = channel->provide({&place, 1}, executor_->clock().now() + milliseconds(500));
+/// A leader with a worker that is one and one that comes and then does as the test likes.
+class ZmqPlacesTest : public ZmqChannelTest {
+ protected:
+  void SetUp() override {
+    start();
+    channel_ = leader(2);
+    worker_ = rig(0, {.num_groups = 2, .host_blocks = 0, .disk_blocks = 0});
+    end_ = end(*worker_, 0);
+    peer_ = std::make_unique<Peer>(Peer::connect(endpoint()));
+    peer_->say(HelloMessage{.rank = RankId(1), .secret = "open", .places = {}});
+    static_cast<void>(peer_->hear_a<WelcomeMessage>());
+    ASSERT_TRUE(channel_->wait_for_workers(soon()));
+  }
+
+  std::unique_ptr<ZmqChannel> channel_;
+  std::unique_ptr<RankRig> worker_;
+  std::unique_ptr<ZmqWorkerEnd> end_;
+  std::unique_ptr<Peer> peer_;
+};
+
+TEST_F(ZmqPlacesTest, ARankThatHangsIsNamedWithWhatItWasToMake) {
+  const std::vector<PlaceSpec> places = {host_place(), host_place(GroupId(1))};
+  const Status silent = channel_->provide(places, milliseconds(500));
   ASSERT_EQ(code_of(silent), ErrorCode::kTimeout);
-  EXPECT_THAT(silent.error().message(), HasSubstr("rank 1 did not make its places"));
-  EXPECT_EQ(peer.hear_a<ProvideMessage>().request, 1U);
-  peer.say(ProvidedMessage{.request = 1});  // too late: of the request before
-  peer.say(GoodbyeMessage{});
-  const Status lost = channel->provide({}, soon());
+  EXPECT_THAT(silent.error().message(),
+              HasSubstr("rank 1 did not make 8 blocks of 256 bytes in G2 for layer group 0 within "
+                        "0.5 s"));
+  // What is not made ends it: nobody is asked for more.
+  EXPECT_THAT(peer_->hear_a<ProvideMessage>().places, ElementsAre(places.front()));
+  peer_->say(ProvidedMessage{.request = 1});  // too late: of the request before
+  const Status again = channel_->provide(std::span(places).last(1), milliseconds(500));
+  ASSERT_EQ(code_of(again), ErrorCode::kTimeout);
+  EXPECT_THAT(again.error().message(), HasSubstr("rank 1 did not make"));
+}
+
+TEST_F(ZmqPlacesTest, EachPlaceHasTheWholeLimit) {
+  const std::vector<PlaceSpec> places = {host_place(), host_place(GroupId(1))};
+  auto queue = executor_->create_queue({.name = "peer"}).value();
+  ASSERT_TRUE(queue->post([this] {
+    const Latch never;
+    for (const uint64_t request : {uint64_t{1}, uint64_t{2}}) {
+      EXPECT_EQ(peer_->hear_a<ProvideMessage>().request, request);
+      static_cast<void>(executor_->wait(never, executor_->clock().now() + milliseconds(1200)));
+      peer_->say(ProvidedMessage{.request = request});
+    }
+  }));
+  EXPECT_TRUE(channel_->provide(places, milliseconds(2200)));
+  queue->stop();
+}
+
+TEST_F(ZmqPlacesTest, ARankThatIsLostEndsTheWait) {
+  auto queue = executor_->create_queue({.name = "peer"}).value();
+  ASSERT_TRUE(queue->post([this] {
+    static_cast<void>(peer_->hear_a<ProvideMessage>());
+    peer_->say(GoodbyeMessage{});
+  }));
+  const PlaceSpec place = host_place();
+  const Status lost = channel_->provide({&place, 1}, minutes(1));
+  queue->stop();
   ASSERT_EQ(code_of(lost), ErrorCode::kUnavailable);
   EXPECT_THAT(lost.error().message(), HasSubstr("rank 1"));
-  EXPECT_EQ(code_of(channel->provide({}, soon())), ErrorCode::kUnavailable);
+  EXPECT_EQ(code_of(channel_->provide({}, minutes(1))), ErrorCode::kUnavailable);
+}
+
+TEST_F(ZmqPlacesTest, WhoWaitsMayStopWaiting) {
+  int questions = 0;
+  const KeepWaiting three_times = [&questions] { return ++questions < 3; };
+  const PlaceSpec place = host_place();
+  EXPECT_EQ(code_of(channel_->provide({&place, 1}, minutes(1), three_times)),
+            ErrorCode::kCancelled);
+  EXPECT_EQ(questions, 3);
+  channel_.reset();
+  channel_ = leader(3);
+  questions = 0;
+  EXPECT_EQ(code_of(channel_->wait_for_workers(soon(), three_times)), ErrorCode::kCancelled);
+  EXPECT_EQ(questions, 3);
+  // It asks until its deadline, and not longer.
+  EXPECT_EQ(code_of(channel_->wait_for_workers(executor_->clock().now() + milliseconds(50),
+                                               [] { return true; })),
+            ErrorCode::kTimeout);
 }
 
 // --- operations ---------------------------------------------------------------------------------

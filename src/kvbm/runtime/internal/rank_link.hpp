@@ -33,10 +33,12 @@ struct LeaderLinkOptions {
   std::string endpoint;
   uint16_t num_ranks = 1;
   std::string secret;
+  Duration place_timeout{0};
+  KeepWaiting keep_waiting;  ///< asked here and in LeaderLink::provide
 };
 
-/// Waits for all ranks. Errors: kTimeout (names who is missing), kUnsupported (this build has no
-/// such channel), those of ZmqChannel.
+/// Waits for all ranks. Errors: kTimeout (names who is missing), kCancelled (not to keep waiting),
+/// kUnsupported (this build has no such channel), those of ZmqChannel.
 [[nodiscard]] Result<LeaderLink> wait_for_ranks(const LeaderLinkOptions& options,
                                                 TimePoint deadline, Executor& executor,
                                                 LogSink& log);

@@ -29,10 +29,11 @@ Result<LeaderLink> wait_for_ranks(const LeaderLinkOptions& options, TimePoint de
   ZmqChannel& channel = *made;
   LeaderLink link;
   link.channel = std::move(made);
-  KVBM_ASSIGN_OR_RETURN(link.engine_places, channel.wait_for_workers(deadline));
-  // A rank that is alive is given the time that its memory takes.
-  link.provide = [&channel](std::span<const PlaceSpec> places) {
-    return channel.provide(places, kNever);
+  KVBM_ASSIGN_OR_RETURN(link.engine_places,
+                        channel.wait_for_workers(deadline, options.keep_waiting));
+  link.provide = [&channel, limit = options.place_timeout,
+                  keep_waiting = options.keep_waiting](std::span<const PlaceSpec> places) {
+    return channel.provide(places, limit, keep_waiting);
   };
   return link;
 }
