@@ -10,6 +10,7 @@ import os
 import pathlib
 import random
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -132,19 +133,22 @@ class Engine:
         return self.scheduler.connector._leader.native
 
     def add(self):
-        from vllm import SamplingParams
-        from vllm.v1.core.kv_cache_utils import get_request_block_hasher
-        from vllm.v1.request import Request
-
         prefix = self.rng.choice(self.prefixes)
         prompt = prefix[: self.rng.randrange(1, len(prefix) + 1)] + [
             self.rng.randrange(1, 50) for _ in range(self.rng.randrange(0, BLOCK * 4))
         ]
+        self.add_request(prompt, self.rng.randrange(1, 20))
+
+    def add_request(self, prompt, max_tokens):
+        from vllm import SamplingParams
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+        from vllm.v1.request import Request
+
         self.num_requests += 1
         request = Request(
             request_id=f"r{self.num_requests}",
             prompt_token_ids=prompt,
-            sampling_params=SamplingParams(max_tokens=self.rng.randrange(1, 20), ignore_eos=True, temperature=0),
+            sampling_params=SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0),
             pooling_params=None,
             block_hasher=get_request_block_hasher(BLOCK, self.hash_function),
         )
@@ -311,3 +315,41 @@ def test_random_programs(vllm_parts, tmp_path, monkeypatch):
             assert moved[f"kvbm_transfer_blocks_total{{route={route}}}"] > 0, route
         for tier in ("g2", "g3"):
             assert moved[f"kvbm_forgotten_blocks_total{{tier={tier}}}"] > 0, tier
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_what_the_scheduler_keeps_over_a_reset_is_not_stored(vllm_parts, tmp_path, monkeypatch, seed):
+    monkeypatch.setenv("DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", "100")
+    engine = Engine(vllm_parts, random.Random(seed), tmp_path)
+    scheduler = engine.scheduler
+    prompt = list(range(1, 6 * BLOCK + 2))
+
+    def ask(max_tokens=1):
+        """Whether anything was found for the prompt, by the engine or below it."""
+        before = engine.loaded
+        engine.add_request(prompt, max_tokens)
+        engine.finish()
+        return engine.loaded > before
+
+    def num_stored():
+        """When nothing is under way any more."""
+        deadline = time.monotonic() + 20
+        while engine.native.statistics()["kvbm_blocks_free{pool=g2}"] < 100 and time.monotonic() < deadline:
+            pass
+        return engine.native.statistics()["kvbm_inactive_pool_size{pool=g2}"]
+
+    try:
+        engine.add_request(prompt, 3 * BLOCK)
+        for _ in range(4):
+            engine.step()
+        assert not scheduler.reset_prefix_cache(reset_connector=True), "the request holds its blocks"
+        engine.finish()
+        assert ask(2 * BLOCK), "the engine keeps its own"
+        assert num_stored() == 0, "what the engine had kept was stored"
+        assert scheduler.reset_prefix_cache()
+        assert not ask()
+        assert num_stored() > 0, "what is computed anew is stored"
+        assert scheduler.reset_prefix_cache()
+        assert ask()
+    finally:
+        engine.close()

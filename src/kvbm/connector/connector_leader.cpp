@@ -21,7 +21,7 @@ struct ConnectorLeader::Slot {
   PrefixLookup lookup;                       // the last one, until it is counted
   bool between_steps = false;
   std::optional<LoadId> load;
-  bool is_stale = false;  // its blocks are older than the last reset
+  bool is_stale = false;  // it has blocks that are older than the last reset
 };
 
 /// A load that is not over. Its destinations are not free before it is.
@@ -162,6 +162,7 @@ Status ConnectorLeader::allocated(std::string_view request,
     to.ids.assign(first, first + static_cast<std::ptrdiff_t>(part.blocks.size()));
     load.firsts.push_back(part.first);
     load.blocks.push_back(to.ids);
+    mark(group, to.ids, true);
     into.push_back(std::move(to));
   }
   slot.num_offered = std::max(slot.num_offered, match.num_blocks);
@@ -210,16 +211,23 @@ void ConnectorLeader::take_scheduled(const ScheduledRequest& scheduled, Trust tr
   for (size_t group = 0; group < options_.groups.size(); ++group) {
     const std::vector<BlockId>& given = scheduled.blocks[group];
     std::vector<BlockId>& blocks = slot.blocks[group];
-    // Blocks below what is computed are read alone.
-    size_t first_written = 0;
     if (scheduled.replaces_blocks) {
       blocks = given;
-      first_written = std::min<size_t>(computed, given.size());
     } else {
       blocks.insert(blocks.end(), given.begin(), given.end());
     }
-    const auto open = cluster_.leader().touching(options_.groups[group].id,
-                                                 std::span(given).subspan(first_written));
+  }
+  if (scheduled.replaces_blocks && builds_on_old_blocks(slot, scheduled.num_computed_tokens)) {
+    slot.is_stale = true;
+  }
+  for (size_t group = 0; group < options_.groups.size(); ++group) {
+    // Blocks below what is computed are read alone.
+    const std::span<const BlockId> given(scheduled.blocks[group]);
+    const size_t first_written =
+        scheduled.replaces_blocks ? std::min<size_t>(computed, given.size()) : 0;
+    const std::span<const BlockId> written = given.subspan(first_written);
+    mark(group, written, !slot.is_stale);
+    const auto open = cluster_.leader().touching(options_.groups[group].id, written);
     fences.insert(fences.end(), open.begin(), open.end());
   }
   if (scheduled.replaces_blocks) {
@@ -235,6 +243,35 @@ void ConnectorLeader::take_scheduled(const ScheduledRequest& scheduled, Trust tr
   const uint32_t written = written_tokens / options_.block_tokens;
   store_written(
       slot, std::min({written, static_cast<uint32_t>(slot.identities.size()), slot.max_stored}));
+}
+
+/// Whether some of what the engine gives a request as computed, and needs to go on, is older than
+/// the last reset.
+bool ConnectorLeader::builds_on_old_blocks(const Slot& slot, uint32_t num_computed_tokens) const {
+  if (num_resets_ == 0) return false;
+  // A block that is computed in part counts.
+  const uint32_t num_computed = num_computed_tokens / options_.block_tokens +
+                                (num_computed_tokens % options_.block_tokens != 0 ? 1 : 0);
+  for (size_t group = 0; group < options_.groups.size(); ++group) {
+    const std::vector<BlockId>& blocks = slot.blocks[group];
+    const std::vector<bool>& is_new = is_new_[group];
+    const size_t end = std::min<size_t>(num_computed, blocks.size());
+    // What a window does not reach may not be there.
+    for (size_t i = options_.groups[group].retention.first_needed(num_computed); i < end; ++i) {
+      const size_t id = blocks[i].value();
+      if (id >= is_new.size() || !is_new[id]) return true;
+    }
+  }
+  return false;
+}
+
+void ConnectorLeader::mark(size_t group, std::span<const BlockId> written, bool is_new) {
+  if (num_resets_ == 0) return;
+  std::vector<bool>& marks = is_new_[group];
+  for (const BlockId block : written) {
+    if (block.value() >= marks.size()) marks.resize(size_t{block.value()} + 1);
+    marks[block.value()] = is_new;
+  }
 }
 
 void ConnectorLeader::store_written(Slot& slot, uint32_t end) {
@@ -322,6 +359,7 @@ void ConnectorLeader::reset() {
       slot->is_stale |= !slot->blocks[group].empty();
     }
   }
+  is_new_.assign(options_.groups.size(), {});
   const uint64_t gone = cluster_.leader().forget();
   KVBM_LOG_INFO(log_, "connector", "emptied on demand: {} blocks are forgotten", gone);
 }

@@ -101,8 +101,8 @@ class ConnectorLeader final : public SchedulerHalf {
 
   /// Empties the tiers: nothing that was stored, offered or computed before is offered or stored
   /// afterwards. Loads that the engine has taken run on. What a request has computed so far is not
-  /// stored; it begins anew with its next match(). Requires: the engine's own prefix cache is
-  /// empty; what it still gives to a request is taken for new.
+  /// stored, nor what it computes from it; it begins anew with its next match(). The engine may
+  /// keep its own prefix cache: a request that it gives old blocks to is not stored either.
   void reset() override;
 
   /// Requests that have not ended.
@@ -120,6 +120,8 @@ class ConnectorLeader final : public SchedulerHalf {
                   MetricsRegistry& metrics, LogSink& log);
   [[nodiscard]] Slot& slot_of(std::string_view request);
   void take_scheduled(const ScheduledRequest& scheduled, Trust trust, std::vector<OpId>& fences);
+  [[nodiscard]] bool builds_on_old_blocks(const Slot& slot, uint32_t num_computed_tokens) const;
+  void mark(size_t group, std::span<const BlockId> written, bool is_new);
   [[nodiscard]] Trust trust_in_steps() const;
   void store_written(Slot& slot, uint32_t end);
   void take_ended_loads(std::vector<EndedLoad>& ended);
@@ -134,6 +136,9 @@ class ConnectorLeader final : public SchedulerHalf {
   uint64_t step_ = 0;  // the last one that was built
   NamespaceId ns_;     // another one after each reset
   uint64_t num_resets_ = 0;
+  /// By group and engine block: its content is computed or loaded since the last reset, from
+  /// nothing older. Kept from the first reset on.
+  std::vector<std::vector<bool>> is_new_;
   std::map<std::string, std::unique_ptr<Slot>, std::less<>> slots_;
   std::map<LoadId, OpenLoad> loads_;
 };

@@ -49,11 +49,11 @@ class ConnectorTest : public ::testing::Test {
     rig_ = std::make_unique<RankRig>(executor_, log_, options);
     channel_ = std::make_unique<InprocChannel>(executor_, std::vector{rig_->worker.get()});
     auto tiers = TierManager::create(
-        {.groups = {{kGroup, Retention::full_prefix()}}, .places = rig_->specs, .num_ranks = 1},
+        {.groups = {{kGroup, retention_}}, .places = rig_->specs, .num_ranks = 1},
         executor_.clock(), events_, metrics_, log_);
     cluster_ = std::make_unique<Cluster>(std::move(tiers).value(), *channel_, executor_.clock(),
                                          EngineOperations::kBySteps);
-    leader_ = ConnectorLeader::create({.groups = {{kGroup, Retention::full_prefix()}},
+    leader_ = ConnectorLeader::create({.groups = {{kGroup, retention_}},
                                        .ns = NamespaceId(1),
                                        .block_tokens = kTokens,
                                        .load_mode = mode,
@@ -122,6 +122,7 @@ class ConnectorTest : public ::testing::Test {
   }
   uint64_t stored() { return cluster_->leader().resident_blocks(TierId::kG2); }
 
+  Retention retention_ = Retention::full_prefix();
   RecordingLogSink log_{LogLevel::kError};
   ManualClock clock_;  // the leader's
   ThreadExecutor executor_{log_};
@@ -411,6 +412,99 @@ TEST_F(ConnectorTest, WhatWasComputedBeforeAResetIsNotStoredAfterIt) {
   EXPECT_EQ(leader_->match("a", 0, 4 * kTokens).num_tokens, 0U);
   compute(0, 4 * kTokens, true);
   EXPECT_EQ(stored(), 4U);
+}
+
+/// The engine keeps its own prefix cache, as vLLM does while requests hold blocks.
+TEST_F(ConnectorTest, WhatTheEngineKeepsOverAResetIsNotStored) {
+  const auto schedule = [this](const std::string& request, std::vector<BlockId> ids,
+                               uint32_t computed, uint32_t count, uint64_t name = 1) {
+    extend(request, name, 4);
+    EXPECT_EQ(leader_->match(request, computed * kTokens, 5 * kTokens).num_tokens, 0U);
+    begin({{.request = request,
+            .blocks = {std::move(ids)},
+            .replaces_blocks = true,
+            .num_computed_tokens = computed * kTokens,
+            .num_scheduled_tokens = count * kTokens}});
+    worker_->end_step();
+    settle();
+  };
+  schedule("a", blocks(0, 2), 0, 2);
+  EXPECT_EQ(stored(), 2U);
+  leader_->reset();
+  // Block 2 is computed from old ones, by who has them and by who is given them.
+  begin({{.request = "a",
+          .blocks = {blocks(2, 1)},
+          .replaces_blocks = false,
+          .num_computed_tokens = 2 * kTokens,
+          .num_scheduled_tokens = kTokens}});
+  worker_->end_step();
+  schedule("b", blocks(0, 4), 2, 2);
+  schedule("c", {BlockId(0), BlockId(1), BlockId(4)}, 2, 1);
+  settle();
+  EXPECT_EQ(stored(), 0U);
+  // And so is what is computed from that, though its own blocks are all younger than the reset.
+  schedule("d", blocks(2, 2), 1, 1, 2);
+  EXPECT_EQ(stored(), 0U);
+  // New is what is computed anew, in whatever blocks, and who is given that goes on with it.
+  schedule("e", blocks(0, 2), 0, 2, 3);
+  EXPECT_EQ(stored(), 2U);
+  schedule("f", blocks(0, 3), 2, 1, 3);
+  EXPECT_EQ(stored(), 3U);
+  // The next reset makes it old.
+  leader_->reset();
+  schedule("g", blocks(0, 3), 2, 1, 3);
+  EXPECT_EQ(stored(), 0U);
+  // In part is enough.
+  extend("h", 3, 1);
+  begin({{.request = "h",
+          .blocks = {blocks(0, 1)},
+          .replaces_blocks = true,
+          .num_computed_tokens = 1,
+          .num_scheduled_tokens = kTokens - 1}});
+  worker_->end_step();
+  settle();
+  EXPECT_EQ(stored(), 0U);
+}
+
+TEST_F(ConnectorTest, OfAWindowOnlyWhatItReachesIsLookedAt) {
+  retention_ = Retention::last_window(1);
+  use({});
+  leader_->reset();
+  run("a", 1, 5, 2);
+  EXPECT_EQ(stored(), 2U);
+  extend("b", 1, 3);
+  begin({{.request = "b",
+          .blocks = {{BlockId(0), BlockId(6), BlockId(7)}},  // the first is out of reach: none
+          .replaces_blocks = true,
+          .num_computed_tokens = 2 * kTokens,
+          .num_scheduled_tokens = kTokens}});
+  worker_->end_step();
+  settle();
+  EXPECT_EQ(stored(), 3U);
+}
+
+TEST_F(ConnectorTest, WhatIsLoadedAfterAResetIsNew) {
+  leader_->reset();
+  run("a", 1, 0, 2);
+  extend("b", 1, 3);
+  const ExternalMatch offer = leader_->match("b", 0, 3 * kTokens);
+  ASSERT_EQ(offer.num_tokens, 2 * kTokens);
+  ASSERT_TRUE(leader_->allocated("b", {blocks(10, 3)}, offer.num_tokens));
+  step({.request = "b",
+        .blocks = {blocks(10, 3)},
+        .replaces_blocks = true,
+        .num_computed_tokens = 2 * kTokens,
+        .num_scheduled_tokens = kTokens},
+       1);
+  empty_step();
+  step({.request = "b",
+        .blocks = {{}},
+        .replaces_blocks = false,
+        .num_computed_tokens = 3 * kTokens,
+        .num_scheduled_tokens = 1},
+       1);
+  settle();
+  EXPECT_EQ(stored(), 3U);
 }
 
 TEST_F(ConnectorTest, ALoadThatAResetOvertakesArrivesAndIsNotStoredAgain) {
