@@ -3,6 +3,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import kvbm
-from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, uses_channel
+from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, run_of, uses_channel
 
 
 @pytest.fixture
@@ -34,6 +35,39 @@ def test_the_folder_is_its_owners_alone_and_both_sides_find_it(runtime):
     remove(folder)
     assert os.listdir(runtime) == []
     remove(folder)
+
+
+def test_two_runs_with_one_engine_id_do_not_meet(runtime):
+    def config(instance_id):
+        return types.SimpleNamespace(
+            instance_id=instance_id, kv_transfer_config=types.SimpleNamespace(engine_id="fixed")
+        )
+
+    folders = [meeting_folder(run_of(config(instance_id))) for instance_id in ("1795259147000000000", "abcde")]
+    assert folders[0] != folders[1]
+    assert meeting_folder(run_of(config("abcde"))) == folders[1]  # as the workers of the run find it
+    assert str(folders[1]) == f"{runtime}/kvbm-{os.getuid()}-fixed-abcde"
+
+
+def test_two_leaders_with_one_engine_id_have_each_their_worker(runtime):
+    """Both are there at one time, and a run that was killed has left its socket."""
+    meeting = [meeting_folder(f"fixed-{run}") for run in ("dead", "a", "b")]
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(meeting[0] / "leader"))
+    dead.close()
+    tensors = [np.zeros((16, 64 * (i + 1)), dtype=np.uint8) for i in range(2)]
+    leaders, workers = [], []
+    for folder, tensor in zip(meeting[1:], tensors):
+        run_bytes = tensor.shape[1]
+        workers.append(kvbm.KvbmWorker.create(0, 16, [(run_bytes, [(tensor.ctypes.data, run_bytes)])]))
+        workers[-1].connect(endpoint_of(folder))
+    for folder in meeting[1:]:
+        leaders.append(kvbm.KvbmLeader.create(endpoint=endpoint_of(folder), init_timeout_secs=30, **MODEL))
+        remove(folder)
+    assert [leader.num_host_blocks for leader in leaders] == [8, 8]
+    assert os.listdir(runtime) == [meeting[0].name]
+    for half in leaders + workers:
+        half.stop()
 
 
 def test_names_that_are_no_names_of_files_become_some(runtime):

@@ -5,7 +5,7 @@ import logging
 
 from kvbm._core import KvbmLeader, MetricsReader, dynamo_variables
 from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS, WORKER_VARIABLES
-from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, uses_channel
+from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, run_of, uses_channel
 from kvbm.vllm_integration.events import MAX_EVENTS, to_kv_cache_events, wants_events
 from kvbm.vllm_integration.start_checks import warn_at_start
 
@@ -92,7 +92,7 @@ class KvConnectorLeader:
         folder = None
         if uses_channel(parallel):
             # The workers have registered their tensors, or will: they come to the endpoint by themselves.
-            folder = meeting_folder(engine_id)
+            folder = meeting_folder(run_of(vllm_config))
             where = {
                 "endpoint": endpoint_of(folder),
                 "num_ranks": parallel.world_size,

@@ -2,7 +2,7 @@
 """The worker half: vLLM's hooks over kvbm.KvbmWorker."""
 
 from kvbm._core import KvbmWorker, MetricsReader, dynamo_variables
-from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, uses_channel
+from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, run_of, uses_channel
 from kvbm.vllm_integration.layout import check_canary, check_declared, runs_of
 
 # Of dynamo_variables(): those that KvbmWorker.create takes.
@@ -18,7 +18,7 @@ class KvConnectorWorker:
     def __init__(self, vllm_config, kv_cache_config):
         self._engine_id = vllm_config.kv_transfer_config.engine_id
         self._rank = vllm_config.parallel_config.rank
-        self._uses_channel = uses_channel(vllm_config.parallel_config)
+        self._run = run_of(vllm_config) if uses_channel(vllm_config.parallel_config) else None
         self._folder = None
         self._kv_cache_config = kv_cache_config
         self._worker = None
@@ -62,9 +62,9 @@ class KvConnectorWorker:
             **options,
         )
         self._metrics = MetricsReader(self._worker)
-        if self._uses_channel:
+        if self._run is not None:
             # The leader is made later: nothing waits for it here.
-            self._folder = meeting_folder(self._engine_id)
+            self._folder = meeting_folder(self._run)
             self._worker.connect(endpoint_of(self._folder))
         else:
             LOCAL_WORKERS[self._engine_id, self._rank] = self._worker

@@ -22,13 +22,19 @@ def uses_channel(parallel_config) -> bool:
     raise NotImplementedError(f"workers of the executor {backend!r} are not supported: uni, and mp on one host are")
 
 
-def meeting_folder(engine_id: str) -> pathlib.Path:
+def run_of(vllm_config) -> str:
+    """One run of one engine: its id, which a user may fix, and what vLLM draws for each run and hands to its workers.
+    """
+    return f"{vllm_config.kv_transfer_config.engine_id}-{vllm_config.instance_id}"
+
+
+def meeting_folder(run: str) -> pathlib.Path:
     """The folder of an engine's socket, which only its owner can enter; made by whoever is the first.
 
     Raises RuntimeError if it is somebody else's or open to others.
     """
-    name = engine_id if re.fullmatch(r"[\w.-]{1,40}", engine_id, re.ASCII) else None
-    name = name or hashlib.sha256(engine_id.encode()).hexdigest()[:32]
+    name = run if re.fullmatch(r"[\w.-]{1,40}", run, re.ASCII) else None
+    name = name or hashlib.sha256(run.encode()).hexdigest()[:32]
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     parent = pathlib.Path(runtime if runtime and os.access(runtime, os.W_OK | os.X_OK) else tempfile.gettempdir())
     folder = parent / f"kvbm-{os.getuid()}-{name}"
