@@ -687,8 +687,27 @@ void TierManager::on_rank_lost(RankId rank) {
 }
 
 uint64_t TierManager::forget() {
+  tell_pinned_as_deleted();
   for (auto& [id, op] : ops_) op->forgotten = true;
   return drop_idle(metrics_.forgotten);
+}
+
+/// What open operations read is gone for whoever follows the events: told by identity alone, a
+/// later end could not be told from that of the same block stored anew.
+void TierManager::tell_pinned_as_deleted() {
+  std::vector<const OpenOp*> reading;
+  for (const auto& [id, op] : ops_) {
+    if (!op->sources.empty() && !op->forgotten) reading.push_back(op.get());
+  }
+  std::sort(reading.begin(), reading.end(),
+            [](const OpenOp* a, const OpenOp* b) { return a->id < b->id; });
+  std::array<std::unordered_set<BlockKey>, kNumTiers> told;
+  for (const OpenOp* op : reading) {
+    for (const ImmutableBlock& block : op->sources) {
+      if (!told[index(op->from)].insert(block.key()).second) continue;
+      emit(KvEventType::kDeleted, block.key(), block.block_id(), op->from, op->from);
+    }
+  }
 }
 
 /// Of a lost rank, those that are pinned now go with a later tick().
@@ -707,15 +726,10 @@ uint64_t TierManager::drop_idle(const std::array<Counter*, kNumTiers>& counters)
   return num_dropped;
 }
 
-/// The last pin of each goes, and the block with it.
+/// The last pin of each goes, and the block with it. No event: see forget().
 void TierManager::forget_blocks(BlockPool& pool, std::vector<ImmutableBlock> blocks) {
-  const TierId tier = pool.tier();
   for (ImmutableBlock& block : blocks) {
-    const BlockKey key = block.key();
-    const BlockId id = block.block_id();
-    if (!pool.discard(std::move(block))) continue;
-    metrics_.forgotten[index(tier)]->add();
-    emit(KvEventType::kDeleted, key, id, tier, tier);
+    if (pool.discard(std::move(block))) metrics_.forgotten[index(pool.tier())]->add();
   }
 }
 
@@ -775,7 +789,7 @@ void TierManager::release_sources(OpenOp& op) {
     const BlockId block = op.sources[i].block_id();
     if (pool.discard(std::move(op.sources[i]))) {
       metrics_.corrupt_or_unreadable.add();
-      emit(KvEventType::kDeleted, key, block, op.from, op.from);
+      if (!op.forgotten) emit(KvEventType::kDeleted, key, block, op.from, op.from);
     }
   }
   op.sources.clear();
@@ -809,7 +823,7 @@ void TierManager::settle_destination(OpenOp& op, const std::vector<bool>& arrive
   op.slots.reset();
   if (came.empty()) return;
   std::vector<ImmutableBlock> settled = pool.register_blocks(std::move(complete));
-  for (size_t k = 0; k < came.size(); ++k) {
+  for (size_t k = 0; k < came.size() && !op.forgotten; ++k) {
     if (settled[k].block_id() != slots[k]) continue;  // the key was there
     emit(KvEventType::kMigrated, op.keyed[came[k]].key, slots[k], op.to, op.from);
   }

@@ -126,8 +126,9 @@ class TierManager {
   void on_rank_lost(RankId rank);
   /// Forgets all stored blocks, in every tier. Those that nothing pins are gone at once and their
   /// slots are free. Those that an open operation reads or fills go when it has ended; until then
-  /// they can still be found, so who must not find them asks with other keys from now on. A match
-  /// that nobody has loaded keeps what it pins: drop matches first. Returns how many are gone now.
+  /// they can still be found, so who must not find them asks with other keys from now on. The
+  /// events say of all of them now that they are gone, and nothing later. A match that nobody has
+  /// loaded keeps what it pins: drop matches first. Returns how many are gone now.
   uint64_t forget();
   /// Forgets about the outcome of a load: what has not started is cancelled, and what it staged is
   /// not copied on. Until touching() is empty its destinations are not free.
@@ -201,6 +202,7 @@ class TierManager {
   Allocation allocate(Group& group, TierId tier, size_t num_blocks);
   void emit_deleted(const std::vector<EvictedBlock>& deleted, TierId tier);
   uint64_t drop_idle(const std::array<Counter*, kNumTiers>& counters);
+  void tell_pinned_as_deleted();
   void forget_blocks(BlockPool& pool, std::vector<ImmutableBlock> blocks);
   void count_lost_stores();
 

@@ -2,6 +2,8 @@
 #include "kvbm/tiers/tier_manager.hpp"
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <map>
 #include <set>
 #include <string>
@@ -1674,6 +1676,38 @@ TEST(TierManager, AStoreThatIsUnderWayWhenAllIsForgottenIsNotKept) {
   leader.expect_events_agree();
 }
 
+/// Who follows the events by identity alone must not take the end of the old for that of the new.
+TEST(TierManager, EventsOfWhatIsForgottenComeBeforeThoseOfWhatIsStoredAnew) {
+  Leader leader;
+  const auto chain = test_chain(1, 2);
+  leader.keep(chain);
+  leader.load(leader.find(chain), {ids_from(20, 2)});
+  const CopyOp load = leader.take_one();  // reads the old ones
+  const auto other = test_chain(50, 1);
+  leader.store(other, ids_from(9, 1));
+  const CopyOp store = leader.take_one();
+  leader->forget();
+  const auto anew = [](std::vector<BlockKey> keys) {
+    for (BlockKey& key : keys) key.ns = NamespaceId(77);
+    return keys;
+  };
+  leader.keep(anew(chain));
+  leader.keep(anew(other));
+  leader.end(load);
+  leader.end(store);
+  std::map<std::array<std::byte, Identity::kSize>, bool> is_there;  // as the events tell it
+  for (const KvEvent& event : leader.events.take()) {
+    const bool is_stored = event.type != KvEventType::kDeleted;
+    auto [there, first] = is_there.try_emplace(event.key.identity.bytes, is_stored);
+    EXPECT_TRUE(first || there->second != is_stored) << event;
+    there->second = is_stored;
+  }
+  EXPECT_EQ(is_there.size(), 3U);
+  for (const auto& [identity, there] : is_there) EXPECT_TRUE(there);
+  EXPECT_EQ(leader->resident_blocks(TierId::kG2), 3U);
+  leader.expect_events_agree();
+}
+
 TEST(TierManager, ALoadThatIsUnderWayWhenAllIsForgottenArrivesAndItsSourcesGo) {
   Leader leader({.host_blocks = 4, .disk_blocks = 8});
   const auto chain = test_chain(1, 2);
@@ -1723,9 +1757,15 @@ TEST(TierManager, WhateverIsUnderWayWhenAllIsForgottenNothingIsLeft) {
       }
     }
     const uint64_t at_once = leader->forget();
-    for (const CopyOp& op : open) leader.end(op);
+    for (const TierId tier : {TierId::kG2, TierId::kG3}) EXPECT_EQ(leader.events_say(tier), 0);
+    static_cast<void>(leader.events.take());
+    if (random.chance(0.2)) leader->forget();  // once more changes nothing
+    for (const CopyOp& op : open) {
+      leader.end(op, random.chance(0.1) ? Outcome::kFailed : Outcome::kSucceeded);
+    }
     leader.end_all();
     EXPECT_TRUE(leader->idle());
+    EXPECT_THAT(leader.events.take(), IsEmpty());
     leader.expect_events_agree();
     for (const TierId tier : {TierId::kG2, TierId::kG3}) {
       EXPECT_EQ(leader->resident_blocks(tier), 0U);
