@@ -50,6 +50,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   void end_step(StreamRef compute);
   void submit(std::span<const CopyOp> ops);
   void cancel(std::span<const OpId> ops);
+  void expect_only_steps();
   size_t num_open() const;
   Status stop(TimePoint deadline);
   void close();
@@ -105,6 +106,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   void start_ready(Todo& todo) KVBM_REQUIRES(mutex_);
   void end(OpResult result, Todo& todo) KVBM_REQUIRES(mutex_);
   void cancel_waiting(OpId id, Todo& todo) KVBM_REQUIRES(mutex_);
+  void give_up_vain_waits(Todo& todo) KVBM_REQUIRES(mutex_);
   void arm_timer(Todo& todo) KVBM_REQUIRES(mutex_);
   bool has_come(OpId id) const KVBM_REQUIRES(mutex_);
   void note_come(OpId id) KVBM_REQUIRES(mutex_);
@@ -149,6 +151,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   std::vector<OpId> step_loads_ KVBM_GUARDED_BY(mutex_);
   std::vector<StreamRef> streams_after_loads_ KVBM_GUARDED_BY(mutex_);
   bool stopped_ KVBM_GUARDED_BY(mutex_) = false;
+  bool only_steps_ KVBM_GUARDED_BY(mutex_) = false;  // what has not come does not come
   size_t num_unheard_ KVBM_GUARDED_BY(mutex_) = 0;  // results that are on their way to the receiver
   std::shared_ptr<Latch> empty_ KVBM_GUARDED_BY(mutex_);  // no operation is open, no result unheard
 
@@ -323,6 +326,7 @@ Status Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
     }
     for (const CopyOp& store : plan.stores) ops.emplace(store.op, &store);
     for (const auto& [id, op] : ops) add(*op, todo);
+    give_up_vain_waits(todo);
     start_ready(todo);
   }
   Status fenced;
@@ -392,9 +396,40 @@ void Worker::Core::submit(std::span<const CopyOp> ops) {
   {
     MutexLock lock(mutex_);
     for (const CopyOp& op : ops) add(op, todo);
+    give_up_vain_waits(todo);
     start_ready(todo);
   }
   run(std::move(todo));
+}
+
+void Worker::Core::expect_only_steps() {
+  Todo todo;
+  {
+    MutexLock lock(mutex_);
+    only_steps_ = true;
+    give_up_vain_waits(todo);
+    start_ready(todo);
+  }
+  run(std::move(todo));
+}
+
+/// Once only steps bring operations. After those of a step were added: they may wait for each
+/// other.
+void Worker::Core::give_up_vain_waits(Todo& todo) {
+  if (!only_steps_) return;
+  for (auto& [id, source] : awaited_) todo.ended.push_back(std::move(source));
+  awaited_.clear();
+  std::vector<OpId> in_vain;
+  for (auto it = waiting_for_op_.begin(); it != waiting_for_op_.end();) {
+    if (has_come(it->first)) {
+      ++it;
+      continue;
+    }
+    in_vain.insert(in_vain.end(), it->second.begin(), it->second.end());
+    it = waiting_for_op_.erase(it);
+  }
+  std::sort(in_vain.begin(), in_vain.end());
+  for (OpId id : in_vain) cancel_waiting(id, todo);
 }
 
 void Worker::Core::cancel(std::span<const OpId> ops) {
@@ -837,6 +872,7 @@ Event Worker::record(StreamRef compute) { return core_->record(compute); }
 void Worker::end_step(StreamRef compute) { core_->end_step(compute); }
 void Worker::submit(std::span<const CopyOp> ops) { core_->submit(ops); }
 void Worker::cancel(std::span<const OpId> ops) { core_->cancel(ops); }
+void Worker::expect_only_steps() { core_->expect_only_steps(); }
 size_t Worker::num_open() const { return core_->num_open(); }
 Status Worker::stop(TimePoint deadline) { return core_->stop(deadline); }
 

@@ -99,6 +99,9 @@ class Worker {
   void submit(std::span<const CopyOp> ops);
   /// Operations that have not started end as cancelled; the others go on.
   void cancel(std::span<const OpId> ops);
+  /// Who submits is gone: operations come with steps alone, if at all. Those that wait for one that
+  /// has not come end as cancelled, now and from now on, and no fence waits for such a one.
+  void expect_only_steps();
 
   /// Operations without a result.
   [[nodiscard]] size_t num_open() const;

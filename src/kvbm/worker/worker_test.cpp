@@ -505,6 +505,46 @@ TYPED_TEST(WorkerOn, StopEndsTheWaitForWhatWillNotCome) {
   EXPECT_EQ(this->await(1).outcome, Outcome::kCancelled);
 }
 
+TYPED_TEST(WorkerOn, NothingWaitsForWhatWillNotComeOnceOnlyStepsBringOperations) {
+  this->rig().fill(0, 7);
+  EventSource kernel = this->rig().device->create_event();
+  EXPECT_TRUE(this->rig().device->wait(this->rig().compute, kernel.event()));
+  StepPlan first = plan(1);
+  first.fences = {OpId(9)};
+  first.stores = {
+      copy(1, kEngine, ids({0}), kHost, ids({0}), {.after = {Gate::step_end(StepId(1))}})};
+  EXPECT_TRUE(this->worker().begin_step(first, this->rig().compute));
+  const Event fenced = this->rig().device->record(this->rig().compute);
+  this->worker().end_step(this->rig().compute);
+  this->submit(copy(2, kHost, ids({0}), kHost, ids({1}), {.after = {Gate::op_done(OpId(8))}}));
+  this->submit(copy(3, kHost, ids({0}), kHost, ids({2}), {.after = {Gate::op_done(OpId(2))}}));
+  this->let_things_happen();
+  EXPECT_FALSE(this->ended(2));
+  this->worker().expect_only_steps();
+  EXPECT_EQ(this->await(2).outcome, Outcome::kCancelled);
+  EXPECT_EQ(this->await(3).outcome, Outcome::kSucceeded);  // what it waited for has ended
+  EXPECT_FALSE(this->ended(1));                            // waits for what comes
+  kernel.signal();
+  EXPECT_TRUE(fenced.wait());
+  EXPECT_EQ(this->await(1).outcome, Outcome::kSucceeded);
+
+  // Operations of one step may still wait for each other, and a fence for them.
+  StepPlan second = plan(2);
+  second.fences = {OpId(4), OpId(10)};
+  second.stores = {copy(4, kHost, ids({0}), kHost, ids({3})),
+                   copy(5, kHost, ids({3}), kHost, ids({4}), {.after = {Gate::op_done(OpId(4))}}),
+                   copy(6, kHost, ids({0}), kHost, ids({5}), {.after = {Gate::op_done(OpId(10))}})};
+  EXPECT_TRUE(this->worker().begin_step(second, this->rig().compute));
+  EXPECT_TRUE(this->wait_for_compute());
+  EXPECT_EQ(this->await(4).outcome, Outcome::kSucceeded);
+  EXPECT_EQ(this->await(5).outcome, Outcome::kSucceeded);
+  EXPECT_EQ(this->await(6).outcome, Outcome::kCancelled);
+  this->worker().end_step(this->rig().compute);
+  this->submit(copy(7, kHost, ids({0}), kHost, ids({6}), {.after = {Gate::op_done(OpId(11))}}));
+  EXPECT_EQ(this->await(7).outcome, Outcome::kCancelled);
+  EXPECT_EQ(this->worker().num_open(), 0U);
+}
+
 TYPED_TEST(WorkerOn, GatesOnStepsThatWereLeftOutOpenWithTheNextOne) {
   this->submit(copy(1, kEngine, ids({0}), kHost, ids({0}), {.after = {Gate::step_end(StepId(2))}}));
   this->submit(copy(2, kEngine, ids({0}), kHost, ids({1}), {.after = {Gate::step_end(StepId(7))}}));

@@ -838,6 +838,28 @@ TEST_F(ZmqChannelTest, AWorkerGoesOnWithoutItsLeader) {
   EXPECT_EQ(logged(LogLevel::kError, ""), 1);
 }
 
+TEST_F(ZmqChannelTest, AFenceOnWhatTheLeaderDidNotSendEndsWithTheLeader) {
+  start();
+  auto channel = leader(1);
+  const auto worker = rig(0);
+  const auto its_end = end(*worker, 0);
+  ASSERT_TRUE(its_end->wait_for_leader(soon()));
+  StepPlan step;
+  step.step = StepId(1);
+  step.fences = {OpId(2)};
+  ASSERT_TRUE(worker->worker->begin_step(step, worker->compute));
+  CopyOp op = copy(1, 0, 0);
+  op.after = {Gate::op_done(OpId(2))};
+  worker->worker->submit({&op, 1});
+  EXPECT_EQ(code_of(worker->device->synchronize(worker->compute,
+                                                executor_->clock().now() + milliseconds(50))),
+            ErrorCode::kTimeout);
+  channel.reset();
+  EXPECT_TRUE(worker->device->synchronize(worker->compute, soon()));
+  EXPECT_TRUE(eventually([&] { return worker->worker->num_open() == 0; }));
+  worker->worker->end_step(worker->compute);
+}
+
 TEST_F(ZmqChannelTest, ALeaderThatSaysGoodbyeIsNoError) {
   start();
   auto channel = leader(1);

@@ -366,6 +366,7 @@ void ZmqWorkerEnd::Core::end(Error why, LogLevel level) {
                    why.describe());
   }
   outbox_->close();
+  worker_.expect_only_steps();
   std::shared_ptr<Latch> change;
   {
     const MutexLock lock(mutex_);

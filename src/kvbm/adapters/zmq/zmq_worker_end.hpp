@@ -26,7 +26,8 @@ struct ZmqWorkerEndOptions {
 /// Comes to the leader, which may be there later, makes the places that it asks for, hands its
 /// operations to the worker and the worker's results to it. A leader that is gone, by its own
 /// goodbye, its connection or its silence, is logged once. That is for good: results are dropped
-/// from then on, and the worker goes on with what it is told here.
+/// from then on, what waits for operations that have not come ends, and the worker goes on with
+/// what it is told here.
 ///
 /// Ownership: borrows worker, executor and log, which outlive it; replaces the worker's
 /// ResultCallback and takes it away at the end; owns one thread, one more while it makes places,
