@@ -2,14 +2,18 @@
 // TransferManager between memory and files: checks, faults, limits.
 #include "kvbm/transfer/internal/file_transfer.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <memory>
 #include <new>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "kvbm/base/hash.hpp"
@@ -521,22 +525,45 @@ TEST(FileTransfer, ADroppedManagerWaitsForItsFilesOnThreads) {
   }
 }
 
+TEST(FileTransfer, BuffersAreUsedAgain) {
+  FileTransferSetup setup({.seed = 3});
+  auto& engine = setup.rig.use_files<CountingFileEngine>(*setup.rig.files);
+  setup.register_all();
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(setup.write().wait());
+    ASSERT_TRUE(setup.read().wait());
+  }
+  // Each request begins with the header, in a buffer.
+  std::set<std::byte*> headers;
+  for (const FileRequest& request : engine.requests()) {
+    headers.insert(request.buffers.front().data);
+    unsigned char in_core = 0;
+    const auto page = reinterpret_cast<uintptr_t>(request.buffers.front().data) / 4096 * 4096;
+    // Still there, though no transfer runs.
+    EXPECT_EQ(::mincore(reinterpret_cast<void*>(page), 1, &in_core), 0);
+  }
+  EXPECT_LE(headers.size(), size_t{kNumBlocks});
+}
+
 TEST(FileTransfer, ADirectFileTakesAlignedMemoryAsItIsAndAnyOtherThroughBuffers) {
   LayoutConfig config = kConfig;
   config.inner_dim = 64;  // chunks of 512 bytes
   const FileAlignment direct{.memory = 512, .offset = 512};
-  const auto as_direct = [&](const GuardedPlace& file, const SlotOptions& slots) {
+  const auto as_direct = [&](const GuardedPlace& file, const SlotOptions& slots,
+                             const LayoutConfig& of_file) {
     const MemoryRegion& region = file.layout().page_maps().front().region();
     FileRef ref = region.file();
     ref.alignment = direct;
     return PhysicalLayout::file_slots(
-               config, MemoryRegion::of_file(ref, region.file_offset(), region.size_bytes()), slots)
+               of_file, MemoryRegion::of_file(ref, region.file_offset(), region.size_bytes()),
+               slots)
         .value();
   };
   // The engine checks each request against the alignment that the file claims.
   const SlotOptions slots{.header_bytes = 512, .alignment = 512};
   FileTransferSetup setup({.seed = 3}, slots, config);
-  setup.file_handle = setup.rig.manager->register_layout(as_direct(setup.file, slots)).value();
+  setup.file_handle =
+      setup.rig.manager->register_layout(as_direct(setup.file, slots, config)).value();
   Status status = setup.write().wait();
   ASSERT_TRUE(status) << status.error().describe();
   status = setup.read().wait();
@@ -546,7 +573,7 @@ TEST(FileTransfer, ADirectFileTakesAlignedMemoryAsItIsAndAnyOtherThroughBuffers)
   // Slots that the file cannot take are refused before anything happens.
   const LayoutHandle unaligned =
       setup.rig.manager
-          ->register_layout(as_direct(setup.file, {.header_bytes = 64, .alignment = 512}))
+          ->register_layout(as_direct(setup.file, {.header_bytes = 64, .alignment = 512}, config))
           .value();
   const auto refused =
       setup.rig.execute(setup.src_handle, setup.ids, unaligned, setup.ids, {.tags = setup.tags});
@@ -578,6 +605,26 @@ TEST(FileTransfer, ADirectFileTakesAlignedMemoryAsItIsAndAnyOtherThroughBuffers)
   copy(setup.file_handle, setup.dst_handle);
   for (uint32_t i = 0; i < kNumBlocks; ++i) EXPECT_TRUE(setup.dst.holds(BlockId{i}, i));
   EXPECT_TRUE(setup.file.guards_hold());
+
+  // A slot that is larger than its block has zeros behind it, whatever the buffer held before.
+  LayoutConfig smaller = kConfig;
+  smaller.inner_dim = 12;
+  const GuardedPlace file(smaller, LayoutKind::kFileSlots, StorageKind::kFile, slots);
+  const LayoutHandle small_file =
+      setup.rig.manager->register_layout(as_direct(file, slots, smaller)).value();
+  GuardedPlace small_source(smaller, LayoutKind::kLayerSeparateBlockSecond);
+  const LayoutHandle small_handle =
+      setup.rig.manager->register_layout(small_source.layout()).value();
+  const std::span<const BlockId> some = std::span(setup.ids).first(16);  // as much in all
+  ASSERT_TRUE(setup.rig
+                  .execute(setup.file_handle, some, shifted_handle, some,
+                           {.tags = std::span(setup.tags).first(16)})
+                  ->wait());
+  copy(small_handle, small_file);
+  const MemoryRegion slot = file.layout().slot(BlockId{3});
+  const uint64_t used = slots.header_bytes + smaller.block_bytes();
+  ASSERT_LT(used, slot.size_bytes());
+  EXPECT_THAT(file.read(slot.slice(used, slot.size_bytes() - used)), ::testing::Each(std::byte{0}));
 
   setup.flip(BlockId{2}, 600);
   std::ranges::fill(memory, std::byte{7});

@@ -20,8 +20,6 @@ constexpr size_t kBlocksPerTurn = 8;
 constexpr size_t kLoggedFailures = 4;
 /// When the engine is full of other people's requests.
 constexpr Duration kEngineFullPause = std::chrono::milliseconds(1);
-/// Direct files take buffers from such addresses.
-constexpr uint64_t kBufferAlignment = 4096;
 /// Of one transfer, for whole slots.
 constexpr uint64_t kMaxBufferBytes = uint64_t{16} << 20;
 
@@ -81,14 +79,14 @@ Result<std::shared_ptr<FileTransfer>> FileTransfer::create(TransferFrame frame,
       {frame.context->config().file_requests_per_transfer, engine.max_pending, frame.num_blocks});
   if (through_buffers) window = std::min<size_t>(window, kMaxBufferBytes / each);
   window = std::max<size_t>(window, 1);
-  KVBM_ASSIGN_OR_RETURN(HostPages buffers, HostPages::map({.size_bytes = window * each,
-                                                           .alignment = kBufferAlignment}));
+  // A page's address is one that direct files take.
+  KVBM_ASSIGN_OR_RETURN(PooledPages buffers, frame.context->pages().take(window * each));
   return std::shared_ptr<FileTransfer>(new FileTransfer(std::move(frame), std::move(spec), window,
                                                         through_buffers, std::move(buffers)));
 }
 
 FileTransfer::FileTransfer(TransferFrame frame, FileTransferSpec spec, size_t window,
-                           bool through_buffers, HostPages buffers)
+                           bool through_buffers, PooledPages buffers)
     : Transfer(std::move(frame)),
       spec_(std::move(spec)),
       geometry_(*spec_.file.slots()),
@@ -197,6 +195,9 @@ void FileTransfer::prepare_next() {
         std::memcpy(to, data, bytes);
         to += bytes;
       });
+      // No byte of what the buffer held before goes to the disk.
+      const uint64_t used = geometry_.header_bytes + geometry_.payload_bytes;
+      std::ranges::fill(buffer_of(block).subspan(used), std::byte{0});
     }
     encode_slot_header({.header_bytes = geometry_.header_bytes,
                         .payload_bytes = geometry_.payload_bytes,

@@ -11,9 +11,9 @@
 
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/result.hpp"
-#include "kvbm/device/host_pages.hpp"
 #include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/memory/file_engine.hpp"
+#include "kvbm/transfer/internal/page_pool.hpp"
 #include "kvbm/transfer/internal/transfer.hpp"
 
 namespace kvbm::internal {
@@ -72,7 +72,7 @@ class FileTransfer final : public Transfer {
   };
 
   FileTransfer(TransferFrame frame, FileTransferSpec spec, size_t window, bool through_buffers,
-               HostPages buffers);
+               PooledPages buffers);
 
   void stop() noexcept override;
 
@@ -105,7 +105,7 @@ class FileTransfer final : public Transfer {
   const FileTransferSpec spec_;
   const SlotGeometry geometry_;
   const bool through_buffers_;
-  const HostPages buffers_;  ///< a header, or a whole slot, for each request in flight
+  const PooledPages buffers_;  ///< a header, or a whole slot, for each request in flight
 
   // Of whoever runs. Each position is, at any moment, in one of these: not below next_, prepared_,
   // submitted, answers_ or the inbox, ended. The vectors have room for all they will ever hold.

@@ -14,6 +14,7 @@
 #include "kvbm/base/log.hpp"
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/result.hpp"
+#include "kvbm/transfer/internal/page_pool.hpp"
 #include "kvbm/transfer/internal/stream_pool.hpp"
 #include "kvbm/transfer/internal/transfer_metrics.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
@@ -40,6 +41,8 @@ class TransferContext {
   [[nodiscard]] LogSink& log() const noexcept { return config_.log; }
   [[nodiscard]] const TransferMetrics& metrics() const noexcept { return metrics_; }
   [[nodiscard]] StreamPool& streams() const noexcept { return *streams_; }
+  /// Buffers of file transfers.
+  [[nodiscard]] PagePool& pages() noexcept { return pages_; }
   [[nodiscard]] TimePoint now() const noexcept { return config_.executor.clock().now(); }
 
   /// Keeps the transfer until forget(). Errors: kExhausted, kUnavailable (closed).
@@ -63,6 +66,9 @@ class TransferContext {
   void close();
 
  private:
+  /// What four transfers through buffers need.
+  static constexpr uint64_t kMaxKeptBytes = uint64_t{64} << 20;
+
   using TimerKey = std::pair<TimePoint, const Transfer*>;
 
   void tick();
@@ -71,6 +77,7 @@ class TransferContext {
   const TransferConfig config_;
   const TransferMetrics metrics_;
   const std::unique_ptr<StreamPool> streams_;
+  PagePool pages_{kMaxKeptBytes};
 
   mutable Mutex mutex_{LockRank::kTransfer, "transfer.context"};
   bool closed_ KVBM_GUARDED_BY(mutex_) = false;
