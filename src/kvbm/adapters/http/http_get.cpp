@@ -11,17 +11,23 @@
 namespace kvbm {
 namespace {
 
-constexpr size_t kMostBytes = size_t{64} << 20;
+using SteadyClock = std::chrono::steady_clock;
 
-ErrorCode code_of(httplib::Error error) {
+constexpr size_t kMostBytes = size_t{64} << 20;
+/// By which httplib may wait less than it is asked to.
+constexpr Duration kRounding = std::chrono::milliseconds(1);
+
+/// httplib calls a wait that was too long and a connection that has ended by one name.
+ErrorCode code_of(httplib::Error error, bool has_waited) {
   switch (error) {
     case httplib::Error::Connection:
     case httplib::Error::BindIPAddress:
       return ErrorCode::kUnavailable;
     case httplib::Error::ConnectionTimeout:
+      return ErrorCode::kTimeout;
     case httplib::Error::Read:
     case httplib::Error::Write:
-      return ErrorCode::kTimeout;
+      return has_waited ? ErrorCode::kTimeout : ErrorCode::kIo;
     default:
       return ErrorCode::kIo;
   }
@@ -49,22 +55,26 @@ Result<std::string> http_get(const std::string& url, Duration timeout) {
   std::string text;
   bool is_too_long = false;
   int status = 0;
+  SteadyClock::time_point last_heard = SteadyClock::now();
   const httplib::Result result = client.Get(
       path,
-      [&status](const httplib::Response& response) {
+      [&](const httplib::Response& response) {
         status = response.status;
+        last_heard = SteadyClock::now();
         return true;
       },
       [&](const char* data, size_t size) {
         is_too_long = size > kMostBytes - text.size();
         if (!is_too_long) text.append(data, size);
+        last_heard = SteadyClock::now();
         return !is_too_long;
       });
   if (is_too_long) {
     return make_error(ErrorCode::kExhausted, format_text("{} gives more than 64 MiB", url));
   }
   if (!result) {
-    return make_error(code_of(result.error()),
+    const bool has_waited = SteadyClock::now() - last_heard + kRounding >= timeout;
+    return make_error(code_of(result.error(), has_waited),
                       format_text("cannot read {}: {} failed; is the address right, and does the "
                                   "server run?",
                                   url, httplib::to_string(result.error())));

@@ -25,6 +25,7 @@
 namespace kvbm {
 namespace {
 
+using std::chrono::milliseconds;
 using std::chrono::seconds;
 using testing::code_of;
 using ::testing::HasSubstr;
@@ -180,6 +181,45 @@ TEST_F(HttpPageServerTest, TheProcessKeepsItsSignals) {
   struct sigaction after {};
   ::sigaction(SIGPIPE, nullptr, &after);
   EXPECT_EQ(before.sa_handler, after.sa_handler);
+}
+
+/// A server that says `answer` to each client and hangs up, or not.
+class HttpGetTest : public HttpPageServerTest {
+ protected:
+  Result<std::string> get(const std::string& answer, bool hangs_up, Duration timeout) {
+    const int listening = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in here{};
+    here.sin_family = AF_INET;
+    here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(here);
+    EXPECT_EQ(::bind(listening, reinterpret_cast<const sockaddr*>(&here), size), 0);
+    EXPECT_EQ(::listen(listening, 4), 0);
+    EXPECT_EQ(::getsockname(listening, reinterpret_cast<sockaddr*>(&here), &size), 0);
+    auto queue = executor_.create_queue({.name = "server"}).value();
+    int client = -1;
+    EXPECT_TRUE(queue->post([&] {
+      client = ::accept4(listening, nullptr, nullptr, SOCK_CLOEXEC);
+      char request[4096];
+      EXPECT_GT(::recv(client, request, sizeof(request), 0), 0);
+      EXPECT_EQ(::send(client, answer.data(), answer.size(), MSG_NOSIGNAL),
+                static_cast<ssize_t>(answer.size()));
+      if (hangs_up) ::close(client);
+    }));
+    Result<std::string> got =
+        http_get("http://127.0.0.1:" + std::to_string(ntohs(here.sin_port)) + "/a", timeout);
+    queue->stop();
+    if (!hangs_up) ::close(client);
+    ::close(listening);
+    return got;
+  }
+};
+
+TEST_F(HttpGetTest, AServerThatHangsUpTooEarlyIsNotSlow) {
+  const std::string part = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf";
+  for (const std::string& answer : {std::string(), std::string("HTTP/1.1 200"), part}) {
+    EXPECT_EQ(code_of(get(answer, true, seconds(20))), ErrorCode::kIo) << answer;
+    EXPECT_EQ(code_of(get(answer, false, milliseconds(100))), ErrorCode::kTimeout) << answer;
+  }
 }
 
 TEST(HttpGet, RefusesWhatIsNoUrl) {
