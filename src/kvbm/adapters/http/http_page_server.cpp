@@ -69,6 +69,9 @@ class PageServer final : public httplib::Server {
  public:
   explicit PageServer(Duration patience) : patience_(patience) {}
 
+  /// Closes the socket of a server that is bound and will not listen.
+  void abandon() noexcept { ::close(svr_sock_.exchange(INVALID_SOCKET)); }
+
  private:
   bool process_and_close_socket(socket_t socket) override {
     Connection client(socket, patience_);
@@ -81,7 +84,7 @@ class PageServer final : public httplib::Server {
 };
 
 /// httplib's server ignores SIGPIPE for the whole process when it is made: not ours to decide.
-std::unique_ptr<httplib::Server> make_server(Duration patience) {
+std::unique_ptr<PageServer> make_server(Duration patience) {
   struct sigaction before {};
   ::sigaction(SIGPIPE, nullptr, &before);
   auto server = std::make_unique<PageServer>(patience);
@@ -108,10 +111,21 @@ class Requests final : public httplib::TaskQueue {
 struct HttpPageServer::Impl {
   explicit Impl(Duration patience) : server(make_server(patience)) {}
 
-  std::unique_ptr<httplib::Server> server;
+  std::unique_ptr<PageServer> server;
   Latch listening;
   uint16_t port = 0;
   std::unique_ptr<TaskQueue> queue;  // its threads go first
+
+  Status listen(Executor& executor) {
+    KVBM_ASSIGN_OR_RETURN(
+        queue, executor.create_queue({.name = "kvbm-metrics", .num_threads = 3, .capacity = 16}));
+    // The server can be stopped from here on: it makes its queue when it has begun to listen.
+    server->new_task_queue = [this] {
+      listening.set();
+      return new Requests(*queue);
+    };
+    return queue->post([this] { server->listen_after_bind(); });
+  }
 };
 
 Result<std::unique_ptr<HttpPageServer>> HttpPageServer::start(HttpPageServerOptions options) {
@@ -145,15 +159,10 @@ Result<std::unique_ptr<HttpPageServer>> HttpPageServer::start(HttpPageServerOpti
   }
   impl->port = static_cast<uint16_t>(port);
 
-  KVBM_ASSIGN_OR_RETURN(
-      impl->queue,
-      options.executor.create_queue({.name = "kvbm-metrics", .num_threads = 3, .capacity = 16}));
-  // The server can be stopped from here on: it makes its queue when it has begun to listen.
-  server.new_task_queue = [&state = *impl] {
-    state.listening.set();
-    return new Requests(*state.queue);
-  };
-  KVBM_TRY(impl->queue->post([&server] { server.listen_after_bind(); }));
+  if (Status begun = impl->listen(options.executor); !begun) {
+    impl->server->abandon();
+    return make_error(std::move(begun).error());
+  }
   static_cast<void>(options.executor.wait(impl->listening, kNever));
   return std::unique_ptr<HttpPageServer>(new HttpPageServer(std::move(impl)));
 }

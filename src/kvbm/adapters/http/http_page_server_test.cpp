@@ -183,6 +183,40 @@ TEST_F(HttpPageServerTest, TheProcessKeepsItsSignals) {
   EXPECT_EQ(before.sa_handler, after.sa_handler);
 }
 
+/// A system that gives no threads.
+class ThreadlessExecutor final : public Executor {
+ public:
+  explicit ThreadlessExecutor(Executor& inner) : inner_(inner) {}
+
+  [[nodiscard]] Result<std::unique_ptr<TaskQueue>> create_queue(QueueOptions /*options*/) override {
+    return make_error(ErrorCode::kExhausted, "no thread");
+  }
+  [[nodiscard]] bool wait(const Latch& latch, TimePoint deadline) override {
+    return inner_.wait(latch, deadline);
+  }
+  [[nodiscard]] const Clock& clock() const noexcept override { return inner_.clock(); }
+
+ private:
+  Executor& inner_;
+};
+
+TEST_F(HttpPageServerTest, WithoutThreadsItLeavesThePortFree) {
+  auto first = start();
+  ASSERT_TRUE(first) << first.error();
+  const uint16_t port = (*first)->port();
+  first->reset();
+  ThreadlessExecutor threadless(executor_);
+  const auto refused = HttpPageServer::start({.executor = threadless,
+                                              .address = "127.0.0.1",
+                                              .port = port,
+                                              .path = "/page",
+                                              .content_type = "text/plain",
+                                              .page = [] { return std::string(); }});
+  EXPECT_EQ(code_of(refused), ErrorCode::kExhausted);
+  const auto second = start(port);
+  EXPECT_TRUE(second) << second.error();
+}
+
 /// A server that says `answer` to each client and hangs up, or not.
 class HttpGetTest : public HttpPageServerTest {
  protected:
