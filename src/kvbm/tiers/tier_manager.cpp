@@ -510,10 +510,8 @@ void TierManager::note_seen(const BlockKey& key) {
   if (seen_) seen_->see(hash_of(key));
 }
 
-bool TierManager::is_worth_disk(const BlockKey& key) {
-  if (!seen_ || seen_->frequency(hash_of(key)) >= 2) return true;
-  metrics_.filtered.add();
-  return false;
+bool TierManager::is_worth_disk(const BlockKey& key) const {
+  return !seen_ || seen_->frequency(hash_of(key)) >= 2;
 }
 
 /// Writes the evicted blocks that no lower tier has to G3. Until that operation has ended their
@@ -528,7 +526,11 @@ std::optional<OpId> TierManager::save_evicted(
   std::vector<BlockId> from;
   const std::vector<bool> clean = are_present(group, keys_of(evicted), TierId::kG3);
   for (size_t i = 0; i < evicted.size(); ++i) {
-    if (clean[i] || !is_worth_disk(evicted[i].key)) continue;
+    if (clean[i]) continue;
+    if (!is_worth_disk(evicted[i].key)) {
+      metrics_.filtered.add();
+      continue;
+    }
     keyed.push_back({evicted[i].key, evicted[i].parent});
     from.push_back(evicted[i].block);
   }
@@ -593,7 +595,7 @@ uint32_t TierManager::drain_group(Group& group, uint32_t max_blocks) {
         // On disk it had better outlive what is not in host memory.
         if (auto copy = below->find(blocks[i].key)) clean.push_back(*std::move(copy));
       } else if (!is_worth_disk(blocks[i].key)) {
-        continue;
+        metrics_.filtered.add();
       } else if (auto block = above->find(blocks[i].key)) {
         keyed.push_back({blocks[i].key, blocks[i].parent});
         sources.push_back(*std::move(block));

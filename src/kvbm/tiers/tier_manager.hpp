@@ -195,7 +195,7 @@ class TierManager {
                                    Priority priority);
   void finish_load_if_done(LoadId id);
   void note_seen(const BlockKey& key);
-  [[nodiscard]] bool is_worth_disk(const BlockKey& key);
+  [[nodiscard]] bool is_worth_disk(const BlockKey& key) const;
   void list_for_drain(Group& group);
   uint32_t drain_group(Group& group, uint32_t max_blocks);
   void emit(KvEventType type, const BlockKey& key, BlockId block, TierId tier, TierId from);

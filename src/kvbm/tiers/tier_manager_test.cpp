@@ -652,6 +652,15 @@ TEST(TierManager, TheDiskFilterWritesDownWhatWasSeenTwice) {
   EXPECT_EQ(leader.num_findable(seen_once), 2U);
 }
 
+TEST(TierManager, WhatTheDiskFilterHoldsBackInADrainCountsOnce) {
+  Leader leader({.host_blocks = 4, .disk_filter = true});
+  leader.keep(test_chain(1, 3));
+  EXPECT_EQ(leader->drain(64), 0U);
+  EXPECT_EQ(leader->metrics().filtered.value(), 3U);
+  leader.keep(test_chain(100, 1));
+  EXPECT_EQ(leader->metrics().filtered.value(), 3U);  // nothing was evicted
+}
+
 TEST(TierManager, ForTheDiskFilterALoadIsASight) {
   Leader leader({.host_blocks = 4, .disk_filter = true});
   const auto chain = test_chain(1, 2);
