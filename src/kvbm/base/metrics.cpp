@@ -302,8 +302,8 @@ void write_prometheus_text(std::span<const MetricsRegistry* const> registries, s
 }
 
 void write_prometheus_text(const MetricsRegistry& registry, std::ostream& out) {
-  PrometheusWriter writer(out);
-  registry.visit(writer);
+  const MetricsRegistry* const one = &registry;
+  write_prometheus_text({&one, 1}, out);
 }
 
 }  // namespace kvbm

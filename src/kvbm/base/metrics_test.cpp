@@ -167,6 +167,19 @@ TEST(PrometheusText, OfSeveralRegistriesAddsUpWhatIsAlike) {
             "h_count 2\n");
 }
 
+TEST(PrometheusText, OfOneRegistryIsThatOfSeveralThatAreOne) {
+  MetricsRegistry registry;
+  registry.counter({.name = "c", .help = "Help", .labels = {{"k", "v"}}}).add(3);
+  registry.gauge({.name = "g"}).set(-5);
+  registry.real_gauge({.name = "a"}).set(0.5);
+  registry.histogram({.name = "h"}, {1, 2.5}).observe(1.5);
+  const MetricsRegistry* const one = &registry;
+  std::ostringstream text;
+  write_prometheus_text({&one, 1}, text);
+  EXPECT_EQ(text_of(registry), text.str());
+  EXPECT_EQ(text_of(MetricsRegistry()), "");
+}
+
 TEST(PrometheusText, MayBeWrittenWhileSeriesAreAddedAndUpdated) {
   MetricsRegistry registry;
   std::thread writer([&registry] {
