@@ -489,9 +489,66 @@ BlockList allocate_blocks(Manager& self, size_t num_blocks, size_t group) {
                  static_cast<uint32_t>(group));
 }
 
-std::unique_ptr<Onboarding> begin_onboard(Manager& self, Hit& hit) {
+/// Blocks that may be filled: of this manager, mutable, each once, and no tensor writes to them.
+void check_fillable(const Manager& self, const BlockList& blocks) {
+  for (size_t i = 0; i < blocks.blocks.size(); ++i) {
+    const std::shared_ptr<HeldBlock> held = blocks.blocks[i].held();
+    KVBM_CONTRACT(held->manager == self.open(), "a block of another manager");
+    KVBM_CONTRACT(held->is_mutable, "a registered block is not written");
+    for (size_t k = 0; k < i; ++k) {
+      KVBM_CONTRACT(blocks.blocks[k].handle != blocks.blocks[i].handle, "a block comes twice");
+    }
+    if (held->num_writers > 0) {
+      raise(ErrorCode::kInvalidArgument,
+            format_text("block {} can still be written through a tensor: delete the tensor, and "
+                        "what was made from it, before the block is filled",
+                        to_string(held->block)));
+    }
+  }
+}
+
+/// Takes the blocks out of their list. Requires: check_fillable(), and only one group.
+std::vector<MutableBlock> take_mutable(BlockList& blocks) {
+  std::vector<MutableBlock> taken;
+  taken.reserve(blocks.blocks.size());
+  for (Block& block : blocks.blocks) {
+    // Nobody shares it: there is no tensor of a mutable block without a writer.
+    const std::shared_ptr<HeldBlock> held = std::move(block.handle->held);
+    taken.push_back(std::get<MutableBlock>(std::move(*held->guard)));
+  }
+  return taken;
+}
+
+void check_destinations(const Manager& self, const PrefixHit& hit,
+                        const std::vector<BlockList*>& into) {
+  const size_t num_groups = self.open()->fixed().num_groups();
+  if (into.size() != num_groups) {
+    raise(ErrorCode::kInvalidArgument,
+          format_text("into has {} lists of blocks for {} layer groups", into.size(), num_groups));
+  }
+  for (size_t group = 0; group < num_groups; ++group) {
+    check_fillable(self, *into[group]);
+    const size_t expected = hit.num_destinations(group);
+    if (into[group]->blocks.size() != expected) {
+      raise(ErrorCode::kInvalidArgument,
+            format_text("into[{}] has {} blocks, and onboarding fills {}", group,
+                        into[group]->blocks.size(), expected));
+    }
+    for (const Block& block : into[group]->blocks) {
+      KVBM_CONTRACT(block.held()->group == group, "a block of another group");
+    }
+  }
+}
+
+std::unique_ptr<Onboarding> begin_onboard(Manager& self, Hit& hit,
+                                          std::optional<std::vector<BlockList*>> destinations) {
   KVBM_CONTRACT(hit.manager == self.open(), "a hit of another manager");
+  if (destinations) check_destinations(self, hit.hit(), *destinations);
   (void)hit.hit();
+  std::vector<std::vector<MutableBlock>> given;
+  if (destinations) {
+    for (BlockList* of_group : *destinations) given.push_back(take_mutable(*of_group));
+  }
   // Nobody else sees the hit while it is copied from.
   ProcessBound<PrefixHit> from = std::move(hit.value);
   auto onboarding = std::make_unique<Onboarding>();
@@ -499,6 +556,7 @@ std::unique_ptr<Onboarding> begin_onboard(Manager& self, Hit& hit) {
   onboarding->manager = hit.manager;
   const Result<OnboardingId> begun =
       hit.manager->use([&](BlockManager& manager) -> Result<OnboardingId> {
+        if (!given.empty()) return manager.begin_onboard(std::move(*from), std::move(given));
         std::vector<std::vector<MutableBlock>> into(manager.num_groups());
         for (size_t group = 0; group < into.size(); ++group) {
           KVBM_ASSIGN_OR_RETURN(into[group],
@@ -776,6 +834,9 @@ void bind_hits(nb::module_& module) {
           "position"_a, "G1, G2 or G3: the slowest tier that a position comes from.")
       .def("__len__", [](const Hit& self) { return self.hit().num_blocks(); })
       .def(
+          "keep_gpu_part", [](Hit& self) { self.hit().keep_gpu_part(); },
+          "Forgets what is below G1, and unpins it there.")
+      .def(
           "release", [](Hit& self) { self.value = {}; }, "Unpins it. May be called again.");
 
   nb::class_<OnboardedBlocks>(
@@ -901,14 +962,17 @@ void bind_block_manager(nb::module_& module) {
       .def("match", &match, "keys"_a, "The longest prefix that is in any tier, pinned.")
       .def("allocate_blocks", &allocate_blocks, "num_blocks"_a, "group"_a = 0,
            "Blocks of G1 to fill, evicting idle ones. Raises kvbm.ExhaustedError, all or nothing.")
-      .def("begin_onboard", &begin_onboard, "hit"_a,
-           "Begins to copy what the hit has below G1 into blocks of G1, and consumes the hit. "
-           "Raises kvbm.ExhaustedError: the hit stays.")
+      .def(
+          "begin_onboard", &begin_onboard, "hit"_a, "into"_a = nb::none(),
+          "Begins to copy what the hit has below G1 into blocks of G1, and consumes the hit. into: "
+          "the blocks, a list for each layer group, which are consumed too; without it they are "
+          "allocated. Raises kvbm.ExhaustedError: the hit stays; kvbm.InvalidArgumentError if into "
+          "does not fit the hit.")
       .def(
           "onboard",
           [](Manager& self, Hit& hit, std::optional<double> timeout) {
             const TimePoint deadline = deadline_after(timeout);
-            const std::unique_ptr<Onboarding> onboarding = begin_onboard(self, hit);
+            const std::unique_ptr<Onboarding> onboarding = begin_onboard(self, hit, std::nullopt);
             if (!onboarding->wait(deadline)) {
               raise(ErrorCode::kTimeout,
                     "the blocks did not arrive in time; match again later to find them");
@@ -933,6 +997,14 @@ void bind_block_manager(nb::module_& module) {
            "Reads one layer of a registered block on its rank, in the shape of store_kv.")
       .def("wait_idle", &wait_idle, "timeout"_a = nb::none(),
            "Waits until nothing is copied. timeout in seconds; raises kvbm.TimeoutError.")
+      .def(
+          "reset",
+          [](Manager& self) {
+            check(self.open()->use([](BlockManager& manager) { return manager.reset(); }));
+          },
+          "Empties all tiers. Raises kvbm.UnavailableError while a block of G1 is held or "
+          "something "
+          "is copied: nothing has changed; or where hits pin blocks below G1: all others are gone.")
       .def(
           "poll", [](Manager& self) { self.open()->use([](BlockManager& m) { m.poll(); }); },
           "Takes in what has ended; match, onboard and register_blocks do so too.")
@@ -972,6 +1044,9 @@ void bind_block_manager(nb::module_& module) {
           "Events lost because more than max_events came between two calls: the oldest ones.")
       .def_prop_ro("num_groups", [](Manager& self) { return self.open()->fixed().num_groups(); })
       .def_prop_ro(
+          "block_size", [](Manager& self) { return self.open()->fixed().config().block_size; },
+          "Tokens of a block.")
+      .def_prop_ro(
           "dtype", [](Manager& self) { return std::string(name_of(self.open()->dtype())); },
           "The element type of tensors.")
       .def(
@@ -982,15 +1057,19 @@ void bind_block_manager(nb::module_& module) {
       "live_objects",
       [] {
         const LiveObjects& live = live_objects();
-        return std::map<std::string, int64_t>{
-            {"managers", live.managers},       {"blocks", live.blocks},
-            {"tensors", live.tensors},         {"hits", live.hits},
-            {"onboardings", live.onboardings}, {"workers", live.workers},
-            {"leaders", live.leaders}};
+        return std::map<std::string, int64_t>{{"managers", live.managers},
+                                              {"blocks", live.blocks},
+                                              {"tensors", live.tensors},
+                                              {"hits", live.hits},
+                                              {"onboardings", live.onboardings},
+                                              {"workers", live.workers},
+                                              {"leaders", live.leaders},
+                                              {"layouts", live.layouts},
+                                              {"transfer_managers", live.transfer_managers},
+                                              {"notifications", live.notifications}};
       },
-      "How many managers, held blocks, tensors, hits, onboardings, workers and leaders are alive "
-      "in "
-      "this process.");
+      "How many managers, held blocks, tensors, hits, onboardings, workers, leaders, layouts, "
+      "transfer managers and notifications are alive in this process.");
 }
 
 }  // namespace kvbm

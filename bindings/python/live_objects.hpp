@@ -16,6 +16,9 @@ struct LiveObjects {
   std::atomic<int64_t> onboardings{0};
   std::atomic<int64_t> workers{0};
   std::atomic<int64_t> leaders{0};
+  std::atomic<int64_t> layouts{0};
+  std::atomic<int64_t> transfer_managers{0};
+  std::atomic<int64_t> notifications{0};
 };
 [[nodiscard]] LiveObjects& live_objects() noexcept;
 

@@ -23,6 +23,7 @@
 
 #include "bindings/python/block_manager.hpp"
 #include "bindings/python/errors.hpp"
+#include "bindings/python/layout.hpp"
 #include "bindings/python/live_objects.hpp"
 #include "bindings/python/log.hpp"
 #include "bindings/python/metrics_reader.hpp"
@@ -30,6 +31,8 @@
 #include "bindings/python/replay.hpp"
 #include "bindings/python/secondary_tier.hpp"
 #include "bindings/python/statistics.hpp"
+#include "bindings/python/tokens.hpp"
+#include "bindings/python/transfer.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -132,6 +135,8 @@ void construct_worker(LocalWorker* self, uint32_t num_device_blocks, uint32_t pa
 struct Leader {
   Alive alive{live_objects().leaders};
   std::vector<nb::object> kept;  // the workers' Python objects
+  uint32_t page_size = 0;        // tokens of a block
+  size_t num_groups = 0;
   ProcessBound<KvbmLeader> leader;
 
   [[nodiscard]] KvbmLeader& running() const {
@@ -182,6 +187,8 @@ Leader start_leader(const KvbmLeaderOptions& options, nb::list workers, RemoteWo
   }();
   if (raised) throw nb::python_error(std::move(*raised));
   made.leader = ProcessBound(take(std::move(created)));
+  made.page_size = options.block_tokens;
+  made.num_groups = options.retention.size();
   return made;
 }
 
@@ -345,6 +352,9 @@ NB_MODULE(_core, module) {
   bind_block_manager(module);
   bind_replay(module);
   bind_secondary_tier(module);
+  bind_tokens(module);
+  bind_layout(module);
+  bind_transfer(module);
 
   nb::class_<LocalWorker>(module, "KvbmWorker",
                           "One rank: an engine's KV tensors and what moves their bytes.\n\n"
@@ -490,6 +500,10 @@ NB_MODULE(_core, module) {
            [](Leader& leader, const std::string& request) {
              return leader.requests().finished(request);
            })
+      .def_prop_ro(
+          "page_size", [](const Leader& leader) { return leader.page_size; }, "Tokens of a block.")
+      .def_prop_ro(
+          "num_groups", [](const Leader& leader) { return leader.num_groups; }, "Layer groups.")
       .def_prop_ro("num_requests", [](Leader& leader) { return leader.requests().num_requests(); })
       .def_prop_ro("num_open_loads",
                    [](Leader& leader) { return leader.requests().num_open_loads(); })

@@ -130,6 +130,9 @@ class PrefixHit:
 
     def __len__(self) -> int: ...
 
+    def keep_gpu_part(self) -> None:
+        """Forgets what is below G1, and unpins it there."""
+
     def release(self) -> None:
         """Unpins it. May be called again."""
 
@@ -252,9 +255,9 @@ class BlockManager:
         Blocks of G1 to fill, evicting idle ones. Raises kvbm.ExhaustedError, all or nothing.
         """
 
-    def begin_onboard(self, hit: PrefixHit) -> Onboarding:
+    def begin_onboard(self, hit: PrefixHit, into: Sequence[BlockList] | None = None) -> Onboarding:
         """
-        Begins to copy what the hit has below G1 into blocks of G1, and consumes the hit. Raises kvbm.ExhaustedError: the hit stays.
+        Begins to copy what the hit has below G1 into blocks of G1, and consumes the hit. into: the blocks, a list for each layer group, which are consumed too; without it they are allocated. Raises kvbm.ExhaustedError: the hit stays; kvbm.InvalidArgumentError if into does not fit the hit.
         """
 
     def onboard(self, hit: PrefixHit, timeout: float | None = None) -> Onboarded:
@@ -282,6 +285,11 @@ class BlockManager:
         Waits until nothing is copied. timeout in seconds; raises kvbm.TimeoutError.
         """
 
+    def reset(self) -> None:
+        """
+        Empties all tiers. Raises kvbm.UnavailableError while a block of G1 is held or something is copied: nothing has changed; or where hits pin blocks below G1: all others are gone.
+        """
+
     def poll(self) -> None:
         """Takes in what has ended; match, onboard and register_blocks do so too."""
 
@@ -304,6 +312,10 @@ class BlockManager:
     def num_groups(self) -> int: ...
 
     @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+
+    @property
     def dtype(self) -> str:
         """The element type of tensors."""
 
@@ -312,7 +324,7 @@ class BlockManager:
 
 def live_objects() -> dict[str, int]:
     """
-    How many managers, held blocks, tensors, hits, onboardings, workers and leaders are alive in this process.
+    How many managers, held blocks, tensors, hits, onboardings, workers, leaders, layouts, transfer managers and notifications are alive in this process.
     """
 
 def replay(trace: str | os.PathLike, *, g1_blocks: int = 4096, g2_blocks: int = 0, g3_blocks: int = 0, block_bytes: int = 65536, ranks: int = 1, groups: str = 'full', disk_dir: str | os.PathLike | None = None, policy: str = 'lineage', bytes: str = 'verified', overlap: str = 'off', seed: int = 0, limit: int | None = None) -> dict[str, Any]:
@@ -369,6 +381,266 @@ class SecondaryTier:
         """
         Waits for running copies; the pool may go afterwards. Nothing else works then.
         """
+
+class TokenBlockSequence:
+    """
+    Tokens cut into blocks of one size. A block that is full has a sequence hash, of its tokens and all before them, and an identity; BlockManager.keys names the same blocks by the same identities.
+
+    Threads: one at a time.
+    """
+
+    def __init__(self, tokens: Sequence[int], block_size: int, salt_hash: int = 0) -> None:
+        """
+        tokens: 32-bit unsigned. salt_hash, of hash_salt, keeps caches apart. Raises kvbm.InvalidArgumentError if block_size is 0.
+        """
+
+    def __len__(self) -> int:
+        """Tokens, those behind the last full block among them."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+
+    @property
+    def salt_hash(self) -> int: ...
+
+    @property
+    def num_blocks(self) -> int:
+        """Full blocks."""
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Appends tokens."""
+
+    def truncate(self, num_tokens: int) -> None:
+        """
+        Keeps the first num_tokens. Raises kvbm.InvalidArgumentError if there are fewer.
+        """
+
+    def holds(self, first: int, tokens: Sequence[int]) -> bool:
+        """Whether the tokens from position first on begin with these."""
+
+    def sequence_hashes(self, first: int = 0) -> list[int]:
+        """
+        64 bits for each full block from block first on. Raises kvbm.InvalidArgumentError if there are fewer.
+        """
+
+    def identities(self, first: int = 0) -> list[bytes]:
+        """
+        32 bytes for each full block from block first on: what BlockManager.keys_from_identities and KvbmLeader.extend take. Raises kvbm.InvalidArgumentError if there are fewer.
+        """
+
+def hash_salt(salt: bytes) -> int:
+    """64 bits of whatever has to keep caches apart: model, adapter, tenant."""
+
+class LayoutConfig:
+    """
+    The shape of the blocks of one layer group: a block is [num_layers, outer_dim, page_size, inner_dim] elements. Does not change.
+    """
+
+    def __init__(self, num_blocks: int, num_layers: int, outer_dim: int, page_size: int, inner_dim: int, dtype_width_bytes: int = 2, num_heads: int | None = None, alignment: int = 1) -> None:
+        """Raises kvbm.InvalidArgumentError, naming what is wrong."""
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def outer_dim(self) -> int:
+        """2: keys and values; 1: one tensor."""
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a block."""
+
+    @property
+    def inner_dim(self) -> int:
+        """
+        Elements of a token in one layer and one of outer_dim: heads times head size, where there are heads.
+        """
+
+    @property
+    def dtype_width_bytes(self) -> int:
+        """Bytes of an element: 1, 2, 4 or 8."""
+
+    @property
+    def num_heads(self) -> int | None:
+        """
+        Divides inner_dim; None: unknown. Two layouts that both know it have to agree.
+        """
+
+    @property
+    def alignment(self) -> int:
+        """
+        Bytes, a power of two: each part of a block that is stored apart starts at a multiple of it.
+        """
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of [page_size, inner_dim]."""
+
+    @property
+    def layer_bytes(self) -> int:
+        """Of [outer_dim, page_size, inner_dim]."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Of a block, without padding."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+
+    def __hash__(self) -> int: ...
+
+    def __repr__(self) -> str: ...
+
+class LayoutLayer:
+    """
+    One layer of a layout. As a tensor: [num_blocks, outer_dim, page_size, inner_dim] unsigned integers of dtype_width_bytes, in host memory, with the layout's strides; it is the memory, and keeps it.
+    """
+
+    @property
+    def index(self) -> int: ...
+
+    def __dlpack__(self, *, stream: object | None = None, max_version: tuple | None = None, dl_device: tuple[int, int] | None = None, copy: bool | None = None) -> object:
+        """
+        Without a copy. Raises BufferError for another device, a stream, or copy=True.
+        """
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """(1, 0): host memory."""
+
+class PhysicalLayout:
+    """
+    Where every part of every block of one place is: layout[i] is a layer, as a tensor. It owns its memory or keeps the tensors that it lies over; so does whatever was made from it.
+    """
+
+    @staticmethod
+    def allocate(config: LayoutConfig, kind: str = 'fully_contiguous') -> PhysicalLayout:
+        """
+        Over new host memory, which reads as zero. kind:
+
+        - fully_contiguous: block after block;
+        - layer_separate_block_first: each layer apart, block after block;
+        - layer_separate_block_second: each layer apart, all keys before all values.
+
+        Raises kvbm.InvalidArgumentError, kvbm.ExhaustedError.
+        """
+
+    @staticmethod
+    def from_tensors(config: LayoutConfig, tensors: Sequence[object], kind: str) -> PhysicalLayout:
+        """
+        Over writable tensors in host memory that come by DLPack, without a copy, of elements of dtype_width_bytes. By kind:
+
+        - fully_contiguous: one, [num_blocks, num_layers, outer_dim, page_size, ...];
+        - layer_separate_block_first: one a layer, [num_blocks, outer_dim, page_size, ...];
+        - layer_separate_block_second: one a layer, [outer_dim, num_blocks, page_size, ...].
+
+        What follows page_size has inner_dim elements together and is contiguous with it; axes before it may have any stride. Raises kvbm.InvalidArgumentError, naming the tensor.
+        """
+
+    @property
+    def config(self) -> LayoutConfig: ...
+
+    @property
+    def kind(self) -> str:
+        """That of allocate, or page_maps over tensors."""
+
+    @property
+    def storage_kind(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, layer: int) -> LayoutLayer: ...
+
+class LayoutHandle:
+    """
+    The name of a registered layout, in 128 bits: 64 of the worker, 16 of its layout, zeros.
+    """
+
+    @staticmethod
+    def from_bits(low: int, high: int) -> LayoutHandle:
+        """Raises kvbm.InvalidArgumentError if a bit above 79 is set."""
+
+    @property
+    def worker_id(self) -> int: ...
+
+    @property
+    def layout(self) -> int:
+        """Counted by each worker."""
+
+    @property
+    def low(self) -> int: ...
+
+    @property
+    def high(self) -> int: ...
+
+    def __eq__(self, other: object, /) -> bool: ...
+
+    def __hash__(self) -> int: ...
+
+    def __repr__(self) -> str: ...
+
+class TransferCompleteNotification:
+    """
+    How a transfer ended, once it has: then nothing touches its blocks any more. May be dropped; the transfer goes on.
+    """
+
+    def done(self) -> bool: ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """
+        The bytes that have arrived. timeout in seconds; raises kvbm.TimeoutError: the transfer goes on, and it may be asked again. Raises the kvbm.Error with which the transfer failed, whose blocks are then undefined at the destination.
+        """
+
+    def __await__(self) -> Generator[Any, None, int]: ...
+
+    @property
+    def failed(self) -> list[int]:
+        """
+        Positions in the lists of ids that did not arrive, ascending. Raises kvbm.UnavailableError before it is done.
+        """
+
+class TransferManager:
+    """
+    Copies blocks between registered layouts, in the background.
+
+    Keeps what is registered, and its memory or tensors, until it is closed or gone and nothing runs any more. with closes it. Threads: any. In a forked child every call raises kvbm.UnsupportedError.
+    """
+
+    def __init__(self, worker_id: int = 0, *, copy_threads: int = 2, max_transfers: int = 4096) -> None:
+        """
+        worker_id: in the handles. max_transfers: that are not done yet. Raises kvbm.InvalidArgumentError, kvbm.ExhaustedError (threads).
+        """
+
+    def __enter__(self) -> TransferManager: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def close(self, timeout: float | None = None) -> None:
+        """
+        Waits for what runs, and lets go of all layouts. timeout in seconds; raises kvbm.TimeoutError, then it may be called again. May be called again.
+        """
+
+    @property
+    def closed(self) -> bool: ...
+
+    def register_layout(self, layout: PhysicalLayout) -> LayoutHandle:
+        """Raises kvbm.ExhaustedError if 65536 are registered."""
+
+    def execute_transfer(self, src: LayoutHandle, src_ids: Sequence[int], dst: LayoutHandle, dst_ids: Sequence[int], *, layer_range: tuple[int, int] | None = None) -> TransferCompleteNotification:
+        """
+        Copies block src_ids[i] of src to block dst_ids[i] of dst, for every i: all layers, or those of layer_range, (first, count). Never waits. Until it is done the caller neither writes the blocks of src nor touches those of dst.
+
+        Raises kvbm.NotFoundError (a handle), kvbm.InvalidArgumentError (lists of different lengths, an id out of range, a destination twice or that is also a source, block shapes that differ, a range outside), kvbm.UnsupportedError (layouts that may share bytes), kvbm.ExhaustedError (max_transfers).
+        """
+
+    @property
+    def in_flight(self) -> int:
+        """Transfers that are not done."""
+
+    @property
+    def worker_id(self) -> int: ...
 
 class KvbmWorker:
     """
@@ -450,6 +722,14 @@ class KvbmLeader:
         """
 
     def finished(self, arg: str, /) -> bool: ...
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a block."""
+
+    @property
+    def num_groups(self) -> int:
+        """Layer groups."""
 
     @property
     def num_requests(self) -> int: ...

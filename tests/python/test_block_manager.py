@@ -149,6 +149,59 @@ def test_a_hit_in_g1_needs_no_copy(tmp_path):
             hit.num_blocks
 
 
+def test_onboarding_fills_blocks_of_the_caller(tmp_path):
+    with make(tmp_path) as manager:
+        compute(manager, 1, 3)
+        manager.allocate_blocks(4).release()
+        keys = chain(manager, 1, 3)
+        hit = manager.match(keys)
+        into = manager.allocate_blocks(3)[::-1]
+        ids = into.block_ids
+        for wrong, message in (([], "0 lists of blocks for 1 layer groups"), ([into[:2]], "has 2 blocks, and onboarding fills 3")):
+            with pytest.raises(kvbm.InvalidArgumentError, match=message):
+                manager.begin_onboard(hit, wrong)
+        writer = np.from_dlpack(into[1])
+        with pytest.raises(kvbm.InvalidArgumentError, match="can still be written"):
+            manager.begin_onboard(hit, [into])
+        del writer
+        with pytest.raises(kvbm.ContractViolation, match="a block comes twice"):
+            manager.begin_onboard(hit, [kvbm.BlockList([into[0], into[1], into[0]])])
+        assert hit.num_blocks == 3 and into.block_ids == ids
+        arrived = manager.begin_onboard(hit, [into]).wait(timeout=30)
+        assert arrived.blocks.block_ids == ids and [block.state for block in into] == ["released"] * 3
+        for position, block in enumerate(arrived.blocks):
+            np.testing.assert_array_equal(np.from_dlpack(block), content(1, position))
+
+
+def test_a_hit_can_keep_what_is_in_g1_alone(tmp_path):
+    with make(tmp_path) as manager:
+        compute(manager, 1, 3)
+        manager.allocate_blocks(4).release()
+        manager.onboard(manager.match(chain(manager, 1, 1)), timeout=30).blocks.release()
+        hit = manager.match(chain(manager, 1, 3))
+        assert (hit.num_blocks, hit.num_gpu_blocks) == (3, 1)
+        hit.keep_gpu_part()
+        assert (hit.num_blocks, hit.num_gpu_blocks) == (1, 1)
+        assert manager.begin_onboard(hit, [manager.allocate_blocks(0)]).wait().num_blocks == 1
+
+
+def test_a_reset_empties_all_tiers(tmp_path):
+    with make(tmp_path) as manager:
+        assert manager.block_size == 4
+        for name in (1, 2, 3):
+            compute(manager, name, 4)
+        held = manager.onboard(manager.match(chain(manager, 3, 1)))
+        with pytest.raises(kvbm.UnavailableError, match="1 blocks of G1 are held"):
+            manager.reset()
+        assert all(manager.resident_blocks(tier) for tier in ("G1", "G2", "G3"))
+        held.blocks.release()
+        manager.reset()
+        assert not any(manager.resident_blocks(tier) for tier in ("G1", "G2", "G3"))
+        assert not any(len(manager.match(chain(manager, name, 4))) for name in (1, 2, 3))
+        compute(manager, 1, 4)
+        assert len(manager.match(chain(manager, 1, 4))) == 4
+
+
 def test_tokens_and_salt_name_blocks(tmp_path):
     with make(tmp_path) as manager:
         tokens = np.arange(14, dtype=np.uint32)

@@ -655,6 +655,28 @@ void BlockManager::release(std::vector<ImmutableBlock>&& blocks, size_t group) {
   impl_->gpu_pools[group].release(std::move(blocks));
 }
 
+Status BlockManager::reset() {
+  const auto refused = [](std::string why) {
+    return make_error(ErrorCode::kUnavailable, "the tiers are not emptied: " + std::move(why));
+  };
+  if (!wait_idle(clock().now())) return refused("something is copied");
+  for (const BlockPool& pool : impl_->gpu_pools) {
+    const PoolOccupancy occupancy = pool.occupancy();
+    const uint32_t num_held = occupancy.num_active + occupancy.num_mutable;
+    if (num_held > 0) return refused(format_text("{} blocks of G1 are held", num_held));
+  }
+  for (BlockPool& pool : impl_->gpu_pools) {
+    for (const EvictedBlock& gone : pool.reset_idle()) {
+      impl_->emit(KvEventType::kDeleted, gone.key, gone.block);
+    }
+  }
+  (void)impl_->cluster->leader().forget();
+  impl_->show_gpu_pools();
+  const uint64_t num_pinned = resident_blocks(TierId::kG2) + resident_blocks(TierId::kG3);
+  if (num_pinned > 0) return refused(format_text("hits pin {} blocks below G1", num_pinned));
+  return {};
+}
+
 void BlockManager::poll() {
   impl_->cluster->exchange();
   impl_->take_forgotten();

@@ -205,6 +205,11 @@ class BlockManager {
   /// Drops pins of one group of G1 under one lock, deepest first.
   void release(std::vector<ImmutableBlock>&& blocks, size_t group = 0);
 
+  /// Empties all tiers, so that nothing that was registered is found. Errors: kUnavailable: a block
+  /// of G1 is held or something is copied, and nothing has changed; or hits pin blocks below G1,
+  /// and all others are gone.
+  Status reset();
+
   /// Takes in what has ended; match(), onboard() and register_blocks() do so too.
   void poll();
   /// Waits until nothing is copied any more. Errors: kTimeout.

@@ -2,6 +2,7 @@
 #include "kvbm/runtime/block_manager.hpp"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <future>
 #include <new>
@@ -99,6 +100,44 @@ uint32_t restore_and_check(BlockManager& manager, uint64_t name, uint64_t length
   const uint32_t restored = onboarded.num_blocks;
   manager.release(std::move(onboarded.groups[0].blocks));
   return restored;
+}
+
+TEST(BlockManager, FindsNothingAfterAReset) {
+  CountingSink events;
+  auto manager = make(small_config(), {.events = &events});
+  for (const uint64_t name : {1, 2, 3}) compute(*manager, name, 4);
+  const auto resident = [&] {
+    return std::array{manager->resident_blocks(TierId::kG1), manager->resident_blocks(TierId::kG2),
+                      manager->resident_blocks(TierId::kG3)};
+  };
+  const auto before = resident();
+  EXPECT_GT(*std::ranges::min_element(before), 0u);
+  const auto refused_because = [&](const std::string& why) {
+    const Status emptied = manager->reset();
+    return !emptied && emptied.error().code() == ErrorCode::kUnavailable &&
+           emptied.error().message().find(why) != std::string::npos;
+  };
+  {
+    const PrefixHit in_g1 = manager->match(manager->keys(chain(3, 4)));
+    ASSERT_EQ(in_g1.num_gpu_blocks(), 4u);
+    EXPECT_TRUE(refused_because("4 blocks of G1 are held"));
+    EXPECT_EQ(resident(), before);
+  }
+  {
+    const PrefixHit below = manager->match(manager->keys(chain(1, 4)));
+    ASSERT_EQ(below.num_gpu_blocks(), 0u);
+    EXPECT_TRUE(refused_because("hits pin 4 blocks below G1"));
+  }
+  EXPECT_TRUE(manager->reset());
+  EXPECT_EQ(resident(), (std::array<uint64_t, 3>{}));
+  for (const uint64_t name : {1, 2, 3}) {
+    EXPECT_EQ(manager->match(manager->keys(chain(name, 4))).num_blocks(), 0u);
+  }
+  for (const TierId tier : {TierId::kG1, TierId::kG2, TierId::kG3}) {
+    EXPECT_EQ(events.tally().of(tier).resident(), 0) << tier;
+  }
+  compute(*manager, 1, 4);
+  EXPECT_EQ(restore_and_check(*manager, 1, 4), 4u);
 }
 
 TEST(BlockManager, FindsInG1WhatWasRegistered) {
