@@ -20,7 +20,6 @@
 
 namespace {
 
-using kvbm::GroupId;
 using kvbm::TierId;
 using kvbm::testing::RandomScheduler;
 
@@ -30,16 +29,17 @@ kvbm::RecordHeader header_of_run(const kvbm::Clock& clock) {
   kvbm::RecordHeader header;
   header.run = 1;
   header.started = clock.wall_time();
-  header.connector.groups = {{GroupId(0)}, {GroupId(1), kvbm::Retention::last_window(2)}};
+  header.connector.groups = {{.block_tokens = 4},
+                             {.block_tokens = 8, .retention = kvbm::Retention::last_window(2)}};
   header.connector.ns = kvbm::NamespaceId(7);
-  header.connector.block_tokens = 4;
-  header.tiers.groups = header.connector.groups;
+  header.tiers.groups = kvbm::split_groups(header.connector.groups)->specs();
+  header.tiers.engine_ids = kvbm::EngineIds::kOfOnePool;
   header.tiers.timeout = std::chrono::seconds(30);
-  for (const uint16_t group : {uint16_t{0}, uint16_t{1}}) {
+  for (const kvbm::GroupSpec& group : header.tiers.groups) {
     for (const auto& [tier, num_blocks] :
          {std::pair(TierId::kG1, 64U), std::pair(TierId::kG2, 8U), std::pair(TierId::kG3, 16U)}) {
       header.tiers.places.push_back(
-          {.place = {tier, GroupId(group)},
+          {.place = {tier, group.id},
            .owner = tier == TierId::kG1 ? kvbm::Owner::kEngine : kvbm::Owner::kKvbm,
            .num_blocks = num_blocks,
            .rank_block_bytes = 4096});
@@ -66,14 +66,14 @@ void record_a_run(const std::filesystem::path& folder) {
                                                  header, executor, metrics, log)
                           .value();
   kvbm::RecordingLeader recording(*leader, channel, held, cluster.leader().metrics(), *writer);
-  RandomScheduler scheduler(
-      recording, {.num_groups = 2, .engine_blocks = 64, .block_tokens = 4, .num_chains = 3}, 1,
-      [&](std::span<const std::byte> bytes) {
-        kvbm::ConnectorStep step = kvbm::decode_connector_step(bytes).value();
-        logical.send(step.plan.loads, {});
-        logical.send(step.plan.stores, {});
-        return std::move(step.ended_loads);
-      });
+  RandomScheduler scheduler(recording,
+                            {.block_tokens = {4, 8}, .engine_blocks = 64, .num_chains = 3}, 1,
+                            [&](std::span<const std::byte> bytes) {
+                              kvbm::ConnectorStep step = kvbm::decode_connector_step(bytes).value();
+                              logical.send(step.plan.loads, {});
+                              logical.send(step.plan.stores, {});
+                              return std::move(step.ended_loads);
+                            });
   for (uint32_t i = 0; i < kActions; ++i) {
     clock.advance(std::chrono::milliseconds(10));
     scheduler.act();
@@ -98,7 +98,7 @@ int main(int argc, char** argv) {
   const std::string bytes{std::istreambuf_iterator<char>(first), {}};
   write(folder / "cut_off", bytes.substr(0, bytes.size() - 5));
   std::string newer = bytes.substr(0, 1000);
-  newer[4] = 2;
+  newer[4] = 3;
   write(folder / "newer_version", newer);
   std::string damaged = bytes;
   damaged[damaged.size() / 2] ^= 1;

@@ -22,14 +22,14 @@ void require(bool condition) {
 
 kvbm::RecordHeader small_leader() {
   kvbm::RecordHeader header;
-  header.connector.groups = {{kvbm::GroupId(0)},
-                             {kvbm::GroupId(1), kvbm::Retention::last_window(2)}};
-  header.connector.block_tokens = 4;
-  header.tiers.groups = header.connector.groups;
-  for (const uint16_t group : {uint16_t{0}, uint16_t{1}}) {
+  header.connector.groups = {{.block_tokens = 4},
+                             {.block_tokens = 8, .retention = kvbm::Retention::last_window(2)}};
+  header.tiers.groups = kvbm::split_groups(header.connector.groups)->specs();
+  header.tiers.engine_ids = kvbm::EngineIds::kOfOnePool;
+  for (const kvbm::GroupSpec& group : header.tiers.groups) {
     for (const kvbm::TierId tier : {kvbm::TierId::kG1, kvbm::TierId::kG2, kvbm::TierId::kG3}) {
       header.tiers.places.push_back(
-          {.place = {tier, kvbm::GroupId(group)},
+          {.place = {tier, group.id},
            .owner = tier == kvbm::TierId::kG1 ? kvbm::Owner::kEngine : kvbm::Owner::kKvbm,
            .num_blocks = 16,
            .rank_block_bytes = 512});

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // kvbm._core: the connector's two sides for Python. Bytes, numbers and names; no torch.
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include <nanobind/nanobind.h>
@@ -14,6 +17,7 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include "kvbm/base/text.hpp"
@@ -135,7 +139,7 @@ void construct_worker(LocalWorker* self, uint32_t num_device_blocks, uint32_t pa
 struct Leader {
   Alive alive{live_objects().leaders};
   std::vector<nb::object> kept;  // the workers' Python objects
-  uint32_t page_size = 0;        // tokens of a block
+  uint32_t page_size = 0;        // tokens of a block, of the largest ones
   size_t num_groups = 0;
   ProcessBound<KvbmLeader> leader;
 
@@ -187,39 +191,76 @@ Leader start_leader(const KvbmLeaderOptions& options, nb::list workers, RemoteWo
   }();
   if (raised) throw nb::python_error(std::move(*raised));
   made.leader = ProcessBound(take(std::move(created)));
-  made.page_size = options.block_tokens;
-  made.num_groups = options.retention.size();
+  for (const LayerGroup& group : options.groups) {
+    made.page_size = std::max(made.page_size, group.block_tokens);
+  }
+  made.num_groups = options.groups.size();
   return made;
 }
 
+/// Tokens of a block: of every layer group, or of each.
+using BlockTokens = std::variant<uint32_t, std::vector<uint32_t>>;
+
+/// window_blocks: by layer group, in its own blocks; 0: the whole prefix.
+std::vector<LayerGroup> layer_groups(const BlockTokens& block_tokens,
+                                     const std::vector<uint32_t>& window_blocks) {
+  const auto* const alike = std::get_if<uint32_t>(&block_tokens);
+  const auto sizes = alike != nullptr ? std::vector<uint32_t>(window_blocks.size(), *alike)
+                                      : std::get<std::vector<uint32_t>>(block_tokens);
+  if (sizes.size() != window_blocks.size()) {
+    raise(Error(ErrorCode::kInvalidArgument,
+                format_text("block_tokens has {} layer groups and window_blocks {}", sizes.size(),
+                            window_blocks.size())));
+  }
+  std::vector<LayerGroup> groups;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    groups.push_back({sizes[i], window_blocks[i] == 0 ? Retention::full_prefix()
+                                                      : Retention::last_window(window_blocks[i])});
+  }
+  return groups;
+}
+
 /// What an engine's own hashes do not tell.
-Namespace namespace_of(const std::string& model, const std::string& dtype,
-                       const std::string& scheme, uint32_t block_tokens, uint64_t weights_epoch) {
+Namespace namespace_of(const std::string& model, const std::string& dtype, std::string scheme,
+                       std::span<const LayerGroup> groups, uint64_t weights_epoch) {
+  const SplitGroups split = take(split_groups(groups));
+  if (split.identity_tokens != split.position_tokens) {
+    // The groups of keys are parts, and which ones depends on all of this.
+    for (const LayerGroup& group : groups) {
+      const Retention retention = group.retention;
+      scheme += format_text("/{}:{}", group.block_tokens,
+                            retention.is_full_prefix() ? 0 : retention.window_blocks());
+    }
+  }
   return {.model = model,
           .weights_epoch = weights_epoch,
           .dtype = dtype,
           .num_heads = 0,
           .num_layers = 0,
-          .tokens_per_block = block_tokens,
-          .identity_scheme = scheme,
+          .tokens_per_block = split.position_tokens,
+          .identity_scheme = std::move(scheme),
           .tenant_salt = ""};
+}
+
+std::vector<size_t> group_parts(const std::vector<uint32_t>& block_tokens,
+                                const std::vector<uint32_t>& window_blocks) {
+  std::vector<size_t> counts(block_tokens.size());
+  const SplitGroups split = take(split_groups(layer_groups(block_tokens, window_blocks)));
+  for (const GroupPart& part : split.parts) ++counts[part.group];
+  return counts;
 }
 
 std::unique_ptr<Leader> create_leader(
     nb::list workers, const std::string& endpoint, uint16_t num_ranks, const std::string& secret,
     double init_timeout_secs, double place_timeout_secs, const std::string& model,
-    const std::string& dtype, const std::string& scheme, uint32_t block_tokens,
+    const std::string& dtype, const std::string& scheme, const BlockTokens& block_tokens,
     const std::vector<uint32_t>& window_blocks, const std::string& load_mode, uint64_t host_bytes,
     uint64_t disk_bytes, uint32_t host_blocks, uint32_t disk_blocks, bool disk_filter,
     uint32_t min_priority, uint64_t weights_epoch, double timeout_seconds, size_t max_events,
     std::optional<uint16_t> metrics_port, const std::string& record_directory) {
   KvbmLeaderOptions options;
-  options.ns = namespace_of(model, dtype, scheme, block_tokens, weights_epoch);
-  for (const uint32_t window : window_blocks) {
-    options.retention.push_back(window == 0 ? Retention::full_prefix()
-                                            : Retention::last_window(window));
-  }
-  options.block_tokens = block_tokens;
+  options.groups = layer_groups(block_tokens, window_blocks);
+  options.ns = namespace_of(model, dtype, scheme, options.groups, weights_epoch);
   if (load_mode == "auto") {
     options.load_mode = LoadMode::kAuto;
   } else if (load_mode == "between_steps") {
@@ -270,9 +311,8 @@ void construct_leader(Leader* self, uint16_t world_size, nb::handle drt, nb::lis
   }
   const DynamoVariables found = take(read_dynamo_variables(dynamo_environment()));
   KvbmLeaderOptions options;
-  options.ns = namespace_of(model, dtype, scheme, page_size, 0);
-  options.retention = {Retention::full_prefix()};
-  options.block_tokens = page_size;
+  options.groups = {{.block_tokens = page_size}};
+  options.ns = namespace_of(model, dtype, scheme, options.groups, 0);
   options.host_bytes = found.host_bytes;
   options.disk_bytes = found.disk_bytes;
   options.host_blocks = found.host_blocks;
@@ -457,26 +497,30 @@ NB_MODULE(_core, module) {
           "has one layer group, kept as a whole prefix. page_size, tokens of a block, if the "
           "workers do not tell. Sizes, times and the metrics port come from the DYN_KVBM_* "
           "variables. model, dtype, scheme: see create.")
-      .def_static("create", &create_leader, "workers"_a = nb::list(), nb::kw_only(),
-                  "endpoint"_a = "", "num_ranks"_a = 1, "secret"_a = "",
-                  "init_timeout_secs"_a = 120.0, "place_timeout_secs"_a = 1800.0, "model"_a,
-                  "dtype"_a, "scheme"_a, "block_tokens"_a, "window_blocks"_a,
-                  "load_mode"_a = "auto", "host_bytes"_a = 0, "disk_bytes"_a = 0,
-                  "host_blocks"_a = 0, "disk_blocks"_a = 0, "disk_filter"_a = false,
-                  "min_priority"_a = 0, "weights_epoch"_a = 0, "timeout_seconds"_a = 30.0,
-                  "max_events"_a = 0, "metrics_port"_a = nb::none(), "record_directory"_a = "",
-                  "workers: of this process, by rank. Or endpoint, to which num_ranks workers of "
-                  "other processes come (KvbmWorker.connect), for how long to wait for them, and "
-                  "then for all of them to make one place; Ctrl-C ends the wait. "
-                  "metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any. "
-                  "record_directory: where a folder with a flight record is made; '': none.")
+      .def_static(
+          "create", &create_leader, "workers"_a = nb::list(), nb::kw_only(), "endpoint"_a = "",
+          "num_ranks"_a = 1, "secret"_a = "", "init_timeout_secs"_a = 120.0,
+          "place_timeout_secs"_a = 1800.0, "model"_a, "dtype"_a, "scheme"_a, "block_tokens"_a,
+          "window_blocks"_a, "load_mode"_a = "auto", "host_bytes"_a = 0, "disk_bytes"_a = 0,
+          "host_blocks"_a = 0, "disk_blocks"_a = 0, "disk_filter"_a = false, "min_priority"_a = 0,
+          "weights_epoch"_a = 0, "timeout_seconds"_a = 30.0, "max_events"_a = 0,
+          "metrics_port"_a = nb::none(), "record_directory"_a = "",
+          "block_tokens: tokens of a block, of every layer group or of each. window_blocks: "
+          "by layer group, how many of its last blocks it needs to go on; 0: all. Where "
+          "sizes differ, each divides the larger ones, and the workers have every group as "
+          "often as group_parts says.\n\n"
+          "workers: of this process, by rank. Or endpoint, to which num_ranks workers of "
+          "other processes come (KvbmWorker.connect), for how long to wait for them, and "
+          "then for all of them to make one place; Ctrl-C ends the wait. "
+          "metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any. "
+          "record_directory: where a folder with a flight record is made; '': none.")
       .def("num_identities",
            [](Leader& leader, const std::string& request) {
              return leader.requests().num_identities(request);
            })
-      .def(
-          "extend", &extend, "request"_a, "hashes"_a, "priority"_a = nb::none(),
-          "The next full blocks of a request. priority: 0 to 100, how much they are worth keeping.")
+      .def("extend", &extend, "request"_a, "hashes"_a, "priority"_a = nb::none(),
+           "hashes: of the next full blocks of a request, of the smallest size that a layer group "
+           "has. priority: 0 to 100, how much they are worth keeping.")
       .def(
           "match",
           [](Leader& leader, const std::string& request, uint32_t num_computed_tokens,
@@ -501,7 +545,8 @@ NB_MODULE(_core, module) {
              return leader.requests().finished(request);
            })
       .def_prop_ro(
-          "page_size", [](const Leader& leader) { return leader.page_size; }, "Tokens of a block.")
+          "page_size", [](const Leader& leader) { return leader.page_size; },
+          "Tokens of a block, of the largest where sizes differ.")
       .def_prop_ro(
           "num_groups", [](const Leader& leader) { return leader.num_groups; }, "Layer groups.")
       .def_prop_ro("num_requests", [](Leader& leader) { return leader.requests().num_requests(); })
@@ -556,6 +601,12 @@ NB_MODULE(_core, module) {
            "(growth of counters, gauges), by name and labels, of what has changed since the last "
            "call. Raises kvbm.UnavailableError once the leader was stopped.");
 
+  module.def("group_parts", &group_parts, "block_tokens"_a, "window_blocks"_a,
+             "How many groups each layer group is to a worker: 1, or more where its blocks hold "
+             "fewer tokens than another's. The worker gets its tensors as often, one after the "
+             "other.\n\nArguments as of KvbmLeader.create, by layer group. Raises "
+             "kvbm.InvalidArgumentError, kvbm.UnsupportedError for sizes that do not divide each "
+             "other.");
   module.def(
       "dynamo_variables",
       [] {

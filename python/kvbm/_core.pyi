@@ -700,8 +700,10 @@ class KvbmLeader:
         """
 
     @staticmethod
-    def create(workers: list = [], *, endpoint: str = '', num_ranks: int = 1, secret: str = '', init_timeout_secs: float = 120.0, place_timeout_secs: float = 1800.0, model: str, dtype: str, scheme: str, block_tokens: int, window_blocks: Sequence[int], load_mode: str = 'auto', host_bytes: int = 0, disk_bytes: int = 0, host_blocks: int = 0, disk_blocks: int = 0, disk_filter: bool = False, min_priority: int = 0, weights_epoch: int = 0, timeout_seconds: float = 30.0, max_events: int = 0, metrics_port: int | None = None, record_directory: str = '') -> KvbmLeader:
+    def create(workers: list = [], *, endpoint: str = '', num_ranks: int = 1, secret: str = '', init_timeout_secs: float = 120.0, place_timeout_secs: float = 1800.0, model: str, dtype: str, scheme: str, block_tokens: int | Sequence[int], window_blocks: Sequence[int], load_mode: str = 'auto', host_bytes: int = 0, disk_bytes: int = 0, host_blocks: int = 0, disk_blocks: int = 0, disk_filter: bool = False, min_priority: int = 0, weights_epoch: int = 0, timeout_seconds: float = 30.0, max_events: int = 0, metrics_port: int | None = None, record_directory: str = '') -> KvbmLeader:
         """
+        block_tokens: tokens of a block, of every layer group or of each. window_blocks: by layer group, how many of its last blocks it needs to go on; 0: all. Where sizes differ, each divides the larger ones, and the workers have every group as often as group_parts says.
+
         workers: of this process, by rank. Or endpoint, to which num_ranks workers of other processes come (KvbmWorker.connect), for how long to wait for them, and then for all of them to make one place; Ctrl-C ends the wait. metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any. record_directory: where a folder with a flight record is made; '': none.
         """
 
@@ -709,7 +711,7 @@ class KvbmLeader:
 
     def extend(self, request: str, hashes: list, priority: int | None = None) -> None:
         """
-        The next full blocks of a request. priority: 0 to 100, how much they are worth keeping.
+        hashes: of the next full blocks of a request, of the smallest size that a layer group has. priority: 0 to 100, how much they are worth keeping.
         """
 
     def match(self, request: str, num_computed_tokens: int, num_tokens: int) -> tuple[int, bool]: ...
@@ -725,7 +727,7 @@ class KvbmLeader:
 
     @property
     def page_size(self) -> int:
-        """Tokens of a block."""
+        """Tokens of a block, of the largest where sizes differ."""
 
     @property
     def num_groups(self) -> int:
@@ -774,6 +776,13 @@ class MetricsReader:
         """
         (growth of counters, gauges), by name and labels, of what has changed since the last call. Raises kvbm.UnavailableError once the leader was stopped.
         """
+
+def group_parts(block_tokens: Sequence[int], window_blocks: Sequence[int]) -> list[int]:
+    """
+    How many groups each layer group is to a worker: 1, or more where its blocks hold fewer tokens than another's. The worker gets its tensors as often, one after the other.
+
+    Arguments as of KvbmLeader.create, by layer group. Raises kvbm.InvalidArgumentError, kvbm.UnsupportedError for sizes that do not divide each other.
+    """
 
 def dynamo_variables() -> dict:
     """The DYN_KVBM_* variables of this process."""

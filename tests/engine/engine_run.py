@@ -26,6 +26,7 @@ class Options:
     connector: bool = True
     load_mode: str = "auto"
     hybrid: bool = False  # every other layer has a sliding window
+    block_sizes: bool = False  # hybrid, and blocks of the layers with a window hold twice the tokens
     gpu_blocks: int = 512  # of the engine
     max_model_len: int = 2048
     conversations: int = 6
@@ -80,12 +81,16 @@ class Conversations:
 
 
 def make_engine(options: Options):
-    from tiny_model import make_tiny_model
+    from tiny_model import make_model_of_two_block_sizes, make_tiny_model
     from vllm import LLM
     from vllm.config import KVEventsConfig, KVTransferConfig
 
-    name = "hybrid" if options.hybrid else "llama"
-    model = make_tiny_model(ROOT / "build" / "models" / name, sliding_window=128 if options.hybrid else None)
+    models = ROOT / "build" / "models"
+    if options.block_sizes:
+        model = make_model_of_two_block_sizes(models / "block_sizes", sliding_window=128)
+    else:
+        name = "hybrid" if options.hybrid else "llama"
+        model = make_tiny_model(models / name, sliding_window=128 if options.hybrid else None)
     transfer = None
     if options.native_pool_bytes:
         transfer = KVTransferConfig(
@@ -109,7 +114,8 @@ def make_engine(options: Options):
             kv_load_failure_policy="recompute",
             kv_connector_extra_config={"load_mode": options.load_mode, **options.extra},
         )
-    layers = 2 if options.hybrid else 4  # layers of different groups share memory
+    # Layers of different groups share memory; with two sizes of blocks each has twice the bytes.
+    layers = 2 if options.hybrid else 4
     return LLM(
         model=str(model),
         enforce_eager=True,
@@ -266,6 +272,8 @@ def main():
     if leader:
         report["open_requests"] = leader.num_requests
         report["open_loads"] = leader.num_open_loads
+        groups = llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_config.kv_cache_groups
+        report["block_tokens"] = [group.kv_cache_spec.block_size for group in groups]
         if leader.metrics_port:
             with urllib.request.urlopen(f"http://127.0.0.1:{leader.metrics_port}/metrics", timeout=10) as page:
                 report["metrics_page"] = page.read().decode()

@@ -21,14 +21,29 @@ sys.path.insert(0, str(ROOT / "tests" / "support" / "python"))
 
 PROGRAMS = int(os.environ.get("KVBM_ENGINE_PROGRAMS", "200"))
 SEED = int(os.environ.get("KVBM_SEED", "1"))
-BLOCK = 4  # tokens
-TOKEN_BYTES = 16  # of one layer
+BLOCK = 4  # tokens of the smallest blocks
+PAGE_BYTES = 64  # of one layer in a block of whatever size
+
+# Layer groups: tokens of a block, and the window in tokens if it has one.
+SHAPES = [
+    *4 * [[(4, None)]],  # the only one that loads in steps
+    [(4, None), (4, 8)],
+    [(4, None), (4, 11)],
+    # Blocks of different sizes: where the window has them, and where it has not; a window within one of its own blocks,
+    # and one over several of the others'.
+    [(8, None), (4, None)],
+    [(8, None), (4, 8)],
+    [(8, None), (4, 3)],
+    [(4, None), (8, 11)],
+    [(16, None), (4, 30)],
+    [(16, None), (4, 11), (8, None)],
+]
 
 
 def content(token, position, layer):
-    """What a layer keeps of a token: a function of what the model would have seen."""
+    """What a layer keeps of a token: a function of what the model would have seen. As much as it has place for."""
     rng = np.random.default_rng((token, position, layer))
-    return rng.integers(0, 256, TOKEN_BYTES, dtype=np.uint8)
+    return rng.integers(0, 256, PAGE_BYTES // BLOCK, dtype=np.uint8)
 
 
 class Contents:
@@ -85,11 +100,13 @@ def vllm_parts():
 
 
 class Engine:
-    """One program's engine. The pool's tensors are shared by the groups, as vLLM's are."""
+    """One program's engine. The pool's tensors are shared by the groups, as vLLM's are: a page has the same bytes in all
+    of them, however many tokens it holds."""
 
     def __init__(self, parts, rng, folder):
         import torch
         from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+        from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
         from vllm.v1.core.sched.scheduler import Scheduler
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
         from vllm.v1.structured_output import StructuredOutputManager
@@ -97,28 +114,37 @@ class Engine:
 
         make_config, self.hash_function = parts
         self.rng = rng
-        self.window = rng.choice([None, None, BLOCK * 2, BLOCK * 3 - 1])
+        self.shape = rng.choice(SHAPES)
         num_blocks = rng.randrange(42, 90)
         self.config = make_config(num_blocks, rng.choice(["auto", "auto", "between_steps"]))
-        shape = {"block_size": BLOCK, "num_kv_heads": 1, "head_size": TOKEN_BYTES // 2, "dtype": torch.uint8}
-        groups = [KVCacheGroupSpec(["layer0", "layer1"], FullAttentionSpec(**shape))]
-        if self.window is not None:
-            groups.append(
-                KVCacheGroupSpec(["layer2", "layer3"], SlidingWindowSpec(**shape, sliding_window=self.window))
-            )
-        self.kv_config = KVCacheConfig(
-            num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=groups, hash_block_size=BLOCK
-        )
-        memory = [np.zeros((num_blocks, BLOCK, TOKEN_BYTES), dtype=np.uint8) for _ in range(2)]
-        self.layers = {f"layer{i}": memory[i % 2] for i in range(2 * len(groups))}
+        memory = [np.zeros((num_blocks, PAGE_BYTES), dtype=np.uint8) for _ in range(2)]
+        self.layers = {}  # by name: group, and the memory as [blocks, tokens, bytes]
+        groups = []
+        for group, (tokens, window) in enumerate(self.shape):
+            token_bytes = PAGE_BYTES // tokens
+            size = {"block_size": tokens, "num_kv_heads": 1, "head_size": token_bytes // 2, "dtype": torch.uint8}
+            spec = FullAttentionSpec(**size) if window is None else SlidingWindowSpec(**size, sliding_window=window)
+            assert spec.page_size_bytes == PAGE_BYTES
+            names = [f"layer{2 * group + i}" for i in range(2)]
+            groups.append(KVCacheGroupSpec(names, spec))
+            for name, pages in zip(names, memory):
+                self.layers[name] = (group, pages.reshape(num_blocks, tokens, token_bytes))
+        self.kv_config = KVCacheConfig(num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=groups)
+        # As vLLM's engine core does.
+        self.config.cache_config.block_size = groups[0].kv_cache_spec.block_size
+        scheduler_tokens, self.hash_tokens = resolve_kv_cache_block_sizes(self.kv_config, self.config)
+        sizes = [tokens for tokens, _ in self.shape]
+        assert (scheduler_tokens, self.hash_tokens) == (max(sizes), min(sizes))
+        self.kv_config.hash_block_size = self.hash_tokens
         self.worker = DynamoConnector(self.config, KVConnectorRole.WORKER, self.kv_config)
-        self.worker.register_kv_caches({name: torch.from_numpy(array) for name, array in self.layers.items()})
+        tensors = {name: torch.from_numpy(array) for name, (_, array) in self.layers.items()}
+        self.worker.register_kv_caches(tensors)
         self.scheduler = Scheduler(
             vllm_config=self.config,
             kv_cache_config=self.kv_config,
             structured_output_manager=StructuredOutputManager(self.config),
-            block_size=BLOCK,
-            hash_block_size=BLOCK,
+            block_size=scheduler_tokens,
+            hash_block_size=self.hash_tokens,
             log_stats=False,
         )
         self.blocks = {}  # the worker's block tables: request -> group -> blocks
@@ -150,7 +176,7 @@ class Engine:
             prompt_token_ids=prompt,
             sampling_params=SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0),
             pooling_params=None,
-            block_hasher=get_request_block_hasher(BLOCK, self.hash_function),
+            block_hasher=get_request_block_hasher(self.hash_tokens, self.hash_function),
         )
         self.requests[request.request_id] = request
         self.scheduler.add_request(request)
@@ -230,9 +256,9 @@ class Engine:
 
     def compute(self, planned, layer, name):
         """Reads what attention would read, and writes the scheduled tokens."""
-        group = 0 if layer < 2 else 1
-        window = self.window if group else None
-        memory = self.layers[name]
+        group, memory = self.layers[name]
+        size, window = self.shape[group]
+        token_bytes = memory.shape[2]
         kind = layer + 10 * self.weights
         for request_id, count in planned.num_scheduled_tokens.items():
             request = self.scheduler.requests[request_id]
@@ -241,11 +267,12 @@ class Engine:
             begin = end - count
             table = self.blocks[request_id][group]
             for position in range(begin, end):
-                memory[table[position // BLOCK], position % BLOCK] = CONTENTS(tokens[position], position, kind)
+                value = CONTENTS(tokens[position], position, kind)[:token_bytes]
+                memory[table[position // size], position % size] = value
             first = 0 if window is None else max(0, begin - window + 1)
             for position in range(first, begin):
-                found = memory[table[position // BLOCK], position % BLOCK]
-                if not np.array_equal(found, CONTENTS(tokens[position], position, kind)):
+                found = memory[table[position // size], position % size]
+                if not np.array_equal(found, CONTENTS(tokens[position], position, kind)[:token_bytes]):
                     raise AssertionError(f"{name} of {request_id} at token {position} of {begin}: {found[:4]} ...")
 
     def finish(self):
@@ -295,24 +322,29 @@ def run_program(parts, seed, folder, monkeypatch):
             else:
                 engine.step()
         engine.finish()
-        return engine.native.statistics()
+        return engine.shape, engine.native.statistics()
     finally:
         engine.close()
 
 
 def test_random_programs(vllm_parts, tmp_path, monkeypatch):
     moved = {}
+    loaded = {}  # by shape: blocks
     for seed in range(SEED, SEED + PROGRAMS):
         try:
-            statistics = run_program(vllm_parts, seed, tmp_path, monkeypatch)
+            shape, statistics = run_program(vllm_parts, seed, tmp_path, monkeypatch)
         except BaseException as error:
             raise AssertionError(f"KVBM_SEED={seed} KVBM_ENGINE_PROGRAMS=1 fails: {error!r}") from error
         for name, value in statistics.items():
             moved[name] = moved.get(name, 0) + value
+        blocks = statistics.get("kvbm_transfer_blocks_total{route=g2_to_g1}", 0)
+        loaded[str(shape)] = loaded.get(str(shape), 0) + blocks
     # The programs reach what they are for.
     if PROGRAMS >= 100:
         for route in ("g1_to_g2", "g2_to_g1", "g2_to_g3", "g3_to_g2"):
             assert moved[f"kvbm_transfer_blocks_total{{route={route}}}"] > 0, route
+        for shape in SHAPES:
+            assert loaded[str(shape)] > 0, shape
         for tier in ("g2", "g3"):
             assert moved[f"kvbm_forgotten_blocks_total{{tier={tier}}}"] > 0, tier
 
@@ -323,6 +355,7 @@ def test_what_the_scheduler_keeps_over_a_reset_is_not_stored(vllm_parts, tmp_pat
     engine = Engine(vllm_parts, random.Random(seed), tmp_path)
     scheduler = engine.scheduler
     prompt = list(range(1, 6 * BLOCK + 2))
+    num_blocks = engine.native.statistics()["kvbm_blocks_free{pool=g2}"]  # of all groups
 
     def ask(max_tokens=1):
         """Whether anything was found for the prompt, by the engine or below it."""
@@ -334,7 +367,7 @@ def test_what_the_scheduler_keeps_over_a_reset_is_not_stored(vllm_parts, tmp_pat
     def num_stored():
         """When nothing is under way any more."""
         deadline = time.monotonic() + 20
-        while engine.native.statistics()["kvbm_blocks_free{pool=g2}"] < 100 and time.monotonic() < deadline:
+        while engine.native.statistics()["kvbm_blocks_free{pool=g2}"] < num_blocks and time.monotonic() < deadline:
             pass
         return engine.native.statistics()["kvbm_inactive_pool_size{pool=g2}"]
 

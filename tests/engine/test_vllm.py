@@ -72,12 +72,12 @@ def test_the_disk_filter_writes_what_was_seen_twice(plain, tmp_path):
     assert moved(report, "g3_to_g2") + moved(report, "g3_to_g1") > 0
 
 
-@pytest.mark.parametrize("hybrid", [False, True])
-def test_a_flight_record_is_played_to_equal_outcomes(plain, tmp_path, hybrid):
+@pytest.mark.parametrize("model", [{}, {"hybrid": True}, {"block_sizes": True}], ids=str)
+def test_a_flight_record_is_played_to_equal_outcomes(plain, tmp_path, model):
     variables = {**LITTLE_HOST, "DYN_KVBM_DISK_CACHE_GB": "1", "DYN_KVBM_DISK_CACHE_DIR": str(tmp_path)}
     variables |= {"DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER": "true", "DYN_KVBM_ENABLE_RECORD": "true"}
-    report = run_engine(variables, hybrid=hybrid, rounds=3)
-    check(report, plain.outputs(hybrid=hybrid))
+    report = run_engine(variables, **model, rounds=3)
+    check(report, plain.outputs(**model))
     (record,) = tmp_path.glob("kvbm-record-*")
     assert f"every call is recorded: kvbm replay {record}" in report["stderr"]
     replay = subprocess.run([PROGRAM, "replay", record, "--json", tmp_path / "report"], capture_output=True, text=True)
@@ -122,6 +122,26 @@ def test_a_hybrid_model_with_sliding_windows(plain):
     assert played["cached_tokens"] > 0.8 * played["prompt_tokens"]
 
 
+def test_layer_groups_whose_blocks_hold_different_numbers_of_tokens(plain):
+    report = run_engine(HOST, block_sizes=True, events=True)
+    assert report["block_tokens"] == [64, 32]
+    expected = plain.outputs(block_sizes=True)
+    assert len({tuple(answer) for turns in expected for answer in turns}) == sum(len(turns) for turns in expected)
+    check(report, expected)
+    assert moved(report, "g2_to_g1") > 0
+    played = report["rounds"][-1]
+    assert played["cached_tokens"] > 0.7 * played["prompt_tokens"]
+    # Events name a block as the engine's own of its group do; of a window the engine names those that it may reuse.
+    named = {"GPU": set(), "CPU": set()}
+    for kind, event in report["events"]:
+        if kind == "BlockStored":
+            named[event["medium"]] |= {(event["group_idx"], event["block_size"], h) for h in event["block_hashes"]}
+    assert {(group, size) for group, size, _ in named["CPU"]} == {(0, 64), (1, 32)}
+    of_group = [{medium: {n for n in names if n[0] == group} for medium, names in named.items()} for group in (0, 1)]
+    assert of_group[0]["CPU"] & of_group[0]["GPU"]
+    assert of_group[1]["CPU"] <= of_group[1]["GPU"]
+
+
 @pytest.fixture
 def runtime_folder():
     """Where the sockets lie; of a short path, as sockets need."""
@@ -151,8 +171,10 @@ def test_the_engine_core_and_its_worker_in_processes_of_their_own(plain, runtime
     check_processes(report, plain.outputs(), runtime_folder)
 
 
-def test_tensor_parallelism_in_two_worker_processes(plain, runtime_folder):
+@pytest.mark.parametrize("block_sizes", [False, True])
+def test_tensor_parallelism_in_two_worker_processes(plain, runtime_folder, block_sizes):
     options = {"processes": True, "tensor_parallel": 2, "conversations": 4, "turns": 2, "max_tokens": 8}
+    options["block_sizes"] = block_sizes
     report = run_engine({**HOST, "XDG_RUNTIME_DIR": str(runtime_folder)}, **options)
     check_processes(report, plain.outputs(**options), runtime_folder)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from vllm.distributed.kv_events import BlockRemoved, BlockStored
 
-from kvbm.vllm_integration import connector_leader
+import kvbm
+from kvbm.vllm_integration import connector_leader, connector_worker
 from kvbm.vllm_integration.connector_leader import options_of
 from kvbm.vllm_integration.events import to_kv_cache_events, wants_events
 from kvbm.vllm_integration.layout import check_canary, check_declared, runs_of
@@ -118,15 +119,15 @@ def test_consecutive_events_of_one_kind_become_one(monkeypatch):
     padded = [name + bytes(15) + bytes([16]) for name in (a, b, c)]
     events = [(True, 1, 0, padded[0]), (True, 1, 0, padded[1]), (False, 1, 0, padded[0]), (True, 2, 0, padded[0])]
     events.append((True, 2, 1, padded[2]))
-    made = list(to_kv_cache_events(events, 16, 32))
+    made = list(to_kv_cache_events(events, 16, [32, 64]))
     assert [(type(e), e.block_hashes, e.medium, e.group_idx) for e in made] == [
         (BlockStored, [a, b], "CPU", 0),
         (BlockRemoved, [a], "CPU", 0),
         (BlockStored, [a], "STORAGE", 0),
         (BlockStored, [c], "STORAGE", 1),
     ]
-    assert made[0].block_size == 32
-    assert list(to_kv_cache_events([], 16, 32)) == []
+    assert [event.block_size for event in made if isinstance(event, BlockStored)] == [32, 32, 64]
+    assert list(to_kv_cache_events([], 16, [32])) == []
 
 
 # --- the canary
@@ -223,10 +224,33 @@ def test_the_weights_epoch_and_the_timeout_reach_the_core(monkeypatch):
     with pytest.raises(Made):
         connector_leader.KvConnectorLeader(config, groups)
     assert (given["weights_epoch"], given["timeout_seconds"]) == (5, 3.0)
+    assert (given["block_tokens"], given["window_blocks"]) == ([32], [0])
     assert given["max_events"] > 0
     groups.hash_block_size = 24
     with pytest.raises(ValueError, match="32 tokens do not fit hashes over 24"):
         connector_leader.KvConnectorLeader(config, groups)
+    # Of several groups each has its own size, and a window counts in its own blocks.
+    window = type("SlidingWindowSpec", (), {"block_size": 64, "sliding_window": 130})()
+    groups.hash_block_size = 16
+    groups.kv_cache_groups.append(SimpleNamespace(layer_names=["w"], kv_cache_spec=window))
+    with pytest.raises(Made):
+        connector_leader.KvConnectorLeader(config, groups)
+    assert (given["block_tokens"], given["window_blocks"]) == ([32, 64], [0, 3])
+    assert given["load_mode"] == "between_steps"
+
+
+def test_the_worker_refuses_block_sizes_that_do_not_divide_each_other(monkeypatch):
+    def group(name, block_size):
+        spec = type("FullAttentionSpec", (), {"block_size": block_size, "page_size_bytes": 4096})()
+        return SimpleNamespace(layer_names=[name], kv_cache_spec=spec)
+
+    config = config_of()
+    config.kv_transfer_config = SimpleNamespace(engine_id="engine")
+    config.parallel_config.rank = 0
+    groups = SimpleNamespace(num_blocks=4, kv_cache_groups=[group("a", 32), group("b", 48)])
+    worker = connector_worker.KvConnectorWorker(config, groups)
+    with pytest.raises(kvbm.UnsupportedError, match="blocks of 32 and of 48 tokens"):
+        worker.register_kv_caches({name: torch.zeros(4, 1024) for name in "ab"})
 
 
 # --- the testers

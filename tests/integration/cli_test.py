@@ -941,7 +941,7 @@ class RecordTest(CliTest):
         self.assertIn("equal up to the first missing call", out)
 
     def test_what_cannot_be_read_is_refused(self):
-        self.assert_fails(kvbm("replay", self.record / "newer_version"), "version 2")
+        self.assert_fails(kvbm("replay", self.record / "newer_version"), "version 3")
 
     def test_options_of_traces_are_refused(self):
         for option in (["--g2-blocks", "4"], ["--ranks", "2"], ["--no-bytes"], ["--metrics", self.folder / "m"]):

@@ -136,9 +136,8 @@ class Connector {
     auto tiers = TierManager::create(options, clock_, events_, metrics_, log_).value();
     cluster_ =
         std::make_unique<Cluster>(std::move(tiers), channel_, clock_, EngineOperations::kBySteps);
-    leader_ = ConnectorLeader::create({.groups = {{kGroup, Retention::full_prefix()}},
+    leader_ = ConnectorLeader::create({.groups = {{.block_tokens = kTokens}},
                                        .ns = NamespaceId(1),
-                                       .block_tokens = kTokens,
                                        .load_mode = LoadMode::kBetweenSteps,
                                        .breaker = {.max_failures = 2, .pause = milliseconds(5)}},
                                       *cluster_, clock_, metrics_, log_)
@@ -256,8 +255,7 @@ void drive_leader(Watch& watch) {
           log)
           .value();
   KvbmLeaderOptions options;
-  options.retention = {Retention::full_prefix()};
-  options.block_tokens = 4;
+  options.groups = {{.block_tokens = 4}};
   options.host_blocks = 4;
   options.max_events = 1;
   KvbmWorker* const workers[] = {worker.get()};

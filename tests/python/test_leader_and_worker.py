@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kvbm
-from kvbm._core import MetricsReader
+from kvbm._core import MetricsReader, group_parts
 
 BLOCKS, PAGE = 16, 4
 MODEL = {"model": "m", "dtype": "u8", "scheme": "test", "block_tokens": PAGE, "window_blocks": [0], "host_blocks": 8}
@@ -170,6 +170,76 @@ def test_tensors_stay_until_the_worker_has_stopped():
     worker.stop()
     counts.append(sys.getrefcount(tensors[0]))
     assert counts[1] == counts[0] + 1 and counts[2] == counts[0]
+
+
+@pytest.mark.parametrize(
+    "block_tokens, window_blocks, parts",
+    [
+        ([4], [0], [1]),
+        ([4, 4], [0, 3], [1, 1]),
+        ([16, 4, 8], [0, 0, 0], [1, 4, 2]),
+        ([16, 4, 4], [0, 3, 100], [1, 3, 4]),
+        ([4, 16], [0, 1], [4, 1]),
+    ],
+)
+def test_how_many_groups_each_is_to_a_worker(block_tokens, window_blocks, parts):
+    assert group_parts(block_tokens, window_blocks) == parts
+
+
+def test_groups_that_make_no_sense_are_refused():
+    with pytest.raises(kvbm.UnsupportedError, match="blocks of 4 and of 6 tokens"):
+        group_parts([6, 4], [0, 0])
+    with pytest.raises(kvbm.InvalidArgumentError, match="0 tokens"):
+        group_parts([4, 0], [0, 0])
+    with pytest.raises(kvbm.InvalidArgumentError, match="block_tokens has 2 layer groups and window_blocks 1"):
+        group_parts([4, 4], [0])
+    with pytest.raises(kvbm.InvalidArgumentError, match="at least one"):
+        group_parts([], [])
+
+
+def test_groups_whose_blocks_hold_different_numbers_of_tokens():
+    """One pool of blocks: those of group 0 hold 8 tokens, those of group 1 hold 4 and are half of a position."""
+    pool = np.zeros((32, 64), dtype=np.uint8)
+    block_tokens, window_blocks = [8, 4], [0, 3]
+    parts = group_parts(block_tokens, window_blocks)
+    groups = [(64, [(pool.ctypes.data, 64)]) for count in parts for _ in range(count)]
+    worker = kvbm.KvbmWorker.create(0, len(pool), groups)
+    sizes = {"block_tokens": block_tokens, "window_blocks": window_blocks}
+    with pytest.raises(kvbm.InvalidArgumentError, match="3 layer groups or parts of them, the leader 2"):
+        kvbm.KvbmLeader.create([worker], **{**MODEL, **sizes, "window_blocks": [0, 1]})
+    leader = kvbm.KvbmLeader.create([worker], **{**MODEL, **sizes}, max_events=64)
+    assert leader.num_host_blocks == 8  # of each part
+
+    hashes = [bytes([i]) * 32 for i in range(6)]
+    leader.extend("a", hashes)
+    assert leader.num_identities("a") == 6
+    written = [[1, 2, 3], [4, 5, 6, 7, 8, 9]]
+    worker.begin_step(leader.build_step([("a", written, True, 0, 24)]))
+    for block in sum(written, []):
+        pool[block] = block
+    worker.end_step()
+    assert not leader.finished("a")
+    leader.extend("b", hashes)
+    deadline = time.monotonic() + 10
+    tokens = 0
+    while tokens < 24 and time.monotonic() < deadline:  # stores are under way
+        tokens, _ = leader.match("b", 0, 25)
+    assert tokens == 24
+    events = leader.take_events()
+    of_group = [{identity for _, _, group, identity in events if group == number} for number in range(2)]
+    assert of_group == [set(hashes[1::2]), set(hashes)]
+
+    into = [[20, 21, 22, 23], [0, 0, 0, 24, 25, 26, 27]]  # 0 is no block: the window does not reach it
+    leader.allocated("b", into, tokens)
+    worker.begin_step(leader.build_step([("b", into, True, tokens, 1)]))
+    worker.layer_needed(0)
+    worker.end_step()
+    assert worker.take_failed_blocks() == []
+    for block, source in zip([20, 21, 22, 24, 25, 26], [1, 2, 3, 7, 8, 9]):
+        assert (pool[block] == source).all()
+    assert not pool[0].any() and not pool[23].any() and not pool[27].any()
+    leader.stop()
+    worker.stop()
 
 
 def test_a_reader_of_a_stopped_leader_is_told():

@@ -25,20 +25,16 @@ namespace kvbm::testing {
 class RandomScheduler {
  public:
   struct Options {
-    uint32_t num_groups = 1;
-    uint32_t engine_blocks = 64;  ///< of each group
-    uint32_t block_tokens = 4;
-    uint32_t num_chains = 5;  ///< families of requests with a common prefix
+    std::vector<uint32_t> block_tokens = {4};  ///< by layer group
+    uint32_t engine_blocks = 64;               ///< one pool for all groups
+    uint32_t num_chains = 5;                   ///< families of requests with a common prefix
   };
   /// Runs a step on the workers; gives the loads that have ended with it.
   using RunStep = std::function<std::vector<EndedLoad>(std::span<const std::byte> step)>;
 
   RandomScheduler(SchedulerHalf& half, const Options& options, uint64_t seed, RunStep run_step)
       : half_(half), options_(options), random_(seed), run_step_(std::move(run_step)) {
-    free_.resize(options_.num_groups);
-    for (auto& blocks : free_) {
-      for (uint32_t i = 0; i < options_.engine_blocks; ++i) blocks.emplace_back(i);
-    }
+    for (uint32_t i = 0; i < options_.engine_blocks; ++i) free_.emplace_back(i);
   }
 
   void act() {
@@ -83,7 +79,7 @@ class RandomScheduler {
 
   void extend(const std::string& name, const Request& request) {
     std::vector<Identity> next;
-    const uint32_t end = request.num_tokens / options_.block_tokens;
+    const uint32_t end = request.num_tokens / std::ranges::min(options_.block_tokens);
     for (uint32_t i = half_.num_identities(name); i < end; ++i) {
       next.push_back(identity(request.chain, i));
     }
@@ -117,11 +113,8 @@ class RandomScheduler {
     request->is_known = true;
     extend(name, *request);
     const ExternalMatch offer = half_.match(name, 0, request->num_tokens);
-    const uint32_t num_blocks =
-        (request->num_tokens + options_.block_tokens - 1) / options_.block_tokens;
-    if (free_.front().size() < num_blocks || random_.chance(0.05)) return;  // asked again later
-    request->blocks.assign(options_.num_groups, {});
-    for (size_t group = 0; group < free_.size(); ++group) take(*request, group, num_blocks);
+    request->blocks.assign(num_groups(), {});
+    if (random_.chance(0.05) || !take(*request, request->num_tokens)) return;  // asked again later
     const uint32_t external = random_.chance(0.9) ? offer.num_tokens : 0;
     const bool begun = half_.allocated(name, request->blocks, external).has_value();
     request->num_computed = begun ? external : 0;
@@ -131,16 +124,29 @@ class RandomScheduler {
     if (external > 0) ++num_loads;
   }
 
-  void take(Request& request, size_t group, uint32_t num_blocks) {
-    const auto first = free_[group].end() - num_blocks;
-    request.blocks[group].insert(request.blocks[group].end(), first, free_[group].end());
-    free_[group].erase(first, free_[group].end());
+  [[nodiscard]] size_t num_groups() const { return options_.block_tokens.size(); }
+
+  /// Gives the request blocks for so many tokens; false, and none, if there are too few.
+  bool take(Request& request, uint32_t num_tokens) {
+    std::vector<size_t> missing(num_groups());
+    size_t all = 0;
+    for (size_t group = 0; group < num_groups(); ++group) {
+      const uint32_t size = options_.block_tokens[group];
+      missing[group] = (num_tokens + size - 1) / size - request.blocks[group].size();
+      all += missing[group];
+    }
+    if (free_.size() < all) return false;
+    for (size_t group = 0; group < num_groups(); ++group) {
+      const auto first = free_.end() - static_cast<std::ptrdiff_t>(missing[group]);
+      request.blocks[group].insert(request.blocks[group].end(), first, free_.end());
+      free_.erase(first, free_.end());
+    }
+    return true;
   }
 
   void give_back(Request& request) {
-    for (size_t group = 0; group < request.blocks.size(); ++group) {
-      free_[group].insert(free_[group].begin(), request.blocks[group].begin(),
-                          request.blocks[group].end());
+    for (const std::vector<BlockId>& blocks : request.blocks) {
+      free_.insert(free_.begin(), blocks.begin(), blocks.end());
     }
     request.blocks.clear();
   }
@@ -156,25 +162,23 @@ class RandomScheduler {
       if (request.num_computed < request.num_tokens) {
         next.num_scheduled_tokens = static_cast<uint32_t>(
             random_.uniform_between(1, request.num_tokens - request.num_computed));
-        next.blocks = request.is_new ? request.blocks
-                                     : std::vector<std::vector<BlockId>>(options_.num_groups);
+        next.blocks =
+            request.is_new ? request.blocks : std::vector<std::vector<BlockId>>(num_groups());
       } else {
-        // A token more, perhaps in a new block.
-        const size_t had = request.blocks.front().size();
-        if (request.num_tokens == had * options_.block_tokens) {
-          if (free_.front().empty()) {
-            scheduled.pop_back();
-            continue;
-          }
-          for (size_t group = 0; group < free_.size(); ++group) take(request, group, 1);
+        // A token more, perhaps in new blocks.
+        const std::vector<std::vector<BlockId>> had = request.blocks;
+        if (!take(request, request.num_tokens + 1)) {
+          scheduled.pop_back();
+          continue;
         }
         next.num_scheduled_tokens = 1;
         ++request.num_tokens;
-        next.blocks.resize(options_.num_groups);
-        for (size_t group = 0; group < free_.size(); ++group) {
-          const auto from =
-              request.blocks[group].begin() + static_cast<std::ptrdiff_t>(request.is_new ? 0 : had);
-          next.blocks[group].assign(from, request.blocks[group].end());
+        next.blocks.resize(num_groups());
+        for (size_t group = 0; group < num_groups(); ++group) {
+          const size_t known = request.is_new ? 0 : had[group].size();
+          next.blocks[group].assign(
+              request.blocks[group].begin() + static_cast<std::ptrdiff_t>(known),
+              request.blocks[group].end());
         }
         extend(name, request);
       }
@@ -223,7 +227,7 @@ class RandomScheduler {
   const RunStep run_step_;
   std::map<std::string, Request> requests_;
   std::map<std::string, Request> held_;  // ended, their load has not
-  std::vector<std::vector<BlockId>> free_;
+  std::vector<BlockId> free_;
   uint64_t num_requests_ = 0;
 };
 

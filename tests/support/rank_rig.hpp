@@ -90,6 +90,7 @@ class ResultInbox {
 struct RankRigOptions {
   uint16_t rank = 0;
   uint16_t num_groups = 1;
+  bool one_pool = false;  ///< an engine block is the same memory in all groups
   uint32_t engine_blocks = 32;
   uint32_t host_blocks = 8;  ///< 0: no such place
   uint32_t disk_blocks = 8;  ///< 0: no such place
@@ -141,7 +142,9 @@ class RankRig {
     for (uint16_t group = 0; group < options.num_groups; ++group) {
       LayoutConfig config = kRigBlock;
       config.num_blocks = options.engine_blocks;
-      memory.push_back(device->allocate(config.num_blocks * config.block_bytes(), 64).value());
+      if (group == 0 || !options.one_pool) {
+        memory.push_back(device->allocate(config.num_blocks * config.block_bytes(), 64).value());
+      }
       const auto tensors =
           PhysicalLayout::fully_contiguous(config, MemoryRegion::of(memory.back())).value();
       specs.push_back(worker->attach({TierId::kG1, GroupId(group)}, tensors).value());
@@ -181,7 +184,7 @@ class RankRig {
   std::unique_ptr<FaultyDevice> faulty;
   std::unique_ptr<FileEngine> files;
   StreamRef compute;
-  std::vector<DeviceMemory> memory;  ///< of the engine, by group
+  std::vector<DeviceMemory> memory;  ///< of the engine, by group; of one pool: one for all
   std::vector<PlaceSpec> specs;
   ResultInbox results;
   std::unique_ptr<Worker> worker;

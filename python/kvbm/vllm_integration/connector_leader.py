@@ -7,6 +7,7 @@ from kvbm._core import KvbmLeader, MetricsReader, dynamo_variables
 from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS, WORKER_VARIABLES
 from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, run_of, uses_channel
 from kvbm.vllm_integration.events import MAX_EVENTS, to_kv_cache_events, wants_events
+from kvbm.vllm_integration.layer_groups import layer_groups_of
 from kvbm.vllm_integration.start_checks import warn_at_start
 
 logger = logging.getLogger("kvbm")
@@ -37,22 +38,6 @@ def options_of(extra: dict | None) -> dict:
     return options
 
 
-def window_blocks(spec, block_tokens: int) -> int:
-    """Blocks that a layer group needs to go on after a block boundary; 0: the whole prefix.
-
-    By exact class, not by attribute: a full-attention group may say sliding_window too, where the engine keeps all its
-    blocks and other layers of the group read them. Raises NotImplementedError for what is not known.
-    """
-    kind = type(spec).__name__
-    if kind in ("FullAttentionSpec", "MLAAttentionSpec"):
-        return 0
-    if kind in ("SlidingWindowSpec", "SlidingWindowMLASpec"):
-        # The next token sees itself and the window - 1 tokens before it.
-        needed = spec.sliding_window - 1 + getattr(spec, "extra_retained_tokens", 0)
-        return max(1, -(-needed // block_tokens))
-    raise NotImplementedError(f"layers with a {kind} are not supported: full attention and sliding windows are")
-
-
 def priority_of(request) -> int | None:
     """What the request's kv_transfer_params say its blocks are worth keeping, 0 to 100."""
     priority = (getattr(request, "kv_transfer_params", None) or {}).get("priority")
@@ -69,14 +54,14 @@ class KvConnectorLeader:
 
     def __init__(self, vllm_config, kv_cache_config):
         groups = kv_cache_config.kv_cache_groups
-        sizes = {group.kv_cache_spec.block_size for group in groups}
-        if len(sizes) != 1:
-            raise NotImplementedError(f"layer groups with blocks of different sizes are not supported: {sorted(sizes)}")
-        self._block_tokens = sizes.pop()
-        hash_tokens = getattr(kv_cache_config, "hash_block_size", None) or self._block_tokens
-        if self._block_tokens % hash_tokens:
-            raise ValueError(f"blocks of {self._block_tokens} tokens do not fit hashes over {hash_tokens} tokens")
-        self._hashes_per_block = self._block_tokens // hash_tokens
+        shapes = layer_groups_of(kv_cache_config)
+        self._block_tokens = shapes.block_tokens
+        smallest = min(self._block_tokens)
+        hash_tokens = getattr(kv_cache_config, "hash_block_size", None) or smallest
+        if smallest % hash_tokens:
+            raise ValueError(f"blocks of {smallest} tokens do not fit hashes over {hash_tokens} tokens")
+        self._hashes_per_identity = smallest // hash_tokens
+        self._position_tokens = max(self._block_tokens)
         model = vllm_config.model_config
         parallel = vllm_config.parallel_config
         engine_id = vllm_config.kv_transfer_config.engine_id
@@ -108,7 +93,7 @@ class KvConnectorLeader:
                 dtype=str(vllm_config.cache_config.cache_dtype) + str(model.dtype),
                 scheme=f"vllm-{vllm_config.cache_config.prefix_caching_hash_algo}",
                 block_tokens=self._block_tokens,
-                window_blocks=[window_blocks(group.kv_cache_spec, self._block_tokens) for group in groups],
+                window_blocks=shapes.window_blocks,
                 load_mode=load_mode,
                 weights_epoch=options["weights_epoch"],
                 timeout_seconds=float(options["transfer_timeout_seconds"]),
@@ -123,8 +108,8 @@ class KvConnectorLeader:
         warn_at_start(vllm_config, kv_cache_config, self._leader.num_host_blocks, self._leader.num_disk_blocks)
         self._metrics = MetricsReader(self._leader)
         self._requests = {}
-        self._num_known = {}  # by request: blocks whose hashes were handed over
-        self._passed = {}  # by request: full blocks that were hashed and computed when it was passed on last
+        self._num_known = {}  # by request: blocks of the smallest size whose hashes were handed over
+        self._passed = {}  # by request: hashes and full positions that there were when it was passed on last
         self._no_blocks = [[] for _ in groups]
 
     def shutdown(self):
@@ -142,7 +127,7 @@ class KvConnectorLeader:
     def _extend(self, request):
         """Hands over the hashes of blocks that have become full and accepted."""
         known = self._num_known.get(request.request_id, 0)
-        per_block = self._hashes_per_block
+        per_block = self._hashes_per_identity
         hashes = request.block_hashes
         full = len(hashes) // per_block
         if full > known:
@@ -172,7 +157,7 @@ class KvConnectorLeader:
             count = tokens.get(request_id, 0)
             if request is not None:
                 full = len(request.block_hashes)
-                end = (computed + count) // self._block_tokens
+                end = (computed + count) // self._position_tokens
                 if not groups and not replaces and self._passed.get(request_id) == (full, end):
                     return  # the core knows all of it
                 self._extend(request)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker half: vLLM's hooks over kvbm.KvbmWorker."""
 
-from kvbm._core import KvbmWorker, MetricsReader, dynamo_variables
+from kvbm._core import KvbmWorker, MetricsReader, dynamo_variables, group_parts
 from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, run_of, uses_channel
+from kvbm.vllm_integration.layer_groups import layer_groups_of
 from kvbm.vllm_integration.layout import check_canary, check_declared, runs_of
 
 # Of dynamo_variables(): those that KvbmWorker.create takes.
@@ -32,9 +33,11 @@ class KvConnectorWorker:
     def register_kv_caches(self, kv_caches):
         """kv_caches: tensors by layer name, each [num_blocks, ...]; they stay until shutdown()."""
         config = self._kv_cache_config
+        shapes = layer_groups_of(config)
+        num_parts = group_parts(shapes.block_tokens, shapes.window_blocks)
         groups = []
         by_name = {}
-        for group in config.kv_cache_groups:
+        for group, parts in zip(config.kv_cache_groups, num_parts):
             spec = group.kv_cache_spec
             layers = []
             for name in group.layer_names:
@@ -48,7 +51,7 @@ class KvConnectorWorker:
             if len({layer.run_bytes for layer in layers}) != 1:
                 raise ValueError(f"the layers of one group differ: {group.layer_names}")
             runs = [(address, layer.block_stride) for layer in layers for address in layer.addresses]
-            groups.append((layers[0].run_bytes, runs))
+            groups += [(layers[0].run_bytes, runs)] * parts
             self._layers.update({name: i for i, name in enumerate(group.layer_names)})
         check_declared(config, by_name)
         variables = dynamo_variables()

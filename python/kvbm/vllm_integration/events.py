@@ -16,8 +16,9 @@ def wants_events(vllm_config) -> bool:
     return config is not None and bool(config.enable_kv_cache_events)
 
 
-def to_kv_cache_events(events, hash_bytes: int, block_tokens: int):
+def to_kv_cache_events(events, hash_bytes: int, block_tokens: list[int]):
     """events: of KvbmLeader.take_events. hash_bytes: of the engine's own hashes, which identities are padded from.
+    block_tokens: by layer group.
 
     kvbm never sees a token, so token_ids is empty and there is no parent: who follows the stream knows both from the
     engine's event of the same hash. Consecutive events of one kind become one.
@@ -34,7 +35,7 @@ def to_kv_cache_events(events, hash_bytes: int, block_tokens: int):
             block_hashes=hashes,
             parent_block_hash=None,
             token_ids=[],
-            block_size=block_tokens,
+            block_size=block_tokens[group],
             lora_id=None,
             medium=MEDIA[tier],
             lora_name=None,

@@ -19,11 +19,11 @@
 #include "kvbm/base/metrics.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/blocks/block_key.hpp"
-#include "kvbm/blocks/retention.hpp"
 #include "kvbm/cluster/cluster.hpp"
 #include "kvbm/connector/circuit_breaker.hpp"
 #include "kvbm/connector/connector_metrics.hpp"
 #include "kvbm/connector/connector_step.hpp"
+#include "kvbm/connector/group_parts.hpp"
 #include "kvbm/connector/scheduler_half.hpp"
 
 namespace kvbm {
@@ -35,9 +35,8 @@ enum class LoadMode : uint8_t {
 };
 
 struct ConnectorLeaderOptions {
-  std::vector<GroupSpec> groups;  ///< in the engine's order
+  std::vector<LayerGroup> groups;  ///< in the engine's order
   NamespaceId ns;
-  uint32_t block_tokens = 0;  ///< tokens of a block, alike in all groups
   LoadMode load_mode = LoadMode::kAuto;
   /// Of a request's blocks those before the first one of a lower priority are stored, 0 to 100.
   uint32_t min_priority = 0;
@@ -53,6 +52,10 @@ struct ConnectorLeaderOptions {
 /// never loaded, as the engine has to compute something. A step fences whatever still touches the
 /// engine blocks that were allocated for it, so that blocks need not be held when a request ends.
 ///
+/// Where blocks of one group hold fewer tokens than those of another, the tiers see parts of groups
+/// (split_groups), and what is offered, loaded and stored is in positions: blocks of the largest
+/// size. A position is stored with the step that computes its last token.
+///
 /// When loads keep failing, nothing is offered for a while: the engine computes, and hears of it in
 /// the log and in kvbm_bypass_open.
 ///
@@ -61,7 +64,9 @@ struct ConnectorLeaderOptions {
 /// scheduler.
 class ConnectorLeader final : public SchedulerHalf {
  public:
-  /// Errors: kInvalidArgument (no group, no tokens in a block).
+  /// Requires: the cluster's leader has the groups of split_groups(options.groups).
+  /// Errors: those of split_groups; kInvalidArgument (several parts, and a leader for which an
+  /// engine block is another one in each group).
   [[nodiscard]] static Result<std::unique_ptr<ConnectorLeader>> create(
       ConnectorLeaderOptions options, Cluster& cluster, const Clock& clock,
       MetricsRegistry& metrics, LogSink& log);
@@ -69,10 +74,11 @@ class ConnectorLeader final : public SchedulerHalf {
   ConnectorLeader(const ConnectorLeader&) = delete;
   ConnectorLeader& operator=(const ConnectorLeader&) = delete;
 
-  /// Identities of a request's full blocks that are known: what extend() goes on from.
+  /// Identities of a request that are known: what extend() goes on from.
   [[nodiscard]] uint32_t num_identities(std::string_view request) const override;
-  /// The next full blocks of a request, whose tokens are all accepted. Their priority is how much
-  /// they are worth keeping, 0 to 100; without one they are worth it.
+  /// The next full blocks of a request, of the smallest size that a group has, whose tokens are all
+  /// accepted; each names itself and all before it. Their priority is how much they are worth
+  /// keeping, 0 to 100; without one they are worth it.
   void extend(std::string_view request, std::span<const Identity> identities,
               std::optional<uint32_t> priority = std::nullopt) override;
 
@@ -116,18 +122,21 @@ class ConnectorLeader final : public SchedulerHalf {
   /// What is sure to be what its key says.
   enum class Trust : uint8_t { kNone, kEarlierSteps, kThisStep };
 
-  ConnectorLeader(ConnectorLeaderOptions options, Cluster& cluster, const Clock& clock,
-                  MetricsRegistry& metrics, LogSink& log);
+  ConnectorLeader(ConnectorLeaderOptions options, SplitGroups split, Cluster& cluster,
+                  const Clock& clock, MetricsRegistry& metrics, LogSink& log);
   [[nodiscard]] Slot& slot_of(std::string_view request);
   void take_scheduled(const ScheduledRequest& scheduled, Trust trust, std::vector<OpId>& fences);
   [[nodiscard]] bool builds_on_old_blocks(const Slot& slot, uint32_t num_computed_tokens) const;
   void mark(size_t group, std::span<const BlockId> written, bool is_new);
   [[nodiscard]] Trust trust_in_steps() const;
-  void store_written(Slot& slot, uint32_t end);
+  [[nodiscard]] uint32_t num_positions(const Slot& slot) const;
+  void add_keys(Slot& slot) const;
+  void store_written(Slot& slot, uint32_t end, uint32_t num_computed_tokens);
   void take_ended_loads(std::vector<EndedLoad>& ended);
   void note_outcome(const Status& outcome);
 
   const ConnectorLeaderOptions options_;
+  const SplitGroups split_;
   Cluster& cluster_;
   const Clock& clock_;
   LogSink& log_;

@@ -53,9 +53,8 @@ class ConnectorTest : public ::testing::Test {
         executor_.clock(), events_, metrics_, log_);
     cluster_ = std::make_unique<Cluster>(std::move(tiers).value(), *channel_, executor_.clock(),
                                          EngineOperations::kBySteps);
-    leader_ = ConnectorLeader::create({.groups = {{kGroup, retention_}},
+    leader_ = ConnectorLeader::create({.groups = {{kTokens, retention_}},
                                        .ns = NamespaceId(1),
-                                       .block_tokens = kTokens,
                                        .load_mode = mode,
                                        .min_priority = 30,
                                        .breaker = {.max_failures = 2, .pause = milliseconds(50)}},
@@ -481,6 +480,50 @@ TEST_F(ConnectorTest, OfAWindowOnlyWhatItReachesIsLookedAt) {
   worker_->end_step();
   settle();
   EXPECT_EQ(stored(), 3U);
+}
+
+/// While a load of a step is open, blocks are offered a step late; the engine may have given away
+/// what no window reaches by then.
+TEST_F(ConnectorTest, WhatAWindowHasLeftBehindIsNotOfferedLate) {
+  retention_ = Retention::last_window(1);
+  use({});
+  run("a", 1, 0, 1);
+  ASSERT_EQ(stored(), 1U);
+  extend("loads", 1, 1);
+  const ExternalMatch offer = leader_->match("loads", 0, kTokens + 1);
+  ASSERT_EQ(offer.num_tokens, kTokens);
+  ASSERT_FALSE(offer.between_steps);
+  ASSERT_TRUE(leader_->allocated("loads", {blocks(8, 2)}, offer.num_tokens));
+  extend("computes", 2, 3);
+  begin({{.request = "loads",
+          .blocks = {blocks(8, 2)},
+          .replaces_blocks = true,
+          .num_computed_tokens = kTokens,
+          .num_scheduled_tokens = 1},
+         {.request = "computes",
+          .blocks = {blocks(4, 3)},
+          .replaces_blocks = true,
+          .num_computed_tokens = 0,
+          .num_scheduled_tokens = 3 * kTokens}});
+  EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+  for (uint32_t i = 0; i < 3; ++i) rig_->fill(4 + i, content(2, i));
+  worker_->end_step();
+  settle();
+  EXPECT_EQ(stored(), 1U) << "offered before the load was known to have arrived";
+  // Blocks 4 and 5 are somebody else's from here on.
+  begin({{.request = "computes",
+          .blocks = {{BlockId(7)}},
+          .replaces_blocks = false,
+          .num_computed_tokens = 3 * kTokens,
+          .num_scheduled_tokens = 1},
+         {.request = "other",
+          .blocks = {blocks(4, 2)},
+          .replaces_blocks = true,
+          .num_computed_tokens = 0,
+          .num_scheduled_tokens = 2}});
+  worker_->end_step();
+  settle();
+  EXPECT_EQ(stored(), 2U);
 }
 
 TEST_F(ConnectorTest, WhatIsLoadedAfterAResetIsNew) {

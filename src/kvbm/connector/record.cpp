@@ -82,15 +82,14 @@ std::vector<std::vector<BlockId>> read_blocks(ByteReader& in) {
 // and the version of the format counted up: without it a replay would be of something else.
 
 void write(ByteWriter& out, const ConnectorLeaderOptions& options) {
-  const auto& [groups, ns, block_tokens, load_mode, min_priority, breaker] = options;
+  const auto& [groups, ns, load_mode, min_priority, breaker] = options;
   const auto& [max_failures, pause] = breaker;
   out.count(groups.size());
-  for (const auto& [id, retention] : groups) {
-    out.u16(id.value());
+  for (const auto& [block_tokens, retention] : groups) {
+    out.u32(block_tokens);
     out.u32(retention.is_full_prefix() ? 0 : retention.window_blocks());
   }
   out.u64(ns.value());
-  out.u32(block_tokens);
   out.u8(static_cast<uint8_t>(load_mode));
   out.u32(min_priority);
   out.u32(max_failures);
@@ -99,16 +98,16 @@ void write(ByteWriter& out, const ConnectorLeaderOptions& options) {
 
 ConnectorLeaderOptions read_connector_options(ByteReader& in) {
   ConnectorLeaderOptions options;
-  const size_t num_groups = in.count(sizeof(uint16_t) + sizeof(uint32_t));
+  const size_t num_groups = in.count(2 * sizeof(uint32_t));
   for (size_t i = 0; i < num_groups; ++i) {
-    const GroupId id(in.u16());
+    const uint32_t block_tokens = in.u32();
     const uint32_t window = in.u32();
     if (window == UINT32_MAX) in.fail("a window without end");
-    options.groups.push_back(
-        {id, window == 0 || !in.ok() ? Retention::full_prefix() : Retention::last_window(window)});
+    options.groups.push_back({block_tokens, window == 0 || !in.ok()
+                                                ? Retention::full_prefix()
+                                                : Retention::last_window(window)});
   }
   options.ns = NamespaceId(in.u64());
-  options.block_tokens = in.u32();
   options.load_mode = read_enum(in, LoadMode::kBetweenSteps);
   options.min_priority = in.u32();
   options.breaker.max_failures = in.u32();
@@ -118,8 +117,8 @@ ConnectorLeaderOptions read_connector_options(ByteReader& in) {
 
 void write(ByteWriter& out, const TierManagerOptions& options) {
   const auto& [groups, places, num_ranks, policy, timeout, max_open_store_blocks, disk_filter,
-               worker] = options;
-  static_cast<void>(groups);  // those of the connector
+               worker, engine_ids] = options;
+  static_cast<void>(groups);  // the parts of the connector's
   out.count(places.size());
   for (const auto& [place, owner, spread, num_blocks, rank_block_bytes] : places) {
     out.u8(static_cast<uint8_t>(place.tier));
@@ -135,6 +134,7 @@ void write(ByteWriter& out, const TierManagerOptions& options) {
   out.u32(max_open_store_blocks);
   write(out, disk_filter);
   out.u64(worker.value());
+  out.u8(static_cast<uint8_t>(engine_ids));
 }
 
 TierManagerOptions read_tier_options(ByteReader& in) {
@@ -155,6 +155,7 @@ TierManagerOptions read_tier_options(ByteReader& in) {
   options.max_open_store_blocks = in.u32();
   options.disk_filter = read_bool(in);
   options.worker = WorkerId(in.u64());
+  options.engine_ids = read_enum(in, EngineIds::kOfOnePool);
   return options;
 }
 
@@ -168,7 +169,12 @@ RecordHeader read_header(ByteReader& in) {
   for (uint64_t& count : header.counts) count = in.u64();
   header.connector = read_connector_options(in);
   header.tiers = read_tier_options(in);
-  header.tiers.groups = header.connector.groups;
+  if (!in.ok()) return header;
+  if (const auto split = split_groups(header.connector.groups)) {
+    header.tiers.groups = split->specs();
+  } else {
+    in.fail(split.error().message());
+  }
   return header;
 }
 

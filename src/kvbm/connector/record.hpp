@@ -26,7 +26,7 @@
 
 namespace kvbm {
 
-inline constexpr uint16_t kRecordVersion = 1;
+inline constexpr uint16_t kRecordVersion = 2;
 
 /// What a leader counts, as far as a record says it. The values are in the format.
 enum class RecordCounter : uint8_t {
@@ -66,7 +66,7 @@ struct RecordHeader {
   uint64_t first_call = 1;  ///< number of the file's first call
   RecordCounts counts{};    ///< before that call
   ConnectorLeaderOptions connector;
-  TierManagerOptions tiers;
+  TierManagerOptions tiers;  ///< its groups are those of split_groups(connector.groups)
 };
 
 /// An inbox that was not empty: of the call's receives the `receive`th, from 0.

@@ -23,13 +23,13 @@ RecordHeader some_header() {
   header.file = 3;
   header.first_call = 100;
   header.counts[static_cast<size_t>(RecordCounter::kEvictedG3)] = 12;
-  header.connector = {.groups = {{GroupId(0)}, {GroupId(4), Retention::last_window(3)}},
+  header.connector = {.groups = {{.block_tokens = 32},
+                                 {.block_tokens = 16, .retention = Retention::last_window(3)}},
                       .ns = NamespaceId(0x123456789abcdef0),
-                      .block_tokens = 16,
                       .load_mode = LoadMode::kBetweenSteps,
                       .min_priority = 30,
                       .breaker = {.max_failures = 2, .pause = milliseconds(9)}};
-  header.tiers = {.groups = header.connector.groups,
+  header.tiers = {.groups = split_groups(header.connector.groups)->specs(),
                   .places = {{.place = {TierId::kG1, GroupId(0)},
                               .owner = Owner::kEngine,
                               .spread = Spread::kReplicated,
@@ -40,7 +40,8 @@ RecordHeader some_header() {
                   .timeout = milliseconds(30),
                   .max_open_store_blocks = 5,
                   .disk_filter = true,
-                  .worker = WorkerId(9)};
+                  .worker = WorkerId(9),
+                  .engine_ids = EngineIds::kOfOnePool};
   return header;
 }
 
@@ -105,12 +106,12 @@ TEST(Record, ReadsBackToItself) {
   EXPECT_EQ(file->header.counts, header.counts);
   EXPECT_EQ(file->header.connector.groups, header.connector.groups);
   EXPECT_EQ(file->header.connector.ns, header.connector.ns);
-  EXPECT_EQ(file->header.connector.block_tokens, 16U);
   EXPECT_EQ(file->header.connector.load_mode, LoadMode::kBetweenSteps);
   EXPECT_EQ(file->header.connector.min_priority, 30U);
   EXPECT_EQ(file->header.connector.breaker.max_failures, 2U);
   EXPECT_EQ(file->header.connector.breaker.pause, milliseconds(9));
-  EXPECT_EQ(file->header.tiers.groups, header.connector.groups);
+  EXPECT_EQ(file->header.tiers.groups, header.tiers.groups);
+  EXPECT_EQ(file->header.tiers.engine_ids, EngineIds::kOfOnePool);
   EXPECT_EQ(file->header.tiers.places, header.tiers.places);
   EXPECT_EQ(file->header.tiers.num_ranks, 2U);
   EXPECT_EQ(file->header.tiers.policy, PolicyKind::kLru);
@@ -150,6 +151,14 @@ TEST(Record, AnAlteredByteEndsItOrIsRefused) {
     EXPECT_GT(file->cut_off_bytes, 0U) << i;
     EXPECT_LT(file->calls.size(), calls.size()) << i;
   }
+}
+
+TEST(Record, GroupsThatNoConnectorTakesAreCorrupt) {
+  RecordHeader header = some_header();
+  header.connector.groups[0].block_tokens = 24;  // the other one has blocks of 16
+  const auto file = decode_record_file(encode(header));
+  EXPECT_EQ(code_of(file), ErrorCode::kCorrupt);
+  EXPECT_THAT(file.error().message(), HasSubstr("blocks of 16 and of 24 tokens"));
 }
 
 TEST(Record, AnotherVersionIsNamed) {

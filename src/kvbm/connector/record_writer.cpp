@@ -43,8 +43,9 @@ std::string record_file_name(uint64_t number) {
 Result<std::unique_ptr<RecordWriter>> RecordWriter::create(RecordWriterOptions options,
                                                            RecordHeader header, Executor& executor,
                                                            MetricsRegistry& metrics, LogSink& log) {
-  KVBM_CONTRACT(header.connector.groups == header.tiers.groups,
-                "the tiers have the groups of the connector");
+  const auto split = split_groups(header.connector.groups);
+  KVBM_CONTRACT(split && split->specs() == header.tiers.groups,
+                "the tiers have the groups of the connector, or their parts");
   if (options.max_files == 0 || options.max_file_bytes < kMinFileBytes) {
     return make_error(ErrorCode::kInvalidArgument,
                       format_text("a record has at least one file of {} bytes", kMinFileBytes));

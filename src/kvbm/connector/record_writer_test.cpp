@@ -36,6 +36,8 @@ class RecordWriterTest : public ::testing::Test {
     options.folder = folder_;
     RecordHeader header;
     header.run = 5;
+    header.connector.groups = {{.block_tokens = 4}};
+    header.tiers.groups = {{GroupId(0)}};
     return RecordWriter::create(std::move(options), std::move(header), executor_, metrics_, log_);
   }
 

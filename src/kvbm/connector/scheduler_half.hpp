@@ -18,7 +18,7 @@ namespace kvbm {
 
 /// What the tiers have of a request beyond the engine's own prefix hit.
 struct ExternalMatch {
-  uint32_t num_tokens = 0;     ///< whole blocks
+  uint32_t num_tokens = 0;     ///< whole positions
   bool between_steps = false;  ///< the load runs while the engine computes others
 
   friend bool operator==(const ExternalMatch&, const ExternalMatch&) = default;

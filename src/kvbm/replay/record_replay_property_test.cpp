@@ -43,13 +43,19 @@ constexpr uint32_t kActions = 150;
 class RecordedProgram {
  public:
   RecordedProgram(uint64_t seed, const std::filesystem::path& folder) : random_(seed) {
-    const auto num_groups = static_cast<uint16_t>(random_.uniform_between(1, 2));
+    // One group, two that are alike, and two of which the one's blocks are parts of the other's.
+    const std::vector<LayerGroup> groups = std::vector<std::vector<LayerGroup>>{
+        {{4}},
+        {{4}, {4, Retention::last_window(2)}},
+        {{4}, {8, Retention::last_window(2)}},
+        {{16}, {4, Retention::last_window(3)}}}[random_.uniform(4)];
+    const SplitGroups split = split_groups(groups).value();
     const bool has_disk = random_.chance(0.8);
     const bool has_faults = random_.chance(0.5);
     rig_ = std::make_unique<RankRig>(
         executor_, log_,
         testing::RankRigOptions{
-            .num_groups = num_groups,
+            .num_groups = static_cast<uint16_t>(split.parts.size()),
             .engine_blocks = kEngineBlocks,
             .host_blocks = random_.chance(0.9) || !has_disk ? 12U : 0U,
             .disk_blocks = has_disk ? 24U : 0U,
@@ -64,22 +70,19 @@ class RecordedProgram {
     channel_ = std::make_unique<RecordingChannel>(*losing_, clock_);
     RecordHeader header;
     header.run = seed;
-    for (uint16_t group = 0; group < num_groups; ++group) {
-      header.connector.groups.push_back(
-          {GroupId(group), group == 0 ? Retention::full_prefix() : Retention::last_window(2)});
-    }
+    header.connector.groups = groups;
     header.connector.ns = NamespaceId(7);
-    header.connector.block_tokens = kBlockTokens;
     header.connector.load_mode = random_.chance(0.3) ? LoadMode::kBetweenSteps : LoadMode::kAuto;
     header.connector.min_priority = 30;
     header.connector.breaker = {.max_failures = 2, .pause = milliseconds(1)};
-    header.tiers = {.groups = header.connector.groups,
+    header.tiers = {.groups = split.specs(),
                     .places = rig_->specs,
                     .num_ranks = 1,
                     .policy = static_cast<PolicyKind>(random_.uniform(3)),
                     .timeout = random_.chance(0.3) ? Duration(microseconds(400)) : Duration(0),
                     .disk_filter = random_.chance(0.5),
-                    .worker = WorkerId(3)};
+                    .worker = WorkerId(3),
+                    .engine_ids = EngineIds::kOfOnePool};
     auto tiers = TierManager::create(header.tiers, clock_, events_, metrics_, log_);
     cluster_ = std::make_unique<Cluster>(std::move(tiers).value(), *channel_, clock_,
                                          EngineOperations::kBySteps);
@@ -91,10 +94,11 @@ class RecordedProgram {
                                                    cluster_->leader().metrics(), *writer_);
     worker_ = std::make_unique<ConnectorWorker>(*rig_->worker, *rig_->device, rig_->compute,
                                                 EngineCompute::kOnHost);
+    std::vector<uint32_t> block_tokens;
+    for (const LayerGroup& group : groups) block_tokens.push_back(group.block_tokens);
     scheduler = std::make_unique<RandomScheduler>(
         *recording_,
-        RandomScheduler::Options{
-            .num_groups = num_groups, .engine_blocks = kEngineBlocks, .block_tokens = kBlockTokens},
+        RandomScheduler::Options{.block_tokens = block_tokens, .engine_blocks = kEngineBlocks},
         random_.next(), [this](std::span<const std::byte> step) { return run_step(step); });
   }
 
@@ -117,8 +121,7 @@ class RecordedProgram {
   RecordCounts counts{};
 
  private:
-  static constexpr uint32_t kEngineBlocks = 64;
-  static constexpr uint32_t kBlockTokens = 4;
+  static constexpr uint32_t kEngineBlocks = 96;
 
   std::vector<EndedLoad> run_step(std::span<const std::byte> step) {
     EXPECT_TRUE(worker_->begin_step(step));

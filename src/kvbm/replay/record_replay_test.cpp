@@ -34,9 +34,8 @@ class RecordReplayTest : public ::testing::Test {
  protected:
   RecordReplayTest() {
     header_.run = 1;
-    header_.connector.groups = {{GroupId(0)}};
-    header_.connector.block_tokens = 4;
-    header_.tiers.groups = header_.connector.groups;
+    header_.connector.groups = {{.block_tokens = 4}};
+    header_.tiers.groups = {{GroupId(0)}};
     header_.tiers.places = {{.place = {TierId::kG1, GroupId(0)},
                              .owner = Owner::kEngine,
                              .num_blocks = 16,

@@ -43,6 +43,7 @@ struct KvbmLeader::Impl {
   std::unique_ptr<ConnectorLeader> requests;
   std::unique_ptr<RecordWriter> writer;
   std::unique_ptr<RecordingLeader> recording;
+  std::vector<GroupPart> parts;
   uint32_t host_blocks = 0;
   uint32_t disk_blocks = 0;
   std::unique_ptr<MetricsEndpoint> endpoint;  // reads what is above
@@ -133,9 +134,10 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::build(std::unique_ptr<Impl> impl
   impl->channel = std::move(link.channel);
   const size_t num_ranks = link.engine_places.size();
   std::vector<PlaceSpec> places = link.engine_places.front();
-  if (places.size() != options.retention.size()) {
-    return invalid(format_text("the workers have {} layer groups, the leader {}", places.size(),
-                               options.retention.size()));
+  KVBM_ASSIGN_OR_RETURN(SplitGroups split, split_groups(options.groups));
+  if (places.size() != split.parts.size()) {
+    return invalid(format_text("the workers have {} layer groups or parts of them, the leader {}",
+                               places.size(), split.parts.size()));
   }
   for (const auto& of_rank : link.engine_places) {
     if (of_rank != places) return invalid("the workers' KV tensors differ");
@@ -157,10 +159,6 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::build(std::unique_ptr<Impl> impl
     return invalid("there is nowhere to keep blocks: give host memory or disk space");
   }
   const size_t num_groups = places.size();
-  std::vector<GroupSpec> groups;
-  for (size_t i = 0; i < num_groups; ++i) {
-    groups.push_back({places[i].place.group, options.retention[i]});
-  }
   for (const auto& [tier, num_blocks] :
        {std::pair(TierId::kG2, impl->host_blocks), std::pair(TierId::kG3, impl->disk_blocks)}) {
     if (num_blocks == 0) continue;
@@ -179,16 +177,17 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::build(std::unique_ptr<Impl> impl
   EventSink& events = impl->events ? static_cast<EventSink&>(*impl->events)
                                    : static_cast<EventSink&>(impl->no_events);
   KVBM_ASSIGN_OR_RETURN(const PolicyKind policy, parse_policy(options.policy));
-  const TierManagerOptions tier_options{.groups = groups,
+  const TierManagerOptions tier_options{.groups = split.specs(),
                                         .places = places,
                                         .num_ranks = static_cast<uint32_t>(num_ranks),
                                         .policy = policy,
                                         .timeout = options.timeout,
                                         .disk_filter = options.disk_filter,
-                                        .worker = WorkerId{0}};
-  const ConnectorLeaderOptions request_options{.groups = groups,
+                                        .worker = WorkerId{0},
+                                        .engine_ids = EngineIds::kOfOnePool};
+  impl->parts = std::move(split.parts);
+  const ConnectorLeaderOptions request_options{.groups = options.groups,
                                                .ns = options.ns.id(),
-                                               .block_tokens = options.block_tokens,
                                                .load_mode = options.load_mode,
                                                .min_priority = options.min_priority};
   const bool records = !options.record_directory.empty();
@@ -247,6 +246,9 @@ MetricsRegistry& KvbmLeader::metrics() noexcept { return impl_->metrics; }
 std::vector<KvEvent> KvbmLeader::take_events() {
   if (!impl_->events) return {};
   std::vector<KvEvent> taken = impl_->events->take();
+  for (KvEvent& event : taken) {
+    event.key.group = GroupId(static_cast<uint16_t>(impl_->parts[event.key.group.value()].group));
+  }
   impl_->dropped_events.add(impl_->events->dropped() - impl_->dropped_events.value());
   return taken;
 }

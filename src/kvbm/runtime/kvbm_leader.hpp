@@ -14,7 +14,6 @@
 #include "kvbm/base/metrics.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/blocks/block_key.hpp"
-#include "kvbm/blocks/retention.hpp"
 #include "kvbm/connector/connector_leader.hpp"
 #include "kvbm/events/kv_event.hpp"
 #include "kvbm/runtime/kvbm_worker.hpp"
@@ -26,11 +25,12 @@ namespace internal {
 struct LeaderLink;
 }
 
-/// Sizes are over all ranks; a number of blocks has precedence over bytes.
+/// Sizes are over all ranks; a number of blocks is of each part of a group, and has precedence over
+/// bytes.
 struct KvbmLeaderOptions {
-  Namespace ns;                      ///< what the engine's hashes do not tell
-  std::vector<Retention> retention;  ///< by group
-  uint32_t block_tokens = 0;
+  Namespace ns;  ///< what the engine's hashes do not tell
+  /// In the engine's order. A worker has one group of tensors for each part of them (split_groups).
+  std::vector<LayerGroup> groups;
   LoadMode load_mode = LoadMode::kAuto;
   uint64_t host_bytes = 0;
   uint64_t disk_bytes = 0;
@@ -68,7 +68,7 @@ struct RemoteWorkers {
 class KvbmLeader {
  public:
   /// Makes the tiers' places on every worker. Errors: kInvalidArgument (no worker, workers that
-  /// differ, no tier), those of Worker::provide and of RecordWriter::create.
+  /// differ, no tier), those of split_groups, of Worker::provide and of RecordWriter::create.
   [[nodiscard]] static Result<std::unique_ptr<KvbmLeader>> create(
       const KvbmLeaderOptions& options, std::span<KvbmWorker* const> workers, LogSink& log);
   /// The same on workers of other processes, which it waits for. Errors: also kTimeout (names the
@@ -89,7 +89,8 @@ class KvbmLeader {
   [[nodiscard]] uint64_t resident_blocks(TierId tier) const;
   [[nodiscard]] const TierMetrics& tier_metrics() const noexcept;
   [[nodiscard]] MetricsRegistry& metrics() noexcept;
-  /// Moves out the block events since the last call, oldest first. Where more than max_events have
+  /// Moves out the block events since the last call, oldest first; their groups are the engine's.
+  /// Where more than max_events have
   /// come, the oldest are lost and counted in kvbm_events_dropped_total.
   [[nodiscard]] std::vector<KvEvent> take_events();
   /// Of the leader and the workers of this process; none if nothing is served.

@@ -42,8 +42,7 @@ class KvbmLeaderTest : public ::testing::Test {
   }
   std::unique_ptr<KvbmLeader> make(std::optional<uint16_t> metrics_port, size_t rank = 0) {
     KvbmLeaderOptions options;
-    options.retention = {Retention::full_prefix()};
-    options.block_tokens = 4;
+    options.groups = {{.block_tokens = 4}};
     options.host_blocks = 2;
     options.metrics_port = metrics_port;
     KvbmWorker* const workers[] = {ranks_.at(rank).worker.get()};

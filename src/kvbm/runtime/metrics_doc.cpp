@@ -60,8 +60,7 @@ Result<std::vector<DocumentedSeries>> documented_series() {
            .disk_directory = folder.native()},
           log));
   KvbmLeaderOptions options;
-  options.retention = {Retention::full_prefix()};
-  options.block_tokens = 1;
+  options.groups = {{.block_tokens = 1}};
   options.host_blocks = kBlocks;
   options.disk_blocks = kBlocks;
   KvbmWorker* const workers[] = {worker.get()};

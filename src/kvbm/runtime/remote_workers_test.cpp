@@ -72,8 +72,7 @@ KvbmLeaderOptions leader_options() {
                 .tokens_per_block = 4,
                 .identity_scheme = "test",
                 .tenant_salt = ""};
-  options.retention = {Retention::full_prefix()};
-  options.block_tokens = 4;
+  options.groups = {{.block_tokens = 4}};
   options.host_blocks = 8;
   return options;
 }

@@ -78,7 +78,7 @@ struct TierManager::Group {
   uint64_t rank_block_bytes = 0;  // the same in every tier
   std::array<std::unordered_set<BlockKey>, kNumTiers> filling;
   uint32_t num_engine_blocks = 0;
-  internal::OpenByBlock engine_ops;
+  std::shared_ptr<internal::OpenByBlock> engine_ops;  // of all groups, if ids are of one pool
   /// What the drain that is under way has left to look at, next one last; none: it has not begun
   /// with this group.
   std::optional<std::vector<IdleBlock>> drain_list;
@@ -198,6 +198,17 @@ Status TierManager::set_up() {
     if (group->num_engine_blocks == 0) {
       return make_error(ErrorCode::kInvalidArgument,
                         "layer group " + to_string(spec.id) + " has no place in G1");
+    }
+    if (options_.engine_ids == EngineIds::kOfOnePool && !groups_.empty()) {
+      if (group->num_engine_blocks != groups_.front()->num_engine_blocks) {
+        return make_error(ErrorCode::kInvalidArgument,
+                          "layer groups have " + std::to_string(group->num_engine_blocks) +
+                              " and " + std::to_string(groups_.front()->num_engine_blocks) +
+                              " blocks of one pool of the engine");
+      }
+      group->engine_ops = groups_.front()->engine_ops;
+    } else {
+      group->engine_ops = std::make_shared<internal::OpenByBlock>();
     }
     groups_.push_back(std::move(group));
   }
@@ -378,7 +389,7 @@ void TierManager::issue(OpenOp& op, std::vector<BlockId> from, std::vector<Block
   copy.after = std::move(after);
   copy.timeout = options_.timeout;
   copy.priority = op.priority;
-  for (BlockId block : op.engine_blocks) op.group->engine_ops.add(block, op.id);
+  for (BlockId block : op.engine_blocks) op.group->engine_ops->add(block, op.id);
   for (const KeyedBlock& block : op.keyed) op.group->filling[index(op.to)].insert(block.key);
   if (op.purpose == Purpose::kStore) open_store_blocks_ += op.num_blocks;
   op.issued = clock_.now();
@@ -622,7 +633,7 @@ std::vector<OpId> TierManager::touching(GroupId group, std::span<const BlockId> 
   for (BlockId block : blocks) {
     KVBM_CONTRACT(block.value() < of.num_engine_blocks,
                   "engine block " + to_string(block) + " is out of range");
-    of.engine_ops.find(block, found);
+    of.engine_ops->find(block, found);
   }
   std::sort(found.begin(), found.end());
   found.erase(std::unique(found.begin(), found.end()), found.end());
@@ -760,7 +771,7 @@ void TierManager::finish(OpenOp& op) {
                    .failed_blocks = op.num_blocks - num_arrived,
                    .bytes = op.bytes,
                    .cancelled = op.cancelled});
-  for (BlockId block : op.engine_blocks) op.group->engine_ops.remove(block, op.id);
+  for (BlockId block : op.engine_blocks) op.group->engine_ops->remove(block, op.id);
   for (const KeyedBlock& block : op.keyed) op.group->filling[index(op.to)].erase(block.key);
   if (op.purpose == Purpose::kStore) open_store_blocks_ -= op.num_blocks;
   if (op.purpose == Purpose::kDrain) metrics_.drained_blocks.add(num_arrived);

@@ -63,6 +63,12 @@ struct LoadOutcome {
   uint32_t num_blocks = 0;
 };
 
+/// What a block id of the engine means.
+enum class EngineIds : uint8_t {
+  kByGroup,   ///< each layer group has blocks of its own
+  kOfOnePool  ///< a block is the same memory in all groups, and belongs to one of them at a time
+};
+
 struct TierManagerOptions {
   std::vector<GroupSpec> groups;
   /// G1 of every group (owner kEngine), and G2 and G3 of all groups or of none.
@@ -76,6 +82,7 @@ struct TierManagerOptions {
   /// the blocks of both tiers. What was seen once and evicted is computed again at most once more.
   bool disk_filter = false;
   WorkerId worker{0};  ///< named in events
+  EngineIds engine_ids = EngineIds::kByGroup;
 };
 
 /// The leader's state machine over the tiers below the engine: writes through from G1 to the
@@ -89,7 +96,8 @@ struct TierManagerOptions {
 class TierManager {
  public:
   /// Errors: kInvalidArgument (a group without G1, a tier for some groups only, zero sizes, a place
-  /// of no group, different bytes in the tiers of a group), kUnsupported (G4).
+  /// of no group, different bytes in the tiers of a group, groups of one pool with different
+  /// numbers of engine blocks), kUnsupported (G4).
   [[nodiscard]] static Result<std::unique_ptr<TierManager>> create(TierManagerOptions options,
                                                                    const Clock& clock,
                                                                    EventSink& events,
@@ -116,7 +124,7 @@ class TierManager {
   StoreReceipt store(const StoreRequest& request);
 
   /// The open operations that read or write these engine blocks: what the engine fences before it
-  /// overwrites them. Sorted, each once.
+  /// overwrites them. Sorted, each once. Where ids are of one pool, the operations of all groups.
   [[nodiscard]] std::vector<OpId> touching(GroupId group, std::span<const BlockId> blocks) const;
 
   /// The answer of one rank. Unknown operations and second answers are ignored with a warning.
@@ -159,6 +167,7 @@ class TierManager {
   [[nodiscard]] uint64_t resident_blocks(TierId tier) const;
   [[nodiscard]] const TierMetrics& metrics() const noexcept { return metrics_; }
   [[nodiscard]] bool has_tier(TierId tier) const noexcept;
+  [[nodiscard]] EngineIds engine_ids() const noexcept { return options_.engine_ids; }
 
  private:
   struct Group;

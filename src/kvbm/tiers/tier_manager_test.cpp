@@ -46,6 +46,7 @@ struct Shape {
   uint32_t max_open_store_blocks = 1000;
   PolicyKind policy = PolicyKind::kLineage;
   bool disk_filter = false;
+  EngineIds engine_ids = EngineIds::kByGroup;
 };
 
 TierManagerOptions options_of(const Shape& shape) {
@@ -70,6 +71,7 @@ TierManagerOptions options_of(const Shape& shape) {
   options.max_open_store_blocks = shape.max_open_store_blocks;
   options.disk_filter = shape.disk_filter;
   options.worker = WorkerId(9);
+  options.engine_ids = shape.engine_ids;
   return options;
 }
 
@@ -483,6 +485,46 @@ TEST(TierManager, AStoreTouchesItsSourcesUntilItHasEnded) {
   EXPECT_THAT(leader->touching(kGroup, ids({5})), ElementsAre(op.op));
   leader.answer(op, 1);
   EXPECT_THAT(leader->touching(kGroup, ids({5, 6, 7})), IsEmpty());
+}
+
+TEST(TierManager, ABlockOfOnePoolIsTheSameInAllGroups) {
+  for (const EngineIds ids_are : {EngineIds::kByGroup, EngineIds::kOfOnePool}) {
+    const bool is_one = ids_are == EngineIds::kOfOnePool;
+    Leader leader({.groups = {{kGroup}, {kWindowGroup}}, .engine_ids = ids_are});
+    const std::vector<std::vector<BlockKey>> chains = {test_chain(1, 2),
+                                                       test_chain(1, 2, kWindowGroup)};
+    leader.keep(chains[0]);
+    leader.keep(chains[1]);
+    leader.store(test_chain(50, 2, kWindowGroup), ids({5, 6}));
+    const CopyOp reader = leader.take_one();
+    EXPECT_EQ(leader->touching(kGroup, ids({6, 7})).size(), is_one ? 1U : 0U);
+    EXPECT_THAT(leader->touching(kWindowGroup, ids({6, 7})), ElementsAre(reader.op));
+
+    const std::vector<GroupKeys> asked = {{kGroup, chains[0]}, {kWindowGroup, chains[1]}};
+    leader.load(leader->find(asked, 0), {ids({6, 7}), ids({8, 9})}, Gate::step_end(StepId(3)));
+    const auto loads = leader.take(2);
+    EXPECT_EQ(loads[0].after.size(), is_one ? 2U : 1U);
+    EXPECT_EQ(loads[0].after.back(), is_one ? Gate::op_done(reader.op) : Gate::step_end(StepId(3)));
+    EXPECT_THAT(loads[1].after, ElementsAre(Gate::step_end(StepId(3))));
+    for (const CopyOp& op : {reader, loads[0], loads[1]}) leader.end(op);
+    EXPECT_THAT(leader->touching(kGroup, ids({5, 6, 7, 8, 9})), IsEmpty());
+  }
+}
+
+TEST(TierManager, GroupsOfOnePoolHaveAsManyEngineBlocks) {
+  TierManagerOptions options =
+      options_of({.groups = {{kGroup}, {kWindowGroup}}, .engine_ids = EngineIds::kOfOnePool});
+  for (PlaceSpec& place : options.places) {
+    if (place.place == Place{TierId::kG1, kWindowGroup}) place.num_blocks = 31;
+  }
+  ManualClock clock;
+  RecordingSink events{std::nullopt};
+  MetricsRegistry metrics;
+  RecordingLogSink log;
+  const auto refused = TierManager::create(options, clock, events, metrics, log);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_THAT(refused.error().message(), HasSubstr("31 and 32 blocks of one pool"));
 }
 
 TEST(TierManager, BrokenContractsChangeNothing) {
