@@ -39,8 +39,8 @@ static_assert(kConfig.num_layers * kConfig.outer_dim * kConfig.page_size * kConf
 
 /// A layout in memory of its own, all pages touched.
 struct Place {
-  explicit Place(LayoutKind kind) {
-    const MemoryNeed need = required_memory(kConfig, kind).value();
+  explicit Place(LayoutKind kind, const LayoutConfig& config = kConfig) {
+    const MemoryNeed need = required_memory(config, kind).value();
     memory = SystemMemory::create({.size_bytes = need.num_regions * need.region_bytes}).value();
     std::memset(memory.data(), 1, memory.size_bytes());
     std::vector<MemoryRegion> regions;
@@ -49,8 +49,8 @@ struct Place {
     }
     layout = std::make_unique<PhysicalLayout>(
         (kind == LayoutKind::kFullyContiguous
-             ? PhysicalLayout::fully_contiguous(kConfig, regions.front())
-             : PhysicalLayout::layer_separate(kConfig,
+             ? PhysicalLayout::fully_contiguous(config, regions.front())
+             : PhysicalLayout::layer_separate(config,
                                               kind == LayoutKind::kLayerSeparateBlockFirst
                                                   ? BlockDimension::kBlockIsFirst
                                                   : BlockDimension::kBlockIsSecond,
@@ -66,7 +66,7 @@ void copy_plainly(std::span<const StridedPiece> pieces, std::span<const BlockId>
                   std::span<const BlockId> to) {
   for (const StridedPiece& piece : pieces) {
     for (size_t i = 0; i < from.size(); ++i) {
-      const StridedAxis& axis = piece.axes[0];
+      const StridedAxis& axis = piece.axes[3];  // a plan has folded the others away
       for (uint64_t k = 0; k < axis.count; ++k) {
         std::memcpy(piece.dst + to[i].value() * piece.dst_block_stride + k * axis.dst_stride,
                     piece.src + from[i].value() * piece.src_block_stride + k * axis.src_stride,
@@ -160,6 +160,26 @@ BENCHMARK(BM_TransferHostToHost)
                     static_cast<int64_t>(LayoutKind::kLayerSeparateBlockFirst),
                     static_cast<int64_t>(LayoutKind::kLayerSeparateBlockSecond)}})
     ->UseManualTime();
+
+/// What it costs to plan: per transfer, whatever the number of blocks. Argument: kind of the
+/// destination, of 80 layers.
+void BM_TransferPlan(benchmark::State& state) {
+  LayoutConfig config = kConfig;
+  config.num_blocks = 16;
+  config.num_layers = 80;
+  const Place src(LayoutKind::kFullyContiguous, config);
+  const Place dst(static_cast<LayoutKind>(state.range(0)), config);
+  for (auto _ : state) {
+    const Result<TransferPlan> plan =
+        TransferPlan::create(*src.layout, *dst.layout, config.all_layers());
+    benchmark::DoNotOptimize(plan->with_addresses(*src.layout, *dst.layout));
+  }
+}
+
+BENCHMARK(BM_TransferPlan)
+    ->ArgName("layout")
+    ->DenseRange(static_cast<int64_t>(LayoutKind::kFullyContiguous),
+                 static_cast<int64_t>(LayoutKind::kLayerSeparateBlockSecond));
 
 }  // namespace
 }  // namespace kvbm

@@ -170,8 +170,8 @@ PageMap page_map_of(const std::string& name, const Tensor& tensor, const LayoutC
   spec.num_blocks = config.num_blocks;
   spec.layers = layers;
   spec.outer_dim = config.outer_dim;
-  spec.chunk_bytes = config.chunk_bytes();
-  uint64_t size_bytes = spec.chunk_bytes;
+  spec.run_bytes = config.chunk_bytes();
+  uint64_t size_bytes = spec.run_bytes;
   for (size_t axis = 0; axis < axes.size(); ++axis) {
     const std::string_view of = axes[axis].name;
     const uint64_t stride = stride_of(tensor, axis);
@@ -241,7 +241,7 @@ HostTensor tensor_of(const LayoutLayer& self) {
   tensor.shape = {config.num_blocks, config.outer_dim, config.page_size, config.inner_dim};
   // An axis of one entry has the stride that it would have if it were contiguous.
   tensor.strides = {config.num_blocks > 1 ? elements(map.block_stride()) : chunk * config.outer_dim,
-                    config.outer_dim > 1 ? elements(map.outer_stride()) : chunk, config.inner_dim,
+                    config.outer_dim > 1 ? elements(map.strides().outer) : chunk, config.inner_dim,
                     1};
   return tensor;
 }

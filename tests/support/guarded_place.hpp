@@ -33,7 +33,8 @@ class GuardedPlace {
   static constexpr uint64_t kGuardBytes = 8192;  // a multiple of every alignment in tests
 
   GuardedPlace(const LayoutConfig& config, LayoutKind kind,
-               StorageKind storage = StorageKind::kSystem, const SlotOptions& slots = {}) {
+               StorageKind storage = StorageKind::kSystem, const SlotOptions& slots = {},
+               const KvBlockLayout& format = KvBlockLayout::kUnknown) {
     const MemoryNeed need = required_memory(config, kind, slots).value();
     const uint64_t stride = (need.region_bytes + 4095) / 4096 * 4096 + kGuardBytes;
     const uint64_t total = kGuardBytes + need.num_regions * stride;
@@ -54,19 +55,19 @@ class GuardedPlace {
               ? MemoryRegion::of_file(file_.file(), offset, need.region_bytes)
               : MemoryRegion::of_bytes(storage, memory_.data() + offset, need.region_bytes));
     }
-    layout_.emplace(make(config, kind, slots).value());
+    layout_.emplace(make(config, kind, slots, format).value());
   }
 
   [[nodiscard]] const PhysicalLayout& layout() const { return *layout_; }
   [[nodiscard]] const LayoutConfig& config() const { return layout_->config(); }
   [[nodiscard]] bool is_file() const { return layout_->kind() == LayoutKind::kFileSlots; }
 
-  /// Layers of a block in canonical order, read chunk by chunk.
+  /// Layers of a block in canonical order, read region by region, whatever the format is.
   [[nodiscard]] std::vector<std::byte> read(BlockId block, LayerRange layers) const {
     std::vector<std::byte> bytes;
-    for_each_chunk(layers, [&](LayerId layer, uint32_t outer) {
-      const std::vector<std::byte> chunk = read(layout_->region(block, layer, outer));
-      bytes.insert(bytes.end(), chunk.begin(), chunk.end());
+    for_each_region(block, layers, [&](const MemoryRegion& region) {
+      const std::vector<std::byte> part = read(region);
+      bytes.insert(bytes.end(), part.begin(), part.end());
     });
     return bytes;
   }
@@ -78,10 +79,9 @@ class GuardedPlace {
   void fill(BlockId block, uint64_t key) {
     const std::vector<std::byte> bytes = pattern_block(config(), key);
     size_t at = 0;
-    for_each_chunk(config().all_layers(), [&](LayerId layer, uint32_t outer) {
-      write(layout_->region(block, layer, outer),
-            std::span(bytes).subspan(at, config().chunk_bytes()));
-      at += config().chunk_bytes();
+    for_each_region(block, config().all_layers(), [&](const MemoryRegion& region) {
+      write(region, std::span(bytes).subspan(at, region.size_bytes()));
+      at += region.size_bytes();
     });
   }
 
@@ -133,16 +133,19 @@ class GuardedPlace {
   };
 
   [[nodiscard]] Result<PhysicalLayout> make(const LayoutConfig& config, LayoutKind kind,
-                                            const SlotOptions& slots) const {
+                                            const SlotOptions& slots,
+                                            const KvBlockLayout& format) const {
     switch (kind) {
       case LayoutKind::kFullyContiguous:
-        return PhysicalLayout::fully_contiguous(config, regions_.front());
+        return PhysicalLayout::fully_contiguous(config, regions_.front(), format);
       case LayoutKind::kLayerSeparateBlockFirst:
-        return PhysicalLayout::layer_separate(config, BlockDimension::kBlockIsFirst, regions_);
+        return PhysicalLayout::layer_separate(config, BlockDimension::kBlockIsFirst, regions_,
+                                              format);
       case LayoutKind::kLayerSeparateBlockSecond:
-        return PhysicalLayout::layer_separate(config, BlockDimension::kBlockIsSecond, regions_);
+        return PhysicalLayout::layer_separate(config, BlockDimension::kBlockIsSecond, regions_,
+                                              format);
       case LayoutKind::kFileSlots:
-        return PhysicalLayout::file_slots(config, regions_.front(), slots);
+        return PhysicalLayout::file_slots(config, regions_.front(), slots, format);
       case LayoutKind::kPageMaps:
         break;
     }
@@ -150,10 +153,19 @@ class GuardedPlace {
   }
 
   template <class F>
-  void for_each_chunk(LayerRange layers, F&& visit) const {
-    for (uint32_t layer = layers.begin(); layer < layers.end(); ++layer) {
+  void for_each_region(BlockId block, LayerRange layers, F&& visit) const {
+    for (uint32_t index = layers.begin(); index < layers.end(); ++index) {
+      const LayerId layer(static_cast<uint16_t>(index));
       for (uint32_t outer = 0; outer < config().outer_dim; ++outer) {
-        visit(LayerId(static_cast<uint16_t>(layer)), outer);
+        if (!layout_->kv_block_layout().is_known()) {
+          visit(layout_->region(block, layer, outer));
+          continue;
+        }
+        for (uint32_t page = 0; page < config().page_size; ++page) {
+          for (uint32_t head = 0; head < *config().num_heads; ++head) {
+            visit(layout_->head_region(block, layer, outer, head, page));
+          }
+        }
       }
     }
   }

@@ -105,6 +105,21 @@ Status check_layer_range(const LayoutConfig& config, LayerRange range) {
                   range.count, range.first, config.num_layers));
 }
 
+Status check_head_range(const LayoutConfig& config, HeadRange range) {
+  if (!config.num_heads) {
+    return invalid("heads are asked of a layout whose num_heads is not set");
+  }
+  if (range.count > 0 && range.end() <= *config.num_heads) return {};
+  return invalid(format_text("{} heads from head {} on are not inside the {} heads of the layout",
+                             range.count, range.first, *config.num_heads));
+}
+
+Status check_kv_block_layout(const LayoutConfig& config, const KvBlockLayout& format) {
+  if (!format.is_known() || config.num_heads) return {};
+  return invalid(
+      format_text("the format {} needs the number of heads: set num_heads", to_string(format)));
+}
+
 Status ModelLayout::validate() const {
   if (groups.empty()) return invalid("a model layout needs a layer group");
   for (size_t i = 0; i < groups.size(); ++i) {

@@ -7,8 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "kvbm/base/contract.hpp"
 #include "kvbm/base/ids.hpp"
 #include "kvbm/base/result.hpp"
+#include "kvbm/layout/kv_block_layout.hpp"
 
 namespace kvbm {
 
@@ -23,10 +25,21 @@ struct LayerRange {
   friend constexpr bool operator==(LayerRange, LayerRange) noexcept = default;
 };
 
-/// A block is [num_layers, outer_dim, page_size, inner_dim] elements. Its smallest addressed part,
-/// the chunk of (block, layer, outer), is [page_size, inner_dim]. In canonical order the chunks of
-/// a block follow each other by layer, then by outer. Units: `alignment` and whatever ends in
-/// `_bytes` are bytes, `page_size` is tokens.
+/// Heads [first, first + count) of a layout whose heads are known.
+struct HeadRange {
+  uint32_t first = 0;
+  uint32_t count = 0;
+
+  /// One more bit than `count`, so that no range wraps.
+  [[nodiscard]] constexpr uint64_t end() const noexcept { return uint64_t{first} + count; }
+  friend constexpr bool operator==(HeadRange, HeadRange) noexcept = default;
+};
+
+/// A block is num_layers x outer_dim x page_size x inner_dim elements; a KvBlockLayout says in
+/// which order. The chunk of (layer, outer) is the page_size x inner_dim elements of one layer's
+/// keys or values; where the format is unknown it is opaque, and chunks follow each other by layer,
+/// then by outer. Units: `alignment` and whatever ends in `_bytes` are bytes, `page_size` is
+/// tokens.
 struct LayoutConfig {
   uint32_t num_blocks = 0;
   uint32_t num_layers = 0;  ///< at most 65536, so that a LayerId can name each
@@ -52,7 +65,15 @@ struct LayoutConfig {
   /// The payload of a block, without padding.
   [[nodiscard]] uint64_t block_bytes() const noexcept { return layer_bytes() * num_layers; }
 
+  /// hd elements, the bytes that are contiguous in every format. Contract: num_heads is set.
+  [[nodiscard]] uint64_t head_bytes() const {
+    KVBM_CONTRACT(num_heads.has_value(), "the heads of the layout are not known");
+    return uint64_t{inner_dim / *num_heads} * dtype_width_bytes;
+  }
+
   [[nodiscard]] LayerRange all_layers() const noexcept { return {LayerId{0}, num_layers}; }
+  /// One head, if heads are not known.
+  [[nodiscard]] HeadRange all_heads() const noexcept { return {0, num_heads.value_or(1)}; }
 
   friend bool operator==(const LayoutConfig&, const LayoutConfig&) = default;
 };
@@ -64,6 +85,12 @@ struct LayoutConfig {
 
 /// Errors: kInvalidArgument, unless `range` has a layer and lies inside the config's layers.
 [[nodiscard]] Status check_layer_range(const LayoutConfig& config, LayerRange range);
+
+/// Errors: kInvalidArgument, unless the heads are known and `range` has one and lies inside them.
+[[nodiscard]] Status check_head_range(const LayoutConfig& config, HeadRange range);
+
+/// Errors: kInvalidArgument (a known format of a config without num_heads).
+[[nodiscard]] Status check_kv_block_layout(const LayoutConfig& config, const KvBlockLayout& format);
 
 /// A model: its layer groups and the shape of each.
 struct ModelLayout {

@@ -26,7 +26,7 @@ class PageMapTest : public ::testing::Test {
             .layer_stride = 20,
             .outer_dim = 2,
             .outer_stride = 10,
-            .chunk_bytes = 10};
+            .run_bytes = 10};
   }
 
   void expect_refused(const PageMapSpec& spec, const std::string& word) {
@@ -71,8 +71,10 @@ TEST_F(PageMapTest, TheLastChunkMayEndWithTheRegionAndNotAfterIt) {
 TEST_F(PageMapTest, StridesThatOverflowAreRefused) {
   for (uint64_t PageMapSpec::*field :
        {&PageMapSpec::base_offset, &PageMapSpec::block_stride, &PageMapSpec::layer_stride,
-        &PageMapSpec::outer_stride, &PageMapSpec::chunk_bytes}) {
+        &PageMapSpec::outer_stride, &PageMapSpec::head_stride, &PageMapSpec::page_stride,
+        &PageMapSpec::run_bytes}) {
     PageMapSpec spec = packed();
+    spec.num_heads = spec.page_size = 2;
     spec.*field = kMax - 3;
     expect_refused(spec, "2^63");
   }
@@ -102,8 +104,8 @@ TEST_F(PageMapTest, EmptyAxesAreRefused) {
     expect_refused(spec, "outer_dim");
   }
   spec = packed();
-  spec.chunk_bytes = 0;
-  expect_refused(spec, "chunk_bytes");
+  spec.run_bytes = 0;
+  expect_refused(spec, "run_bytes");
 }
 
 TEST_F(PageMapTest, ChunksThatOverlapAreRefusedOnEveryAxis) {
@@ -123,6 +125,88 @@ TEST_F(PageMapTest, ChunksThatOverlapAreRefusedOnEveryAxis) {
   spec.num_blocks = 2;
   spec.outer_stride = 40;  // the values of block 0 on the keys of block 1
   expect_refused(spec, "overlap");
+}
+
+TEST_F(PageMapTest, HeadsAndPagesHaveStridesOfTheirOwn) {
+  // 1 block x 2 layers x 2 heads x 3 pages of 4 bytes, [layer, page, head] with a gap behind heads.
+  PageMapSpec spec{.region = MemoryRegion::of_bytes(StorageKind::kSystem, bytes_.data(), 128),
+                   .base_offset = 4,
+                   .num_blocks = 1,
+                   .layers = {LayerId{0}, 2},
+                   .layer_stride = 40,
+                   .outer_dim = 1,
+                   .num_heads = 2,
+                   .head_stride = 4,
+                   .page_size = 3,
+                   .page_stride = 12,
+                   .run_bytes = 4};
+  const PageMap map = PageMap::create(spec).value();
+  EXPECT_EQ(map.offset(BlockId{0}, LayerId{1}, 0, 1, 2), 4U + 40 + 4 + 24);
+  EXPECT_EQ(map.run(BlockId{0}, LayerId{1}, 0, 1, 2).base(), bytes_.data() + 72);
+  EXPECT_EQ(map.run(BlockId{0}, LayerId{1}, 0, 1, 2).size_bytes(), 4U);
+  EXPECT_EQ(map.chunk_bytes(), 24U);
+  EXPECT_EQ(map.end_byte(), 76U);
+  EXPECT_THROW(static_cast<void>(map.offset(BlockId{0}, LayerId{0}, 0, 2, 0)), ContractViolation);
+  EXPECT_THROW(static_cast<void>(map.offset(BlockId{0}, LayerId{0}, 0, 0, 3)), ContractViolation);
+  EXPECT_FALSE(map.chunks_are_contiguous());
+  EXPECT_THROW(static_cast<void>(map.chunk(BlockId{0}, LayerId{0}, 0)), ContractViolation);
+
+  spec.page_stride = 8;
+  const PageMap packed = PageMap::create(spec).value();
+  EXPECT_TRUE(packed.chunks_are_contiguous());
+  EXPECT_EQ(packed.chunk(BlockId{0}, LayerId{1}, 0).base(), bytes_.data() + 44);
+  spec.page_stride = 4;
+  expect_refused(spec, "overlap");
+  spec.head_stride = 12;
+  EXPECT_TRUE(PageMap::create(spec).value().chunks_are_contiguous());
+  spec.head_stride = 11;
+  expect_refused(spec, "overlap");
+  spec.num_heads = 0;
+  expect_refused(spec, "num_heads");
+  spec.num_heads = 2;
+  spec.page_size = 0;
+  expect_refused(spec, "page_size");
+}
+
+TEST_F(PageMapTest, LargeMapsAreProvedAtOnceAndHopelessOnesAreRefused) {
+  // A million blocks of 80 layers: nothing is visited block by block.
+  const MemoryRegion far_away =
+      MemoryRegion::of_bytes(StorageKind::kDevice, reinterpret_cast<std::byte*>(1), 1ULL << 62);
+  PageMapSpec spec{.region = far_away,
+                   .num_blocks = 1'000'000,
+                   .block_stride = 80ULL * 2 * 256 * 64 * 256,
+                   .layers = {LayerId{0}, 80},
+                   .layer_stride = 2ULL * 256 * 64 * 256,
+                   .outer_dim = 2,
+                   .outer_stride = 256ULL * 64 * 256,
+                   .num_heads = 64,
+                   .head_stride = 256,
+                   .page_size = 256,
+                   .page_stride = 64 * 256,
+                   .run_bytes = 256};
+  EXPECT_TRUE(PageMap::create(spec));
+  spec.page_stride -= 1;
+  expect_refused(spec, "overlap");
+  // Three long axes with nearly one stride: no run meets another, as 2003 and 2011 are primes above
+  // all counts.
+  spec = {.region = far_away,
+          .num_blocks = 2000,
+          .block_stride = 1'000'000'000,
+          .layers = {LayerId{0}, 1},
+          .layer_stride = 0,
+          .outer_dim = 1,
+          .outer_stride = 0,
+          .num_heads = 2000,
+          .head_stride = 1'000'002'003,
+          .page_size = 2000,
+          .page_stride = 1'000'002'011,
+          .run_bytes = 1};
+  const Result<PageMap> map = PageMap::create(spec);
+  ASSERT_FALSE(map);
+  EXPECT_EQ(map.error().code(), ErrorCode::kUnsupported);
+  spec.num_blocks = 100;
+  spec.page_size = 100;
+  EXPECT_TRUE(PageMap::create(spec));
 }
 
 TEST_F(PageMapTest, AxesMayBeInAnyOrderAndPadded) {

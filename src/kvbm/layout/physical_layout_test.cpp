@@ -180,7 +180,7 @@ TEST_F(PhysicalLayoutTest, AnEnginesTensorBecomesOneMapWithItsOwnStrides) {
                          .layer_stride = 192,
                          .outer_dim = 2,
                          .outer_stride = 96,
-                         .chunk_bytes = 20};
+                         .run_bytes = 20};
   const auto layout = PhysicalLayout::from_page_maps(kConfig, {PageMap::create(spec).value()});
   ASSERT_TRUE(layout);
   EXPECT_EQ(layout->kind(), LayoutKind::kPageMaps);
@@ -199,7 +199,7 @@ TEST_F(PhysicalLayoutTest, PiecesAtUnequalDistancesAreSeveralRuns) {
                          .layer_stride = 200,
                          .outer_dim = 2,
                          .outer_stride = 96,
-                         .chunk_bytes = 20};
+                         .run_bytes = 20};
   const auto layout = PhysicalLayout::from_page_maps(kConfig, {PageMap::create(spec).value()});
   EXPECT_EQ(layout->runs(),
             (std::vector<BlockRun>{{0, 0, 20, 2, 96}, {0, 200, 20, 2, 96}, {0, 400, 20, 2, 96}}));
@@ -215,7 +215,7 @@ TEST_F(PhysicalLayoutTest, EveryLayerIsInExactlyOneMap) {
                             .layer_stride = 160,
                             .outer_dim = 2,
                             .outer_stride = 20,
-                            .chunk_bytes = 20})
+                            .run_bytes = 20})
         .value();
   };
   const auto swapped = PhysicalLayout::from_page_maps(kConfig, {map(1, 2, 0), map(0, 1, 4096)});
@@ -236,6 +236,166 @@ TEST_F(PhysicalLayoutTest, EveryLayerIsInExactlyOneMap) {
   EXPECT_TRUE(PhysicalLayout::from_page_maps(kConfig, {map(0, 1, 0), map(1, 2, 160)}));
 }
 
+// 4 blocks of 3 layers, keys and values, 2 tokens of 5 heads of 1 element of 2 bytes.
+constexpr LayoutConfig with_heads() {
+  LayoutConfig config = kConfig;
+  config.num_heads = 5;
+  return config;
+}
+
+TEST_F(PhysicalLayoutTest, AFormatTurnsIntoStrides) {
+  const LayoutConfig config = with_heads();
+  const auto at = [&](const KvBlockLayout& format) {
+    const auto layout = PhysicalLayout::fully_contiguous(config, memory(0, 480), format).value();
+    EXPECT_EQ(layout.kv_block_layout(), format);
+    const MemoryRegion found = layout.head_region(BlockId{1}, layer(2), 1, 3, 1);
+    EXPECT_EQ(found.size_bytes(), 2U);
+    return static_cast<uint64_t>(found.base() - bytes_.data());
+  };
+  EXPECT_EQ(at(KvBlockLayout::kOperationalNHD), 120U + 2 * 40 + 20 + 1 * 10 + 3 * 2);
+  EXPECT_EQ(at(KvBlockLayout::kOperationalHND), 120U + 2 * 40 + 20 + 3 * 4 + 1 * 2);
+  EXPECT_EQ(at(KvBlockLayout::kUniversalPP), 120U + 2 * 40 + 3 * 8 + 1 * 4 + 1 * 2);
+  EXPECT_EQ(at(KvBlockLayout::kUniversalTP), 120U + 3 * 24 + 2 * 8 + 1 * 4 + 1 * 2);
+  const KvBlockLayout custom = KvBlockLayout::custom({BlockAxis::kPage, BlockAxis::kOuter,
+                                                      BlockAxis::kHead, BlockAxis::kLayer})
+                                   .value();
+  EXPECT_EQ(at(custom), 120U + 1 * 60 + 1 * 30 + 3 * 6 + 2 * 2);
+}
+
+TEST_F(PhysicalLayoutTest, RegionsAreOnlyThereWhereAChunkIsOneRun) {
+  const LayoutConfig config = with_heads();
+  const auto made = [&](const LayoutConfig& of, const KvBlockLayout& format) {
+    return PhysicalLayout::fully_contiguous(of, memory(0, 480), format).value();
+  };
+  for (const KvBlockLayout& format :
+       {KvBlockLayout::kUnknown, KvBlockLayout::kOperationalNHD, KvBlockLayout::kOperationalHND}) {
+    const PhysicalLayout layout = made(config, format);
+    EXPECT_TRUE(layout.has_regions());
+    EXPECT_EQ(offset_of(layout, 3, 2, 1), 3U * 120 + 2 * 40 + 20);
+  }
+  for (const KvBlockLayout& format : {KvBlockLayout::kUniversalPP, KvBlockLayout::kUniversalTP}) {
+    const PhysicalLayout layout = made(config, format);
+    EXPECT_FALSE(layout.has_regions());
+    EXPECT_THROW(static_cast<void>(layout.region(BlockId{0}, layer(0), 0)), ContractViolation);
+  }
+  // With a single head nothing is outside of the layers.
+  LayoutConfig one_head = config;
+  one_head.num_heads = 1;
+  EXPECT_TRUE(made(one_head, KvBlockLayout::kUniversalTP).has_regions());
+  EXPECT_THROW(
+      static_cast<void>(
+          made(config, KvBlockLayout::kUnknown).head_region(BlockId{0}, layer(0), 0, 0, 0)),
+      ContractViolation);
+}
+
+TEST_F(PhysicalLayoutTest, AFormatAsksForHeadsAndLayersThatAreApartForAnOperationalOne) {
+  expect_refused(
+      PhysicalLayout::fully_contiguous(kConfig, memory(0, 480), KvBlockLayout::kUniversalTP),
+      "universal_tp needs the number of heads");
+  for (const BlockDimension dimension :
+       {BlockDimension::kBlockIsFirst, BlockDimension::kBlockIsSecond}) {
+    expect_refused(PhysicalLayout::layer_separate(with_heads(), dimension, regions(160),
+                                                  KvBlockLayout::kUniversalPP),
+                   "cannot lie apart");
+    EXPECT_TRUE(PhysicalLayout::layer_separate(with_heads(), dimension, regions(160),
+                                               KvBlockLayout::kOperationalHND));
+  }
+  const MemoryRegion file = MemoryRegion::of_file({.fd = 3, .alignment = {}}, 0, 16384);
+  expect_refused(PhysicalLayout::file_slots(kConfig, file, {}, KvBlockLayout::kUniversalTP),
+                 "needs the number of heads");
+  const auto slots =
+      PhysicalLayout::file_slots(with_heads(), file, {}, KvBlockLayout::kUniversalTP);
+  ASSERT_TRUE(slots);
+  EXPECT_EQ(slots->head_region(BlockId{2}, layer(2), 1, 3, 1).file_offset(),
+            2U * 4096 + 64 + 3 * 24 + 2 * 8 + 1 * 4 + 1 * 2);
+}
+
+/// Of all layers, in a region of its own.
+PageMapSpec strided(const MemoryRegion& region, BlockStrides strides, uint64_t block_stride) {
+  return {.region = region,
+          .base_offset = 0,
+          .num_blocks = 4,
+          .block_stride = block_stride,
+          .layers = {layer(0), 3},
+          .layer_stride = strides.layer,
+          .outer_dim = 2,
+          .outer_stride = strides.outer,
+          .num_heads = 5,
+          .head_stride = strides.head,
+          .page_size = 2,
+          .page_stride = strides.page,
+          .run_bytes = 2};
+}
+
+TEST_F(PhysicalLayoutTest, TheFormatOfPageMapsIsTheOneThatTheirStridesMake) {
+  const auto format_of = [&](BlockStrides strides, uint64_t block_stride) {
+    const PageMap map = PageMap::create(strided(memory(0, 65536), strides, block_stride)).value();
+    return PhysicalLayout::from_page_maps(with_heads(), {map}).value().kv_block_layout();
+  };
+  // layer, outer, head, page; packed, then padded, then with the block inside.
+  EXPECT_EQ(format_of({40, 20, 2, 10}, 120), KvBlockLayout::kOperationalNHD);
+  EXPECT_EQ(format_of({64, 32, 2, 12}, 192), KvBlockLayout::kOperationalNHD);
+  EXPECT_EQ(format_of({160, 80, 2, 10}, 20), KvBlockLayout::kOperationalNHD);
+  EXPECT_EQ(format_of({40, 20, 4, 2}, 120), KvBlockLayout::kOperationalHND);
+  EXPECT_EQ(format_of({40, 4, 8, 2}, 120), KvBlockLayout::kUniversalPP);
+  EXPECT_EQ(format_of({8, 4, 24, 2}, 120), KvBlockLayout::kUniversalTP);
+  const KvBlockLayout custom = format_of({2, 30, 6, 60}, 120);
+  EXPECT_EQ(custom.order(), (BlockAxisOrder{BlockAxis::kPage, BlockAxis::kOuter, BlockAxis::kHead,
+                                            BlockAxis::kLayer}));
+}
+
+TEST_F(PhysicalLayoutTest, PageMapsAgreeOnTheirFormat) {
+  const auto one = [&](uint16_t index, BlockStrides strides) {
+    PageMapSpec spec = strided(memory(index * 4096ULL, 4096), strides, 40);
+    spec.layers = {layer(index), 1};
+    return PageMap::create(spec).value();
+  };
+  const BlockStrides nhd{0, 20, 2, 10};
+  const BlockStrides hnd{0, 20, 4, 2};
+  const auto alike =
+      PhysicalLayout::from_page_maps(with_heads(), {one(0, nhd), one(1, nhd), one(2, nhd)});
+  EXPECT_EQ(alike->kv_block_layout(), KvBlockLayout::kOperationalNHD);
+  expect_refused(
+      PhysicalLayout::from_page_maps(with_heads(), {one(0, nhd), one(1, hnd), one(2, nhd)}),
+      "different orders");
+  PageMapSpec opaque = strided(memory(8192, 4096), nhd, 40);
+  opaque.layers = {layer(2), 1};
+  opaque.num_heads = opaque.page_size = 1;
+  opaque.run_bytes = 20;
+  const PageMap chunks = PageMap::create(opaque).value();
+  expect_refused(PhysicalLayout::from_page_maps(with_heads(), {one(0, nhd), one(1, nhd), chunks}),
+                 "opaque");
+  expect_refused(PhysicalLayout::from_page_maps(kConfig, {one(0, nhd), one(1, nhd), one(2, nhd)}),
+                 "no num_heads");
+  LayoutConfig other = with_heads();
+  other.num_heads = 10;
+  other.inner_dim = 10;
+  expect_refused(PhysicalLayout::from_page_maps(other, {one(0, nhd), one(1, nhd), one(2, nhd)}),
+                 "num_heads 5, the config 10");
+}
+
+TEST_F(PhysicalLayoutTest, AlignmentHoldsForEveryRunOfAnEnginesTensor) {
+  LayoutConfig config = with_heads();
+  config.alignment = 8;
+  const auto layout = [&](BlockStrides strides) {
+    return PhysicalLayout::from_page_maps(
+        config, {PageMap::create(strided(memory(0, 65536), strides, 1024)).value()});
+  };
+  EXPECT_TRUE(layout({256, 128, 8, 40}));
+  expect_refused(layout({256, 128, 8, 44}), "alignment 8");
+}
+
+TEST_F(PhysicalLayoutTest, RegistrationTellsWhereTheMemoryIs) {
+  const PhysicalLayout whole = PhysicalLayout::fully_contiguous(kConfig, memory(0, 480)).value();
+  EXPECT_EQ(whole.registration(), (RegistrationMetadata{"", MemoryType::kDram, 0}));
+  const auto device = PhysicalLayout::fully_contiguous(
+      kConfig, MemoryRegion::of_bytes(StorageKind::kDevice, bytes_.data(), 480));
+  EXPECT_EQ(device->registration().memory_type, MemoryType::kVram);
+  const auto file = PhysicalLayout::file_slots(
+      kConfig, MemoryRegion::of_file({.fd = 3, .alignment = {}}, 0, 16384));
+  EXPECT_EQ(file->registration(), (RegistrationMetadata{"", MemoryType::kFile, 3}));
+}
+
 TEST_F(PhysicalLayoutTest, LayersMayBeInterleavedInOneTensorButNotShareBytes) {
   const auto map = [&](uint16_t index, uint64_t base_offset, uint64_t block_stride = 120) {
     return PageMap::create({.region = memory(0, 1000),
@@ -246,7 +406,7 @@ TEST_F(PhysicalLayoutTest, LayersMayBeInterleavedInOneTensorButNotShareBytes) {
                             .layer_stride = 0,
                             .outer_dim = 2,
                             .outer_stride = 20,
-                            .chunk_bytes = 20})
+                            .run_bytes = 20})
         .value();
   };
   EXPECT_TRUE(PhysicalLayout::from_page_maps(kConfig, {map(0, 0), map(1, 40), map(2, 80)}));
@@ -267,7 +427,7 @@ TEST_F(PhysicalLayoutTest, MapsOfAnotherShapeAreRefused) {
                          .layer_stride = 40,
                          .outer_dim = 2,
                          .outer_stride = 20,
-                         .chunk_bytes = 20};
+                         .run_bytes = 20};
   ASSERT_TRUE(PhysicalLayout::from_page_maps(kConfig, {PageMap::create(good).value()}));
   PageMapSpec spec = good;
   spec.num_blocks = 3;
@@ -278,7 +438,7 @@ TEST_F(PhysicalLayoutTest, MapsOfAnotherShapeAreRefused) {
   expect_refused(PhysicalLayout::from_page_maps(kConfig, {PageMap::create(spec).value()}),
                  "outer_dim 1");
   spec = good;
-  spec.chunk_bytes = 16;
+  spec.run_bytes = 16;
   expect_refused(PhysicalLayout::from_page_maps(kConfig, {PageMap::create(spec).value()}),
                  "chunk_bytes 16");
   LayoutConfig aligned = kConfig;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The slot of a block in a file: a checked header, then the block's bytes in canonical order.
+// The slot of a block in a file: a checked header, then the block in the order of its format.
 #pragma once
 
 #include <array>
@@ -18,7 +18,7 @@ using SlotTag = std::array<std::byte, 32>;
 /// Units: bytes.
 struct SlotGeometry {
   uint64_t header_bytes = 0;   ///< where the payload starts in a slot
-  uint64_t payload_bytes = 0;  ///< the block in canonical order
+  uint64_t payload_bytes = 0;  ///< the block, without gaps
   uint64_t slot_bytes = 0;     ///< from one slot to the next
 
   friend bool operator==(const SlotGeometry&, const SlotGeometry&) = default;

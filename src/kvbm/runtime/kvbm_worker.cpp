@@ -58,7 +58,7 @@ Result<PhysicalLayout> tensors_of(const EngineGroup& group, const LayoutConfig& 
                          .layer_stride = 0,
                          .outer_dim = 1,
                          .outer_stride = 0,
-                         .chunk_bytes = group.run_bytes}));
+                         .run_bytes = group.run_bytes}));
     maps.push_back(std::move(map));
   }
   return PhysicalLayout::from_page_maps(config, std::move(maps));

@@ -155,8 +155,12 @@ class TransferManager::Core {
                           choose_route(src->storage_kind(), dst->storage_kind(), capabilities_));
     KVBM_TRY(check_options(request, route, src->config()));
     if (request.src_ids.empty()) return TransferCompleteNotification();
-    if (is_file(route)) return transfer_file(request, *src, *dst, route);
-    return transfer_memory(request, *src, *dst, route);
+    const internal::TransferFrame frame{.context = context_,
+                                        .route = route,
+                                        .num_blocks = request.src_ids.size(),
+                                        .deadline = request.options.deadline,
+                                        .layouts = {src, dst}};
+    return is_file(route) ? transfer_file(request, frame) : transfer_memory(request, frame);
   }
 
  private:
@@ -226,15 +230,6 @@ class TransferManager::Core {
     return {};
   }
 
-  [[nodiscard]] internal::TransferFrame frame_of(const TransferRequest& request,
-                                                 TransferRoute route, uint64_t block_bytes) const {
-    return {.context = context_,
-            .route = route,
-            .num_blocks = request.src_ids.size(),
-            .block_bytes = block_bytes,
-            .deadline = request.options.deadline};
-  }
-
   /// Admits the transfer and starts it; forgets it if it does not start.
   template <class T, class Start>
   Result<TransferCompleteNotification> launch(const std::shared_ptr<T>& transfer, Start&& start) {
@@ -247,20 +242,21 @@ class TransferManager::Core {
     return transfer->notification();
   }
 
+  /// `frame` without block_bytes.
   Result<TransferCompleteNotification> transfer_memory(const TransferRequest& request,
-                                                       const PhysicalLayout& src,
-                                                       const PhysicalLayout& dst,
-                                                       TransferRoute route) {
+                                                       internal::TransferFrame frame) {
     const TransferOptions& options = request.options;
+    const PhysicalLayout& src = *frame.layouts[0];
+    const PhysicalLayout& dst = *frame.layouts[1];
     KVBM_ASSIGN_OR_RETURN(
         const TransferPlan plan,
         TransferPlan::create(src, dst, options.layer_range.value_or(src.config().all_layers())));
+    frame.block_bytes = plan.bytes_per_block();
     auto transfer = std::make_shared<internal::MemoryTransfer>(
-        frame_of(request, route, plan.bytes_per_block()),
-        StridedCopyBatch{.from = make_block_list(copy_of(request.src_ids)),
-                         .to = make_block_list(copy_of(request.dst_ids)),
-                         .pieces = plan.with_addresses(src, dst),
-                         .bytes_moved = nullptr});
+        std::move(frame), StridedCopyBatch{.from = make_block_list(copy_of(request.src_ids)),
+                                           .to = make_block_list(copy_of(request.dst_ids)),
+                                           .pieces = plan.with_addresses(src, dst),
+                                           .bytes_moved = nullptr});
     const std::vector<Event> events = not_done(options.wait_for);
     return launch(transfer, [&](internal::MemoryTransfer& starting) -> Status {
       if (any_failed(events)) return starting.start_on_host(events);
@@ -278,19 +274,29 @@ class TransferManager::Core {
     });
   }
 
+  /// `frame` without block_bytes.
   Result<TransferCompleteNotification> transfer_file(const TransferRequest& request,
-                                                     const PhysicalLayout& src,
-                                                     const PhysicalLayout& dst,
-                                                     TransferRoute route) {
-    const bool writes = route == TransferRoute::kMemoryToFile;
+                                                     internal::TransferFrame frame) {
+    const PhysicalLayout& src = *frame.layouts[0];
+    const PhysicalLayout& dst = *frame.layouts[1];
+    if (src.kv_block_layout().requires_transform(dst.kv_block_layout())) {
+      return make_error(
+          ErrorCode::kUnsupported,
+          format_text("a slot of a file is written and read in the format of its memory, not as {} "
+                      "on one side and {} on the other: copy the blocks to memory of the other "
+                      "format first",
+                      to_string(src.kv_block_layout()), to_string(dst.kv_block_layout())));
+    }
+    const bool writes = frame.route == TransferRoute::kMemoryToFile;
     const PhysicalLayout& file = writes ? dst : src;
     KVBM_TRY(internal::check_slot_alignment(file));
     std::vector<internal::AddressedRun> runs = internal::addressed_runs(writes ? src : dst);
     const std::span<const SlotTag> tags = request.options.tags;
-    KVBM_ASSIGN_OR_RETURN(const auto transfer,
-                          internal::FileTransfer::create(
-                              frame_of(request, route, file.config().block_bytes()),
-                              internal::FileTransferSpec{
+    frame.block_bytes = file.config().block_bytes();
+    KVBM_ASSIGN_OR_RETURN(
+        const auto transfer,
+        internal::FileTransfer::create(
+            std::move(frame), internal::FileTransferSpec{
                                   .op = writes ? FileOp::kWrite : FileOp::kRead,
                                   .file = file,
                                   .runs = std::move(runs),

@@ -77,10 +77,10 @@ struct TransferRequest {
 /// Ownership: borrows all of TransferConfig, which outlives the manager and its transfers; the
 /// device and
 ///   the file engine outlive the manager. The memory of layouts stays until the notifications of
-///   their transfers are done. Destruction: transfers that wait on the host and blocks that have
-///   not been submitted end as kCancelled; file requests and copies that nothing holds up are
-///   waited for. Copies queued behind an event, or on a caller's stream, end with their device, as
-///   do their notifications.
+///   their transfers are done; memory that a layout owns does so by itself. Destruction: transfers
+///   that wait on the host and blocks that have not been submitted end as kCancelled; file requests
+///   and copies that nothing holds up are waited for. Copies queued behind an event, or on a
+///   caller's stream, end with their device, as do their notifications.
 /// Errors: what is wrong with a request comes back from the call, and nothing has been touched.
 /// Threads: any thread (with a SteppedExecutor: its owner thread). Destruction: not inside a
 /// callback.
@@ -107,8 +107,9 @@ class TransferManager {
   /// Errors: kNotFound (a handle), kInvalidArgument (lists of different lengths; an id out of
   /// range; a destination twice; a destination that is also a source of the same layout; shapes
   /// that differ; a layer range outside; tags missing, too many or without a file), kUnsupported
-  /// (see choose_route; part of the layers, or a stream, with a file; layouts that may share bytes;
-  /// a direct file and memory that is not aligned for it), kTimeout (the deadline has passed),
+  /// (see choose_route; part of the layers, a stream, or another format with a file; a format that
+  /// is known on one side only; layouts that may share bytes; a direct file and memory that is not
+  /// aligned for it), kTimeout (the deadline has passed),
   /// kExhausted (max_transfers; the queue of the stream), kDevice and others from the device.
   [[nodiscard]] Result<TransferCompleteNotification> execute_transfer(
       const TransferRequest& request);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <new>
@@ -15,6 +16,7 @@
 
 #include "kvbm/base/contract.hpp"
 #include "kvbm/base/random.hpp"
+#include "kvbm/layout/layout_builder.hpp"
 #include "kvbm/memory/system_memory.hpp"
 
 #include "tests/support/allocation_meter.hpp"
@@ -182,6 +184,146 @@ void copy_between_all_kinds(TransferRig& rig, uint64_t seed) {
     }
   }
   EXPECT_EQ(rig.manager->in_flight(), 0U);
+}
+
+/// A layout of every kind and format, all of kConfig's shape.
+std::vector<std::unique_ptr<GuardedPlace>> places_of_all_formats(bool with_files) {
+  std::vector<std::unique_ptr<GuardedPlace>> places;
+  const KvBlockLayout custom = KvBlockLayout::custom({BlockAxis::kPage, BlockAxis::kHead,
+                                                      BlockAxis::kLayer, BlockAxis::kOuter})
+                                   .value();
+  for (const KvBlockLayout& format :
+       {KvBlockLayout::kUniversalTP, KvBlockLayout::kUniversalPP, KvBlockLayout::kOperationalHND,
+        KvBlockLayout::kOperationalNHD, custom}) {
+    for (const LayoutKind kind : kKinds) {
+      const bool apart = kind == LayoutKind::kLayerSeparateBlockFirst ||
+                         kind == LayoutKind::kLayerSeparateBlockSecond;
+      if (apart && !format.is_operational()) continue;
+      if (kind == LayoutKind::kFileSlots && !with_files) continue;
+      places.push_back(std::make_unique<GuardedPlace>(kConfig, kind, StorageKind::kSystem,
+                                                      SlotOptions{}, format));
+    }
+  }
+  return places;
+}
+
+TEST(TransferManager, BlocksTakeTheFormatOfTheirDestination) {
+  TransferRig rig;
+  const auto sources = places_of_all_formats(false);
+  const auto destinations = places_of_all_formats(false);
+  for (const auto& src : sources) {
+    for (uint32_t i = 0; i < kConfig.num_blocks; ++i) src->fill(BlockId{i}, i);
+    const LayoutHandle from = rig.manager->register_layout(src->layout()).value();
+    for (const auto& dst : destinations) {
+      for (uint32_t i = 0; i < kConfig.num_blocks; ++i) dst->fill(BlockId{i}, 99);
+      const LayoutHandle to = rig.manager->register_layout(dst->layout()).value();
+      const auto copied = rig.execute(from, block_ids({5, 2}), to, block_ids({0, 7}));
+      ASSERT_TRUE(copied) << copied.error().message();
+      ASSERT_TRUE(copied->wait());
+      EXPECT_EQ(copied->result().bytes, 2 * kConfig.block_bytes());
+      EXPECT_TRUE(dst->holds(BlockId{0}, 5)) << to_string(dst->layout().kv_block_layout());
+      EXPECT_TRUE(dst->holds(BlockId{7}, 2)) << to_string(dst->layout().kv_block_layout());
+      EXPECT_TRUE(dst->holds(BlockId{1}, 99));
+      EXPECT_TRUE(dst->guards_hold());
+      ASSERT_TRUE(rig.manager->unregister_layout(to));
+    }
+    ASSERT_TRUE(rig.manager->unregister_layout(from));
+  }
+}
+
+TEST(TransferManager, MemoryThatALayoutOwnsStaysUntilItsTransfersHaveEnded) {
+  for (const bool waits_on_the_host : {false, true}) {
+    TransferRig rig({.seed = 1, .max_waiting_streams = waits_on_the_host ? size_t{0} : 8});
+    std::vector<std::weak_ptr<SystemMemory>> memories;
+    std::vector<LayoutHandle> handles;
+    std::byte* last = nullptr;
+    for (int i = 0; i < 2; ++i) {
+      auto memory = std::make_shared<SystemMemory>(
+          SystemMemory::create({.size_bytes = kConfig.num_blocks * kConfig.block_bytes()}).value());
+      memories.emplace_back(memory);
+      std::memset(memory->data(), i + 1, memory->size_bytes());
+      last = memory->data();
+      handles.push_back(rig.manager
+                            ->register_layout(PhysicalLayout::builder("worker-7")
+                                                  .with_config(kConfig)
+                                                  .fully_contiguous()
+                                                  .with_regions({{memory->region(), memory}})
+                                                  .build()
+                                                  .value())
+                            .value());
+    }
+    EventSource gate = rig.device->create_event();
+    const auto copied = rig.execute(handles[0], block_ids({3}), handles[1], block_ids({0}),
+                                    {.wait_for = {gate.event()}});
+    ASSERT_TRUE(copied) << copied.error().message();
+    for (const LayoutHandle handle : handles) {
+      ASSERT_TRUE(rig.manager->unregister_layout(handle));
+    }
+    rig.stepped->run_until_idle();
+    EXPECT_FALSE(memories[0].expired());
+    EXPECT_FALSE(memories[1].expired());
+    {
+      const std::shared_ptr<SystemMemory> kept = memories[1].lock();
+      gate.signal({});
+      rig.stepped->run_until_idle();
+      ASSERT_TRUE(copied->wait());
+      EXPECT_EQ(*last, std::byte{1});
+      EXPECT_EQ(copied->result().bytes, kConfig.block_bytes());
+    }
+    EXPECT_TRUE(memories[0].expired());
+    EXPECT_TRUE(memories[1].expired());
+  }
+}
+
+TEST(TransferManager, AFormatThatOneSideDoesNotKnowIsRefused) {
+  TransferRig rig;
+  GuardedPlace opaque(kConfig, LayoutKind::kFullyContiguous);
+  GuardedPlace known(kConfig, LayoutKind::kFullyContiguous, StorageKind::kSystem, {},
+                     KvBlockLayout::kOperationalNHD);
+  const LayoutHandle a = rig.manager->register_layout(opaque.layout()).value();
+  const LayoutHandle b = rig.manager->register_layout(known.layout()).value();
+  for (const auto& [from, to] : {std::pair(a, b), std::pair(b, a)}) {
+    const auto copied = rig.execute(from, block_ids({0}), to, block_ids({1}));
+    ASSERT_FALSE(copied);
+    EXPECT_EQ(copied.error().code(), ErrorCode::kUnsupported);
+    EXPECT_NE(copied.error().message().find("operational_nhd"), std::string::npos);
+  }
+  EXPECT_TRUE(opaque.untouched(BlockId{1}));
+  EXPECT_TRUE(known.untouched(BlockId{1}));
+}
+
+TEST(TransferManager, AFileKeepsTheFormatOfItsMemory) {
+  TransferRig rig;
+  const auto places = places_of_all_formats(true);
+  const std::vector<SlotTag> tags{tag_of(1), tag_of(2)};
+  TransferOptions options;
+  options.tags = tags;
+  for (const auto& file : places) {
+    if (!file->is_file()) continue;
+    const LayoutHandle slots = rig.manager->register_layout(file->layout()).value();
+    for (const auto& memory : places) {
+      if (memory->is_file()) continue;
+      for (uint32_t i = 0; i < kConfig.num_blocks; ++i) memory->fill(BlockId{i}, i);
+      const LayoutHandle blocks = rig.manager->register_layout(memory->layout()).value();
+      const auto written =
+          rig.execute(blocks, block_ids({5, 2}), slots, block_ids({0, 7}), options);
+      if (file->layout().kv_block_layout() != memory->layout().kv_block_layout()) {
+        ASSERT_FALSE(written);
+        EXPECT_EQ(written.error().code(), ErrorCode::kUnsupported);
+        EXPECT_FALSE(rig.execute(slots, block_ids({0, 7}), blocks, block_ids({1, 3}), options));
+        continue;
+      }
+      ASSERT_TRUE(written->wait());
+      EXPECT_TRUE(file->holds(BlockId{0}, 5));
+      EXPECT_TRUE(file->holds(BlockId{7}, 2));
+      const auto read = rig.execute(slots, block_ids({0, 7}), blocks, block_ids({1, 3}), options);
+      ASSERT_TRUE(read->wait());
+      EXPECT_TRUE(memory->holds(BlockId{1}, 5));
+      EXPECT_TRUE(memory->holds(BlockId{3}, 2));
+      EXPECT_TRUE(memory->guards_hold());
+    }
+    EXPECT_TRUE(file->guards_hold());
+  }
 }
 
 TEST(TransferManager, CopiesBlocksBetweenAllKindsOfLayoutOnThreads) {

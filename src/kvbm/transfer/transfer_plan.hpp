@@ -9,37 +9,40 @@
 #include "kvbm/base/result.hpp"
 #include "kvbm/device/strided_copy.hpp"
 #include "kvbm/layout/layout_config.hpp"
+#include "kvbm/layout/layout_view.hpp"
 #include "kvbm/layout/physical_layout.hpp"
 
 namespace kvbm {
 
-/// A part of every block that is contiguous on both sides, `count` times. Repetition k of the pair
-/// of blocks (f, t) goes
-///   from  src_offset + f * block_stride of the source's map + k * src_stride
-///   to    dst_offset + t * block_stride of the destination's map + k * dst_stride,
-/// offsets in the regions of the page maps.
-/// Units: bytes, apart from the maps' indices and `count`.
+/// A part of every block, as a StridedPiece has it, with offsets in the regions of page maps
+/// instead of addresses: from src_offset + f * block_stride of the source's map, to dst_offset + t
+/// * block_stride of the destination's.
+/// Units: bytes, apart from the maps' indices.
 struct PlanPiece {
   uint32_t src_map = 0;
   uint32_t dst_map = 0;
   uint64_t src_offset = 0;
   uint64_t dst_offset = 0;
   uint64_t bytes = 0;
-  uint32_t count = 1;
-  uint64_t src_stride = 0;  ///< 0 if count is 1
-  uint64_t dst_stride = 0;  ///< 0 if count is 1
+  StridedAxes axes = {};  ///< folded; the last has the smallest steps in the destination
 
   friend bool operator==(const PlanPiece&, const PlanPiece&) = default;
 };
 
-/// At most num_layers * outer_dim pieces, fewer where both sides are contiguous or repeat. Together
-/// they cover the asked bytes of a block exactly once. Ownership: a value; knows nothing of the
-/// layouts' memory.
+/// One piece for each pair of page maps that have layers in common, at most one a layer. Together
+/// they cover the asked bytes of a block exactly once. Formats, slices of layers and slices of
+/// heads are the same to a plan: counts, bases and strides.
+/// Ownership: a value; knows nothing of the layouts' memory.
 class TransferPlan {
  public:
-  /// Errors: kInvalidArgument (block shapes that differ, a layer range that is empty or outside).
-  [[nodiscard]] static Result<TransferPlan> create(const PhysicalLayout& src,
-                                                   const PhysicalLayout& dst, LayerRange layers);
+  /// Layer i of the source's view becomes layer i of the destination's, and so do heads.
+  /// Errors: kInvalidArgument (views whose counts differ, with each that does; bytes of a token's
+  /// head that differ), kUnsupported (the format of one side is known, that of the other is not,
+  /// and a chunk has an order: several heads or tokens).
+  [[nodiscard]] static Result<TransferPlan> create(const LayoutView& src, const LayoutView& dst);
+  /// The same layers of both. Errors: as above, and a layer range that is empty or outside.
+  [[nodiscard]] static Result<TransferPlan> create(const LayoutView& src, const LayoutView& dst,
+                                                   LayerRange layers);
 
   [[nodiscard]] std::span<const PlanPiece> pieces() const noexcept { return pieces_; }
   [[nodiscard]] uint64_t bytes_per_block() const noexcept { return bytes_per_block_; }

@@ -3,72 +3,139 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 
 namespace kvbm::internal {
 namespace {
 
-// A step n in [low, high] with -below < start + n * stride < above, if there is one.
-std::optional<int64_t> step_into(int64_t start, int64_t stride, int64_t low, int64_t high,
-                                 int64_t below, int64_t above) {
-  int64_t nearest = low;
-  if (stride > 0) {
-    nearest = -start / stride;
-    if (-start % stride < 0) --nearest;  // rounds down, also below zero
+/// Steps of -below to above of a grid whose strides do not nest; far more than any sane one takes.
+constexpr uint64_t kMaxSteps = uint64_t{1} << 22;
+
+/// One term of a sum: a stride, and how often it may be taken.
+struct Term {
+  int64_t stride = 0;
+  int64_t low = 0;
+  int64_t high = 0;
+  int64_t* taken = nullptr;
+};
+
+int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
+
+/// Looks for a sum start + Σ n_i * stride_i with -below < sum < above. Terms by falling stride.
+class SumSearch {
+ public:
+  SumSearch(std::span<const Term> terms, int64_t below, int64_t above)
+      : terms_(terms), below_(below), above_(above) {
+    int64_t low = 0;
+    int64_t high = 0;
+    for (size_t i = terms.size(); i > 0; --i) {
+      rest_[i - 1] = {low, high};
+      low += terms[i - 1].low * terms[i - 1].stride;
+      high += terms[i - 1].high * terms[i - 1].stride;
+    }
   }
-  for (const int64_t n : {std::clamp(nearest, low, high), std::clamp(nearest + 1, low, high)}) {
-    const int64_t at = start + n * stride;
-    if (-below < at && at < above) return n;
+
+  /// `nonzero`: the sum in which nothing is taken does not count, nor does the mirror of another;
+  /// `low` of each term is the mirror of its `high`.
+  [[nodiscard]] bool find(int64_t start, bool nonzero) { return find(0, start, nonzero); }
+  [[nodiscard]] bool gave_up() const noexcept { return steps_ > kMaxSteps; }
+
+ private:
+  struct Reach {
+    int64_t low = 0;
+    int64_t high = 0;
+  };
+
+  bool find(size_t index, int64_t at, bool nonzero) {
+    if (index == terms_.size()) return !nonzero && -below_ < at && at < above_;
+    const Term& term = terms_[index];
+    // Where the rest can still bring the sum into the window.
+    const int64_t least = -below_ + 1 - at - rest_[index].high;
+    const int64_t most = above_ - 1 - at - rest_[index].low;
+    int64_t low = nonzero ? 0 : term.low;
+    int64_t high = term.high;
+    if (term.stride > 0) {
+      low = std::max(low, -floor_div(-least, term.stride));
+      high = std::min(high, floor_div(most, term.stride));
+    } else if (least > 0 || most < 0) {
+      return false;
+    }
+    for (int64_t n = low; n <= high; ++n) {
+      if (++steps_ > kMaxSteps) return false;
+      *term.taken = n;
+      if (find(index + 1, at + n * term.stride, nonzero && n == 0)) return true;
+    }
+    return false;
   }
-  return std::nullopt;
+
+  std::span<const Term> terms_;
+  int64_t below_;
+  int64_t above_;
+  std::array<Reach, 10> rest_{};
+  uint64_t steps_ = 0;
+};
+
+tl::unexpected<Error> too_entangled() {
+  return make_error(ErrorCode::kUnsupported,
+                    "the strides of a page map are too entangled to tell whether its runs overlap: "
+                    "let each axis lie inside one step of another");
+}
+
+/// A term for an axis of `count` entries; one with a single entry has no say, whatever its stride.
+Term mirrored(uint64_t count, uint64_t stride, int64_t* taken) {
+  const auto high = static_cast<int64_t>(count) - 1;
+  return {.stride = high > 0 ? static_cast<int64_t>(stride) : 0,
+          .low = -high,
+          .high = high,
+          .taken = taken};
+}
+
+void sort_by_falling_stride(std::span<Term> terms) {
+  std::ranges::sort(terms, [](const Term& a, const Term& b) { return a.stride > b.stride; });
 }
 
 }  // namespace
 
-std::optional<ChunkDistance> find_overlap(const PageMapSpec& map) {
-  const auto chunk = static_cast<int64_t>(map.chunk_bytes);
-  const auto num_blocks = int64_t{map.num_blocks};
-  // An axis with one entry has no say, whatever its stride is.
-  const int64_t block_stride = num_blocks > 1 ? static_cast<int64_t>(map.block_stride) : 0;
-  const int64_t layer_stride = map.layers.count > 1 ? static_cast<int64_t>(map.layer_stride) : 0;
-  const int64_t outer_stride = map.outer_dim > 1 ? static_cast<int64_t>(map.outer_stride) : 0;
-
-  // A pair of chunks may be taken in either order, so layers need only go forward.
-  const int64_t max_outers = int64_t{map.outer_dim} - 1;
-  for (int64_t layers = 0; layers < int64_t{map.layers.count}; ++layers) {
-    for (int64_t outers = -max_outers; outers <= max_outers; ++outers) {
-      const int64_t start = layers * layer_stride + outers * outer_stride;
-      const bool same_chunk = layers == 0 && outers == 0;
-      if (same_chunk && num_blocks == 1) continue;
-      const int64_t low = same_chunk ? 1 : 1 - num_blocks;
-      const std::optional<int64_t> blocks =
-          step_into(start, block_stride, low, num_blocks - 1, chunk, chunk);
-      if (blocks) return ChunkDistance{*blocks, layers, outers};
-    }
-  }
+Result<std::optional<RunDistance>> find_overlap(const PageMapSpec& map) {
+  RunDistance found;
+  std::array<Term, 5> terms{mirrored(map.num_blocks, map.block_stride, &found.blocks),
+                            mirrored(map.layers.count, map.layer_stride, &found.layers),
+                            mirrored(map.outer_dim, map.outer_stride, &found.outers),
+                            mirrored(map.num_heads, map.head_stride, &found.heads),
+                            mirrored(map.page_size, map.page_stride, &found.pages)};
+  sort_by_falling_stride(terms);
+  const auto run = static_cast<int64_t>(map.run_bytes);
+  SumSearch search(terms, run, run);
+  if (search.find(0, true)) return found;
+  if (search.gave_up()) return too_entangled();
   return std::nullopt;
 }
 
-bool overlap(const PageMap& a, const PageMap& b, int64_t distance) {
-  const auto stride =
-      static_cast<int64_t>(a.num_blocks() > 1 ? a.block_stride() : b.block_stride());
-  const int64_t low = 1 - int64_t{a.num_blocks()};
-  const int64_t high = int64_t{b.num_blocks()} - 1;
-  const auto at = [](const PageMap& map, uint32_t layer, uint32_t outer) {
-    return static_cast<int64_t>(layer * map.layer_stride() + outer * map.outer_stride());
-  };
-  for (uint32_t layer_a = 0; layer_a < a.layers().count; ++layer_a) {
-    for (uint32_t outer_a = 0; outer_a < a.outer_dim(); ++outer_a) {
-      for (uint32_t layer_b = 0; layer_b < b.layers().count; ++layer_b) {
-        for (uint32_t outer_b = 0; outer_b < b.outer_dim(); ++outer_b) {
-          const int64_t start = distance + at(b, layer_b, outer_b) - at(a, layer_a, outer_a);
-          if (step_into(start, stride, low, high, static_cast<int64_t>(b.chunk_bytes()),
-                        static_cast<int64_t>(a.chunk_bytes()))) {
-            return true;
-          }
-        }
-      }
+Result<bool> overlap(const PageMap& a, const PageMap& b, int64_t distance) {
+  std::array<Term, 10> terms;
+  size_t size = 0;
+  int64_t ignored = 0;
+  const auto add = [&](int64_t count_a, uint64_t stride_a, int64_t count_b, uint64_t stride_b) {
+    const auto term = [&](uint64_t stride, int64_t low, int64_t high) {
+      if (low != high) terms[size++] = {static_cast<int64_t>(stride), low, high, &ignored};
+    };
+    if (stride_a == stride_b || count_a == 1 || count_b == 1) {
+      term(count_a > 1 ? stride_a : stride_b, 1 - count_a, count_b - 1);
+    } else {
+      term(stride_a, 1 - count_a, 0);
+      term(stride_b, 0, count_b - 1);
     }
+  };
+  add(a.num_blocks(), a.block_stride(), b.num_blocks(), b.block_stride());
+  for (const BlockAxis axis :
+       {BlockAxis::kLayer, BlockAxis::kOuter, BlockAxis::kHead, BlockAxis::kPage}) {
+    add(a.count(axis), a.strides()[axis], b.count(axis), b.strides()[axis]);
   }
+  const std::span<Term> used = std::span(terms).first(size);
+  sort_by_falling_stride(used);
+  SumSearch search(used, static_cast<int64_t>(b.run_bytes()), static_cast<int64_t>(a.run_bytes()));
+  if (search.find(distance, false)) return true;
+  if (search.gave_up()) return too_entangled();
   return false;
 }
 

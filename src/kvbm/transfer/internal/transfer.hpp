@@ -2,6 +2,7 @@
 // Transfer: one transfer from its start to its only end.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -13,6 +14,7 @@
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/device/event.hpp"
+#include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/transfer/internal/transfer_context.hpp"
 #include "kvbm/transfer/transfer_notification.hpp"
 #include "kvbm/transfer/transfer_route.hpp"
@@ -26,6 +28,8 @@ struct TransferFrame {
   size_t num_blocks = 0;
   uint64_t block_bytes = 0;
   TimePoint deadline = kNever;
+  /// Kept until the transfer has ended, with the memory that they own.
+  std::array<std::shared_ptr<const PhysicalLayout>, 2> layouts = {};
 };
 
 /// Waits for events on the host, then runs; ends in finish() exactly once, by whichever comes
