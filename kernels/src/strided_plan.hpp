@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// From strided pieces to launches: pure arithmetic, the same in every build.
+//
+// A launch is a number of cells: accesses of one width. A part is what one piece has in one block;
+// its cells are numbered in the order of its stream. Cells of all parts, blocks outermost, are one
+// sequence, which chunks of kChunkCells cut for warps.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <kvbm/kernels.h>
+
+#include "host_device.hpp"
+
+namespace kvbm::kernels {
+
+inline constexpr uint32_t kWarp = 32;
+/// Cells that a thread has in flight.
+inline constexpr uint32_t kCellsPerThread = 4;
+inline constexpr uint32_t kChunkCells = kWarp * kCellsPerThread;
+inline constexpr uint32_t kMaxCells = uint32_t{1} << 31;
+/// Their ids lie in shared memory.
+inline constexpr uint32_t kMaxBlocks = 4096;
+/// What fits into the 4 KiB that every driver takes as parameters of a kernel.
+inline constexpr uint32_t kMaxBases = 180;
+inline constexpr uint32_t kMaxAxes = 4;
+
+/// What a launch does with the bytes.
+enum class Work { kCopy, kCopyAndDigest, kDigest };
+
+struct Axis {
+  FastDivisor count;
+  uint64_t src_stride = 0;
+  uint64_t dst_stride = 0;
+};
+
+struct Base {
+  const char* src = nullptr;
+  char* dst = nullptr;
+};
+
+/// All pieces of one shape, for some blocks: the parameter of a kernel.
+struct StridedLaunch {
+  uint32_t width = 0;      ///< bytes of a cell
+  uint32_t num_cells = 0;  ///< of all parts; with digests and a width below 8: words of all parts
+  uint32_t num_blocks = 0;
+  uint32_t num_bases = 0;
+  uint32_t num_axes = 0;
+  uint32_t num_pieces = 0;  ///< row length of `digests`
+  /// If set, the cells that a thread has in one chunk are a constant stride apart.
+  bool stepped = false;
+  FastDivisor part_cells;  ///< with digests and a width below 8: words
+  FastDivisor bases_count;
+  FastDivisor run_cells;
+  uint32_t cells_in_part = 0;  ///< always cells
+  uint64_t src_block_stride = 0;
+  uint64_t dst_block_stride = 0;
+  uint64_t src_step = 0;
+  uint64_t dst_step = 0;
+  const uint32_t* from_ids = nullptr;
+  const uint32_t* to_ids = nullptr;
+  uint64_t* digests = nullptr;
+  uint64_t turn_ns = 0;      ///< from turn to turn of a warp; 0: at once
+  Axis axes[kMaxAxes] = {};  ///< innermost first
+  Base bases[kMaxBases] = {};
+  uint32_t piece_of_base[kMaxBases] = {};
+};
+static_assert(sizeof(StridedLaunch) <= 4096);
+
+/// Cells that a digest's word is made of.
+KVBM_HOST_DEVICE constexpr uint32_t cells_of_word(uint32_t width) {
+  return width < 8 ? 8 / width : 1;
+}
+
+struct Offsets {
+  uint64_t src;
+  uint64_t dst;
+};
+
+/// Where a cell of a part is, from the part's bases. Requires: cell < cells_in_part.
+template <uint32_t kWidth>
+KVBM_HOST_DEVICE Offsets offsets_in_part(const StridedLaunch& launch, uint32_t cell) {
+  const Division run = divide(cell, launch.run_cells);
+  Offsets offsets = {uint64_t{run.remainder} * kWidth, uint64_t{run.remainder} * kWidth};
+  uint32_t rest = run.quotient;
+#ifdef __CUDACC__
+#pragma unroll
+#endif
+  for (uint32_t axis = 0; axis < kMaxAxes; ++axis) {
+    if (axis < launch.num_axes) {
+      uint32_t index = rest;
+      if (axis + 1 < launch.num_axes) {
+        const Division division = divide(rest, launch.axes[axis].count);
+        rest = division.quotient;
+        index = division.remainder;
+      }
+      offsets.src += index * launch.axes[axis].src_stride;
+      offsets.dst += index * launch.axes[axis].dst_stride;
+    }
+  }
+  return offsets;
+}
+
+/// The checks of a launch, and its cutting into StridedLaunches. Allocates nothing.
+class StridedPlan {
+ public:
+  StridedPlan(const kvbm_strided_piece* pieces, size_t num_pieces, const uint32_t* from_ids,
+              const uint32_t* to_ids, size_t num_blocks, uint64_t* digests, Work work)
+      : pieces_(pieces),
+        num_pieces_(num_pieces),
+        from_ids_(from_ids),
+        to_ids_(to_ids),
+        num_blocks_(num_blocks),
+        digests_(digests),
+        work_(work) {}
+
+  /// KVBM_KERNELS_SUCCESS or KVBM_KERNELS_INVALID_VALUE.
+  int check() const;
+
+  /// Whether there is anything to copy, or a digest to write. Requires: check() succeeded.
+  bool has_work() const;
+
+  /// Fills in the next launch; false at the end. Requires: check() succeeded.
+  bool next(StridedLaunch& launch);
+
+ private:
+  bool start_group();
+
+  const kvbm_strided_piece* pieces_;
+  size_t num_pieces_;
+  const uint32_t* from_ids_;
+  const uint32_t* to_ids_;
+  size_t num_blocks_;
+  uint64_t* digests_;
+  Work work_;
+
+  size_t next_piece_ = 0;  ///< the first that is in no group yet
+  size_t next_block_ = 0;  ///< of the group in `group_`
+  StridedLaunch group_;    ///< pieces of one shape, for all blocks
+};
+
+/// The digest of the source side of one part in host memory. Requires: check() of a plan of it
+/// succeeded.
+uint64_t digest_on_host(const kvbm_strided_piece& piece, uint32_t block);
+
+}  // namespace kvbm::kernels
