@@ -71,6 +71,11 @@ bench-vllm: ## what kvbm adds to a step of the real vLLM; results as JSON in bui
 	@scripts/setup_engine
 	@build/engine/bin/python bench/step_cost.py --json build/bench/step_cost.json
 
+.PHONY: gpu-bundle
+gpu-bundle: setup ## GPU tests and benchmarks in build/gpu-bundle/, for a machine without a compiler
+	@$(call build,cuda,kvbm kvbm_gpu_tests kvbm_cuda_bench)
+	@scripts/make_gpu_bundle build/cuda build/gpu-bundle
+
 .PHONY: lint
 lint: ## format, layers, headers, documents, scripts, clang-tidy
 	@scripts/setup lint

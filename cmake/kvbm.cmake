@@ -170,6 +170,9 @@ function(kvbm_test room kind)
   file(CONFIGURE OUTPUT "${labels}" CONTENT "${script}" @ONLY)
   set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES "${labels}")
   kvbm_tests_of(${id} ${target})
+  if(kind STREQUAL "gpu")
+    kvbm_tests_of(gpu ${target})  # kvbm_gpu_tests: all that a machine with a GPU runs
+  endif()
 endfunction()
 
 # The target kvbm_<room>_tests builds all test programs of a room.

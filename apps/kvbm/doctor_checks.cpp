@@ -16,6 +16,7 @@
 
 #include "kvbm/base/units.hpp"
 #include "kvbm/replay/machine.hpp"
+#include "kvbm/runtime/devices.hpp"
 
 #include "apps/kvbm/build_info.hpp"
 #include "apps/kvbm/console.hpp"
@@ -135,6 +136,31 @@ DoctorFinding look_at_driver(const DoctorOptions& /*options*/) {
   return ok(fmt::format("{} GPU{}, {}", count, count == 1 ? "" : "s", version));
 }
 
+std::string describe(const AcceleratorInfo& gpu) {
+  const auto version = [](int32_t number) {
+    return fmt::format("{}.{}", number / 1000, number % 1000 / 10);
+  };
+  return fmt::format("{}: {}, SM {}.{}, {}, CUDA {} in the driver and {} in this build, {}, {}",
+                     gpu.device, gpu.name, gpu.sm / 10, gpu.sm % 10, format_size(gpu.total_bytes),
+                     version(gpu.driver_version), version(gpu.runtime_version),
+                     gpu.has_memcpy_batch ? "copies in batches" : "copies one by one",
+                     gpu.numa_node ? fmt::format("NUMA node {}", *gpu.numa_node) : "no NUMA node");
+}
+
+DoctorFinding look_at_gpus(const DoctorOptions& /*options*/) {
+  const auto gpus = find_accelerators();
+  if (!gpus) return missing(gpus.error().message(), "the host device works without");
+  std::string found;
+  bool batches = true;
+  for (const AcceleratorInfo& gpu : *gpus) {
+    found.append(found.empty() ? "" : "; ").append(describe(gpu));
+    batches = batches && gpu.has_memcpy_batch;
+  }
+  if (batches) return ok(std::move(found));
+  return warn(std::move(found),
+              "use CUDA 12.8 or later, driver and build: small copies get faster");
+}
+
 DoctorFinding look_at_uring(const DoctorOptions& /*options*/) {
 #if defined(SYS_io_uring_setup)
   // Without parameters the call fails in one way or another; how tells whether it is there.
@@ -160,6 +186,7 @@ constexpr DoctorCheck kChecks[] = {
     {"disk", look_at_disk},
     {"adapters", look_at_adapters},
     {"nvidia driver", look_at_driver},
+    {"gpus", look_at_gpus},
     {"io_uring", look_at_uring},
 };
 

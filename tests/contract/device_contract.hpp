@@ -28,6 +28,7 @@
 #include "kvbm/device/device.hpp"
 
 #include "tests/support/error_code.hpp"
+#include "tests/support/require.hpp"
 
 namespace kvbm::testing {
 
@@ -49,13 +50,19 @@ class Track {
 };
 
 /// A harness is default constructible and has
-///   Executor& executor();  Device& device();
-///   void destroy_device();   // afterwards device() is not called
-///   void upload(std::byte* to, std::span<const std::byte> from);   // host to device, at once
-///   void download(std::span<std::byte> to, const std::byte* from);
+///   std::optional<std::string> missing();   // only if it may be: what the tests need and is not
+///   here Executor& executor();  Device& device(); void destroy_device();   // afterwards device()
+///   is not called void upload(std::byte* to, std::span<const std::byte> from);   // host to
+///   device, at once void download(std::span<std::byte> to, const std::byte* from);
 template <class Harness>
 class DeviceContract : public ::testing::Test {
  protected:
+  void SetUp() override {
+    if constexpr (requires { harness_.missing(); }) {
+      if (const std::optional<std::string> missing = harness_.missing()) KVBM_SKIP("gpu", *missing);
+    }
+  }
+
   [[nodiscard]] Device& device() { return harness_.device(); }
 
   /// Far enough away that only a hang gets there.

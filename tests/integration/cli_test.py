@@ -432,7 +432,7 @@ class ConfigTest(CliTest):
 
 
 class DoctorTest(CliTest):
-    NAMES = ["cpu cores", "memory", "huge pages", "locked memory", "disk", "adapters", "nvidia driver", "io_uring"]
+    NAMES = ["cpu cores", "memory", "huge pages", "locked memory", "disk", "adapters", "nvidia driver", "gpus", "io_uring"]
 
     def test_every_check_is_one_line(self):
         out = self.assert_succeeds(kvbm("doctor", "--disk-dir", self.folder))

@@ -60,6 +60,10 @@ class GuardedPlace {
 
   [[nodiscard]] const PhysicalLayout& layout() const { return *layout_; }
   [[nodiscard]] const LayoutConfig& config() const { return layout_->config(); }
+  /// All of it with the guards, for who has to pin it.
+  [[nodiscard]] MemoryRegion everything() const {
+    return file_.size_bytes() > 0 ? file_.region() : memory_.region();
+  }
   [[nodiscard]] bool is_file() const { return layout_->kind() == LayoutKind::kFileSlots; }
 
   /// Layers of a block in canonical order, read region by region, whatever the format is.
@@ -170,9 +174,6 @@ class GuardedPlace {
     }
   }
 
-  [[nodiscard]] MemoryRegion everything() const {
-    return file_.size_bytes() > 0 ? file_.region() : memory_.region();
-  }
   [[nodiscard]] std::vector<std::byte> read_all() const { return read(everything()); }
   void write(uint64_t offset, const std::vector<std::byte>& bytes) {
     write(everything().slice(offset, bytes.size()), bytes);

@@ -31,6 +31,8 @@ constexpr size_t kMaxFileBytes = size_t{1} << 20;
 constexpr std::array kReserved = {
     ReservedVariable{kConfigVariable, "The path of the TOML file."},
     ReservedVariable{"KVBM_SEED", "Tests: the seed of random tests."},
+    ReservedVariable{"KVBM_REQUIRE",
+                     "Tests: what must be here, such as gpu; a skip is then a failure."},
     ReservedVariable{"KVBM_MODEL_OPS", "Tests: how many operations a model test runs."},
     ReservedVariable{"KVBM_CONVERSATION_TRACE", "Tests: the path of Mooncake's trace."},
     ReservedVariable{"KVBM_BENCH_TRACE", "Benchmarks: the path of the trace to play."},

@@ -215,6 +215,7 @@ TEST(Config, AKeySetTwiceByTheProgramIsAnError) {
 TEST(Config, ReservedVariablesAndThoseOfOthersAreLeftAlone) {
   ConfigSources sources = with_file("");
   sources.environment = {{"KVBM_SEED", "1"},
+                         {"KVBM_REQUIRE", "gpu"},
                          {"KVBM_CONVERSATION_TRACE", "/trace"},
                          {"KVBM_BENCH_TRACE", "/trace"},
                          {"KVBM_MODEL_OPS", "9"},
@@ -223,7 +224,7 @@ TEST(Config, ReservedVariablesAndThoseOfOthersAreLeftAlone) {
                          {"HOME", "/"},
                          {"KVBM_CONFIG", "/no/such/file"}};
   EXPECT_EQ(error_of(sources), "no error");
-  EXPECT_THAT(error_of(with_variable("KVBM_REQUIRE", "1")), HasSubstr("there is no variable"));
+  EXPECT_THAT(error_of(with_variable("KVBM_REQUIRED", "1")), HasSubstr("there is no variable"));
   EXPECT_THAT(error_of(with_variable("KVBM_SEEDS", "1")), HasSubstr("there is no variable"));
   EXPECT_THAT(error_of(with_variable("KVBM_WITH", "1")), HasSubstr("there is no variable"));
   EXPECT_THAT(error_of(with_variable("KVBM_block_size", "1")), HasSubstr("there is no variable"));

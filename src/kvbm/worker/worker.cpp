@@ -13,6 +13,7 @@
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/text.hpp"
 #include "kvbm/memory/file_memory.hpp"
+#include "kvbm/memory/pinned_memory.hpp"
 #include "kvbm/memory/system_memory.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
 
@@ -76,8 +77,10 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   using Point = std::span<const Event>;
   struct ProvidedPlace {
     SystemMemory memory;
+    PinnedMemory pinned;  // instead, with a pinner
     FileMemory file;
   };
+  [[nodiscard]] Result<MemoryRegion> provide_host_memory(ProvidedPlace& place, uint64_t bytes);
   /// What has to happen once the lock is released.
   struct Todo {
     std::vector<std::shared_ptr<Operation>> start;
@@ -210,6 +213,19 @@ Result<PlaceSpec> Worker::Core::attach(Place place, PhysicalLayout tensors) {
   return spec;
 }
 
+Result<MemoryRegion> Worker::Core::provide_host_memory(ProvidedPlace& place, uint64_t bytes) {
+  if (options_.pinner == nullptr) {
+    KVBM_ASSIGN_OR_RETURN(place.memory, SystemMemory::create({.size_bytes = bytes,
+                                                              .huge_pages = HugePages::kAdvise}));
+    return place.memory.region();
+  }
+  KVBM_ASSIGN_OR_RETURN(
+      place.pinned, PinnedMemory::create(
+                        {.executor = executor_, .pinner = options_.pinner, .size_bytes = bytes}));
+  KVBM_TRY(place.pinned.wait_for(bytes));
+  return place.pinned.region();
+}
+
 Status Worker::Core::provide(const PlaceSpec& spec) {
   if (spec.spread != Spread::kSharded) {
     return make_error(ErrorCode::kUnsupported,
@@ -220,10 +236,8 @@ Status Worker::Core::provide(const PlaceSpec& spec) {
   if (spec.place.tier == TierId::kG2) {
     KVBM_ASSIGN_OR_RETURN(const uint64_t bytes,
                           required_bytes(config, LayoutKind::kFullyContiguous));
-    KVBM_ASSIGN_OR_RETURN(place->memory, SystemMemory::create({.size_bytes = bytes,
-                                                               .huge_pages = HugePages::kAdvise}));
-    KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout,
-                          PhysicalLayout::fully_contiguous(config, place->memory.region()));
+    KVBM_ASSIGN_OR_RETURN(const MemoryRegion region, provide_host_memory(*place, bytes));
+    KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout, PhysicalLayout::fully_contiguous(config, region));
     KVBM_TRY(add_layout(spec.place, std::move(layout)));
   } else if (spec.place.tier == TierId::kG3 && files_ != nullptr) {
     const SlotOptions slots = options_.direct_io == DirectIo::kOff ? SlotOptions{} : kDirectSlots;

@@ -20,6 +20,7 @@
 #include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/memory/file.hpp"
 #include "kvbm/memory/file_engine.hpp"
+#include "kvbm/memory/host_pinner.hpp"
 #include "kvbm/protocol/messages.hpp"
 
 namespace kvbm {
@@ -33,6 +34,9 @@ struct WorkerOptions {
   bool zero_fill = false;               ///< of them, see FileOptions
   uint32_t max_running_operations = 8;  ///< those that may start wait their turn, onboarding first
   MetricsRegistry* metrics = nullptr;   ///< borrowed; of the copies. Null: counted nowhere
+  /// Pins the places in host memory, for a device that does not copy pageable memory. Null: they
+  /// are pageable.
+  std::shared_ptr<HostPinner> pinner = nullptr;
 };
 
 /// Called once for every operation, on any thread, with no lock held.

@@ -17,6 +17,7 @@
 #include "kvbm/base/stepped_executor.hpp"
 #include "kvbm/base/thread_executor.hpp"
 
+#include "tests/support/pinner_double.hpp"
 #include "tests/support/rank_rig.hpp"
 #include "tests/support/recording_log_sink.hpp"
 #include "tests/support/seed.hpp"
@@ -254,6 +255,42 @@ TEST(Worker, ProvideRefusesWhatItCannotMake) {
   }
   EXPECT_TRUE(rig.worker->provide(good));
   EXPECT_EQ(code(good), ErrorCode::kInvalidArgument);  // twice
+}
+
+TEST(Worker, ProvidesPinnedHostMemoryForADeviceThatTakesNoOther) {
+  RecordingLogSink log;
+  ThreadExecutor executor(log);
+  testing::RankRig rig(executor, log);
+  const auto pinner = std::make_shared<testing::PinnerDouble>();
+  auto worker = Worker::create({.rank = RankId(0),
+                                .worker = WorkerId(0),
+                                .model = testing::rig_model(1),
+                                .disk_directory = "",
+                                .pinner = pinner},
+                               *rig.device, nullptr, executor, log);
+  ASSERT_TRUE(worker);
+  PlaceSpec host{.place = kHost,
+                 .owner = Owner::kKvbm,
+                 .spread = Spread::kSharded,
+                 .num_blocks = 4,
+                 .rank_block_bytes = kRigBlockBytes};
+  ASSERT_TRUE((*worker)->provide(host));
+  ASSERT_EQ(pinner->pinned().size(), 1u);
+  EXPECT_EQ(pinner->pinned()[0].size_bytes, 4 * kRigBlockBytes);
+  worker->reset();
+  EXPECT_TRUE(pinner->pinned().empty());
+
+  pinner->refuse_from = 0;
+  worker = Worker::create({.rank = RankId(0),
+                           .worker = WorkerId(0),
+                           .model = testing::rig_model(1),
+                           .disk_directory = "",
+                           .pinner = pinner},
+                          *rig.device, nullptr, executor, log);
+  ASSERT_TRUE(worker);
+  const Status refused = (*worker)->provide(host);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code(), ErrorCode::kDevice);
 }
 
 TEST(Worker, CreateRefusesAModelOrOptionsThatCannotWork) {

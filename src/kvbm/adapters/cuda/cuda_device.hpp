@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// CudaDevice: an NVIDIA GPU as a Device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kvbm/base/executor.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/device/device.hpp"
+#include "kvbm/memory/host_pinner.hpp"
+
+namespace kvbm {
+
+/// A GPU as `kvbm doctor` tells it; no context is made on it.
+struct CudaDeviceInfo {
+  int32_t ordinal = 0;
+  std::string name = {};
+  int32_t sm = 0;  ///< compute capability: 90 is 9.0
+  uint64_t total_bytes = 0;
+  std::string pci_address = {};
+  std::optional<uint32_t> numa_node = std::nullopt;  ///< where the machine has nodes
+  int32_t driver_version = 0;                        ///< of CUDA: 13000 is 13.0
+  int32_t runtime_version = 0;
+  bool has_memcpy_batch = false;  ///< in this build and in the running driver
+};
+
+struct CudaDeviceOptions {
+  Executor& executor;  ///< with threads of its own: a SteppedExecutor cannot drive a GPU
+  int32_t ordinal = 0;
+  size_t num_threads = 2;     ///< that run launched tasks, and operations that waited on the host
+  size_t max_streams = 256;   ///< that exist at the same time, adopted ones among them
+  size_t max_queued = 65536;  ///< operations of one stream; full: the call fails with kExhausted
+  uint64_t pool_reserve_bytes = uint64_t{64} << 20;      ///< taken at once for small allocations
+  uint64_t pool_release_threshold = uint64_t{64} << 20;  ///< what the pool keeps of what comes back
+};
+
+/// A native stream for each stream. What depends on the GPU alone (copies, events of CUDA devices)
+/// is put on it within the call. A stream that has to wait for the host (an event of another
+/// origin, a launched task) keeps what follows in a queue of its own until the host is there, so
+/// that no native stream of ours ever waits for the host: streams share hardware queues, and one
+/// that waits in there may hold up the very copy that it waits for.
+///
+/// Completions: one thread asks the oldest event of each stream, spins shortly and then sleeps at
+/// most 50 µs; without anything to watch it sleeps for good. Callbacks run there.
+///
+/// An adopted stream is the engine's own. Everything goes on it at once, and where it has to wait
+/// for the host it waits in the GPU for a word of memory that the host writes. A GPU has few
+/// hardware queues (CUDA_DEVICE_MAX_CONNECTIONS, 8): while as many streams wait like that, kernels
+/// of all streams are held up behind them; copies are not.
+///
+/// Memory: host memory is pinned memory; any other the driver would copy on the calling thread.
+/// Copies: kEngine. A batch becomes rectangles, plain copies and at most one batch of the driver. A
+/// rectangle of rows of 256 bytes and more has the full rate of the link.
+///
+/// After an error that a CUDA context does not survive, everything queued and every later call
+/// fails as kDevice.
+class CudaDevice final : public Device {
+ public:
+  /// Errors: kUnavailable (no driver, no GPU), kUnsupported (too old a driver), kNotFound (no such
+  /// ordinal), kInvalidArgument (an option that is zero), kExhausted (no thread, no memory),
+  /// kDevice.
+  [[nodiscard]] static Result<std::unique_ptr<CudaDevice>> create(const CudaDeviceOptions& options);
+  ~CudaDevice() override;
+
+  /// The GPUs that this process may use. Errors: kUnavailable, kUnsupported, kDevice, as create().
+  [[nodiscard]] static Result<std::vector<CudaDeviceInfo>> find_all();
+
+  /// The name of an engine's native stream (its cudaStream_t; 0 is the default stream). The same
+  /// stream has the same name until destroy_stream(), which leaves the native stream alone.
+  /// Ownership: the engine's; it destroys the stream after destroy_stream() and after the events of
+  /// it are done. A stream that records a graph is refused by every operation, as kRejected.
+  /// Errors: kInvalidArgument (a stream of another GPU), kExhausted.
+  [[nodiscard]] Result<StreamRef> adopt_stream(uintptr_t native_stream, std::string_view name);
+
+  /// For PinnedMemory that this device copies; the memory may outlive the device.
+  [[nodiscard]] std::shared_ptr<HostPinner> pinner() const;
+
+  [[nodiscard]] DeviceInfo info() const override;
+  [[nodiscard]] Result<StreamRef> create_stream(std::string_view name) override;
+  Status destroy_stream(StreamRef stream) override;
+  /// Up to pool_reserve_bytes from the pool. A larger one is an allocation of its own, and its end
+  /// waits for the GPU.
+  [[nodiscard]] Result<DeviceMemory> allocate(uint64_t size_bytes, uint64_t alignment) override;
+  Status copy(StreamRef stream, StridedCopyBatch batch) override;
+  Status launch(StreamRef stream, StreamTask task) override;
+  [[nodiscard]] Event record(StreamRef stream) override;
+  Status wait(StreamRef stream, const Event& event) override;
+  [[nodiscard]] Executor& executor() const noexcept override;
+
+ private:
+  class Core;
+
+  explicit CudaDevice(std::shared_ptr<Core> core);
+
+  std::shared_ptr<Core> core_;
+};
+
+}  // namespace kvbm

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contract of devices, kept by CudaDevice.
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+
+#include "kvbm/adapters/cuda/cuda_device.hpp"
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/thread_executor.hpp"
+
+#include "tests/contract/device_contract.hpp"
+
+namespace kvbm::testing {
+namespace {
+
+class CudaDeviceHarness {
+ public:
+  CudaDeviceHarness() {
+    auto device = CudaDevice::create({.executor = executor_});
+    if (device) {
+      device_ = *std::move(device);
+    } else {
+      missing_ = device.error().message();
+    }
+  }
+
+  [[nodiscard]] const std::optional<std::string>& missing() const { return missing_; }
+  [[nodiscard]] Executor& executor() { return executor_; }
+  [[nodiscard]] Device& device() { return *device_; }
+  void destroy_device() { device_.reset(); }
+  void upload(std::byte* to, std::span<const std::byte> from) {
+    copy(to, from.data(), from.size());
+  }
+  void download(std::span<std::byte> to, const std::byte* from) {
+    copy(to.data(), from, to.size());
+  }
+
+ private:
+  static void copy(void* to, const void* from, size_t bytes) {
+    if (::cudaMemcpy(to, from, bytes, cudaMemcpyDefault) != cudaSuccess) {
+      throw std::runtime_error("cudaMemcpy");
+    }
+    // A copy from pageable memory may return before it has arrived.
+    if (::cudaStreamSynchronize(nullptr) != cudaSuccess) throw std::runtime_error("synchronize");
+  }
+
+  NullLogSink log_;
+  ThreadExecutor executor_{log_};
+  std::unique_ptr<CudaDevice> device_;
+  std::optional<std::string> missing_;
+};
+
+INSTANTIATE_TYPED_TEST_SUITE_P(CudaDeviceOnAGpu, DeviceContract, CudaDeviceHarness);
+
+}  // namespace
+}  // namespace kvbm::testing

@@ -1,0 +1,560 @@
+// SPDX-License-Identifier: Apache-2.0
+// What CudaDevice has beside its contract: adopted streams, pinned memory, many events, a lost GPU.
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "kvbm/adapters/cuda/cuda_device.hpp"
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/random.hpp"
+#include "kvbm/base/thread_executor.hpp"
+#include "kvbm/base/units.hpp"
+#include "kvbm/memory/pinned_memory.hpp"
+
+#include "tests/support/error_code.hpp"
+#include "tests/support/require.hpp"
+
+namespace kvbm {
+namespace {
+
+using std::chrono::seconds;
+using testing::code_of;
+
+/// An engine's own stream.
+class EngineStream {
+ public:
+  EngineStream() {
+    EXPECT_EQ(::cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
+  }
+  ~EngineStream() { ::cudaStreamDestroy(stream_); }
+  EngineStream(const EngineStream&) = delete;
+  EngineStream& operator=(const EngineStream&) = delete;
+
+  [[nodiscard]] cudaStream_t native() const { return stream_; }
+  [[nodiscard]] uintptr_t handle() const { return reinterpret_cast<uintptr_t>(stream_); }
+  void fill(const DeviceMemory& memory, int value) {
+    ASSERT_EQ(::cudaMemsetAsync(memory.data(), value, memory.size_bytes(), stream_), cudaSuccess);
+  }
+  [[nodiscard]] bool idle() const { return ::cudaStreamQuery(stream_) == cudaSuccess; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+class CudaDeviceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto device = CudaDevice::create({.executor = executor_});
+    if (!device) KVBM_SKIP("gpu", device.error().message());
+    device_ = *std::move(device);
+    ASSERT_EQ(::cudaSetDevice(0), cudaSuccess);
+  }
+
+  [[nodiscard]] TimePoint soon() const { return executor_.clock().now() + seconds(60); }
+
+  [[nodiscard]] PinnedMemory pinned(uint64_t size_bytes, uint64_t slice_bytes = 256 * kMiB) {
+    auto memory = PinnedMemory::create({.executor = executor_,
+                                        .pinner = device_->pinner(),
+                                        .size_bytes = size_bytes,
+                                        .slice_bytes = slice_bytes})
+                      .value();
+    const Status ready = memory.wait_for(size_bytes, soon());
+    EXPECT_TRUE(ready) << ready.error();
+    return memory;
+  }
+
+  [[nodiscard]] DeviceMemory memory(uint64_t size_bytes) {
+    return device_->allocate(size_bytes, 256).value();
+  }
+
+  [[nodiscard]] static StridedCopyBatch plain_copy(const std::byte* from, std::byte* to,
+                                                   uint64_t bytes) {
+    return {.from = make_block_list({BlockId(0)}),
+            .to = make_block_list({BlockId(0)}),
+            .pieces = {{.src = from, .dst = to, .bytes = bytes}},
+            .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
+  }
+
+  [[nodiscard]] static std::vector<std::byte> content(const DeviceMemory& memory) {
+    std::vector<std::byte> bytes(memory.size_bytes());
+    EXPECT_EQ(::cudaMemcpy(bytes.data(), memory.data(), bytes.size(), cudaMemcpyDeviceToHost),
+              cudaSuccess);
+    return bytes;
+  }
+
+  NullLogSink log_;
+  ThreadExecutor executor_{log_};
+  std::deque<EngineStream> engines_;  // outlive the device
+  std::unique_ptr<CudaDevice> device_;
+};
+
+TEST_F(CudaDeviceTest, DescribesTheGpu) {
+  const auto all = CudaDevice::find_all().value();
+  ASSERT_FALSE(all.empty());
+  EXPECT_EQ(all[0].name, device_->info().name);
+  EXPECT_GE(all[0].sm, 70);
+  EXPECT_GT(all[0].total_bytes, kGiB);
+  EXPECT_EQ(all[0].pci_address.size(), 12u);
+  EXPECT_GE(all[0].driver_version, 12000);
+  EXPECT_EQ(device_->info().kind, DeviceKind::kCuda);
+  EXPECT_FALSE(device_->info().capabilities.host_accessible);
+  EXPECT_EQ(code_of(CudaDevice::create(
+                {.executor = executor_, .ordinal = static_cast<int32_t>(all.size())})),
+            ErrorCode::kNotFound);
+  EXPECT_EQ(code_of(CudaDevice::create({.executor = executor_, .ordinal = -1})),
+            ErrorCode::kNotFound);
+}
+
+TEST_F(CudaDeviceTest, LeavesTheContextOfTheCallerAlone) {
+  int ordinal = -1;
+  ASSERT_EQ(::cudaSetDevice(0), cudaSuccess);
+  const StreamRef stream = device_->create_stream("s").value();
+  static_cast<void>(memory(64));
+  EXPECT_TRUE(device_->synchronize(stream, soon()));
+  EXPECT_EQ(::cudaGetDevice(&ordinal), cudaSuccess);
+  EXPECT_EQ(ordinal, 0);
+  EXPECT_EQ(::cudaGetLastError(), cudaSuccess);
+}
+
+TEST_F(CudaDeviceTest, MemoryOfAllSizesComesBack) {
+  const uint64_t before = device_->info().free_bytes;
+  for (int round = 0; round < 3; ++round) {
+    std::vector<DeviceMemory> all;
+    for (const uint64_t size : {kKiB, 3 * kMiB, 64 * kMiB, 65 * kMiB, kGiB}) {
+      all.push_back(memory(size));
+      const auto bytes = content(all.back());
+      EXPECT_TRUE(std::ranges::all_of(bytes, [](std::byte b) { return b == std::byte{0}; }));
+      ASSERT_EQ(::cudaMemset(all.back().data(), 0xff, size), cudaSuccess);
+    }
+    EXPECT_LT(device_->info().free_bytes, before - kGiB);
+  }
+  EXPECT_GE(device_->info().free_bytes + 256 * kMiB, before);
+}
+
+TEST_F(CudaDeviceTest, PinnedMemoryIsCopiedAcrossItsSlices) {
+  constexpr uint64_t kSize = 24 * kMiB;
+  const PinnedMemory host = pinned(kSize, 2 * kMiB);
+  const PinnedMemory back = pinned(kSize, 4 * kMiB);
+  Random random(1);
+  for (uint64_t at = 0; at < kSize; at += 8) {
+    const uint64_t word = random.uniform(UINT64_MAX);
+    std::memcpy(host.data() + at, &word, 8);
+  }
+  const DeviceMemory device = memory(kSize);
+  const StreamRef stream = device_->create_stream("s").value();
+  const StridedCopyBatch down = plain_copy(host.data(), device.data(), kSize);
+  ASSERT_TRUE(device_->copy(stream, down));
+  // Rows that straddle every end of a slice.
+  StridedCopyBatch up = plain_copy(device.data(), back.data(), 4000);
+  up.pieces[0].src_block_stride = up.pieces[0].dst_block_stride = 5000;
+  std::vector<BlockId> ids;
+  for (uint32_t i = 0; i < kSize / 5000; ++i) ids.emplace_back(i);
+  up.from = up.to = make_block_list(ids);
+  ASSERT_TRUE(device_->copy(stream, up));
+  const Status done = device_->synchronize(stream, soon());
+  ASSERT_TRUE(done) << done.error();
+  EXPECT_EQ(*down.bytes_moved, kSize);
+  EXPECT_EQ(*up.bytes_moved, 4000 * ids.size());
+  const std::vector<std::byte> landed = content(device);
+  EXPECT_EQ(std::memcmp(landed.data(), host.data(), kSize), 0);
+  for (const BlockId id : ids) {
+    const uint64_t at = id.value() * 5000;
+    ASSERT_EQ(std::memcmp(back.data() + at, host.data() + at, 4000), 0) << id.value();
+    ASSERT_EQ(back.data()[at + 4000], std::byte{0}) << id.value();
+  }
+}
+
+TEST_F(CudaDeviceTest, PinnedMemoryIsUsedBeforeItsLastSliceIsPinned) {
+  constexpr uint64_t kSize = 4 * kGiB;
+  auto memory = PinnedMemory::create({.executor = executor_,
+                                      .pinner = device_->pinner(),
+                                      .size_bytes = kSize,
+                                      .slice_bytes = 32 * kMiB})
+                    .value();
+  const DeviceMemory device = this->memory(kMiB);
+  const StreamRef stream = device_->create_stream("s").value();
+  ASSERT_TRUE(memory.wait_for(kMiB, soon()));
+  EXPECT_LT(memory.ready_bytes(), kSize) << "4 GiB were pinned at once";
+  std::memset(memory.data(), 0x5a, kMiB);
+  ASSERT_TRUE(device_->copy(stream, plain_copy(memory.data(), device.data(), kMiB)));
+  ASSERT_TRUE(device_->synchronize(stream, soon()));
+  EXPECT_EQ(content(device), std::vector<std::byte>(kMiB, std::byte{0x5a}));
+  ASSERT_TRUE(memory.wait_for(kSize, soon()));
+}
+
+TEST_F(CudaDeviceTest, MemoryIsUnpinnedAtTheEnd) {
+  PinnedMemory first = pinned(4 * kMiB, 2 * kMiB);
+  std::byte* const data = first.data();
+  cudaPointerAttributes attributes{};
+  ASSERT_EQ(::cudaPointerGetAttributes(&attributes, data), cudaSuccess);
+  EXPECT_EQ(attributes.type, cudaMemoryTypeHost);
+  first = PinnedMemory();
+  ASSERT_EQ(::cudaPointerGetAttributes(&attributes, data), cudaSuccess);
+  EXPECT_EQ(attributes.type, cudaMemoryTypeUnregistered);
+}
+
+TEST_F(CudaDeviceTest, PinnedMemoryOutlivesItsDevice) {
+  PinnedMemory host = pinned(4 * kMiB);
+  device_.reset();
+  host = PinnedMemory();
+}
+
+TEST_F(CudaDeviceTest, ARefusedCopyComesBackFromTheCall) {
+  const StreamRef stream = device_->create_stream("s").value();
+  const DeviceMemory small = memory(65 * kMiB);
+  const DeviceMemory large = memory(512 * kMiB);
+  // Beyond the end of what it begins in.
+  const Status refused =
+      device_->copy(stream, plain_copy(small.data(), large.data(), large.size_bytes()));
+  EXPECT_EQ(code_of(refused), ErrorCode::kInvalidArgument);
+  EXPECT_TRUE(device_->synchronize(stream, soon()));
+  EXPECT_EQ(::cudaGetLastError(), cudaSuccess) << "the engine would find our error";
+}
+
+TEST_F(CudaDeviceTest, TheEndOfCopiesIsToldWithoutAnEventToo) {
+  const StreamRef stream = device_->create_stream("s").value();
+  const PinnedMemory host = pinned(kMiB);
+  const DeviceMemory device = memory(kMiB);
+  StridedCopyBatch copy = plain_copy(host.data(), device.data(), kMiB);
+  EventSource ended = device_->create_event();
+  struct End {
+    EventSource* source;
+    std::atomic<uint64_t> moved{0};
+    ~End() { source->signal(); }
+  };
+  auto end = std::make_shared<End>();
+  end->source = &ended;
+  const Event event = ended.event();
+  copy.bytes_moved = std::shared_ptr<std::atomic<uint64_t>>(end, &end->moved);
+  const std::weak_ptr<End> weak = end;
+  end.reset();
+  ASSERT_TRUE(device_->copy(stream, std::move(copy)));
+  EXPECT_TRUE(event.wait(soon()));
+  EXPECT_TRUE(weak.expired());
+}
+
+TEST_F(CudaDeviceTest, AnyNumberOfTransfersIsOnItsWay) {
+  constexpr size_t kStreams = 8;
+  constexpr uint32_t kCopies = 4000;  // of each stream
+  constexpr uint64_t kBytes = 4096;
+  const PinnedMemory host = pinned(kStreams * kCopies * kBytes);
+  const DeviceMemory device = memory(kStreams * kCopies * kBytes);
+  for (uint64_t at = 0; at < host.size_bytes(); at += 8) std::memcpy(host.data() + at, &at, 8);
+  std::vector<StreamRef> streams;
+  for (size_t i = 0; i < kStreams; ++i) streams.push_back(device_->create_stream("s").value());
+  std::vector<Event> events;
+  std::atomic<size_t> told{0};
+  for (uint32_t k = 0; k < kCopies; ++k) {
+    for (size_t i = 0; i < kStreams; ++i) {
+      const uint64_t at = (i * kCopies + k) * kBytes;
+      ASSERT_TRUE(
+          device_->copy(streams[i], plain_copy(host.data() + at, device.data() + at, kBytes)));
+      events.push_back(device_->record(streams[i]));
+      events.back().on_done([&told](const Status& status) noexcept { told += status ? 1 : 0; });
+    }
+  }
+  for (const Event& event : events) ASSERT_TRUE(event.wait(soon()));
+  for (const StreamRef stream : streams) ASSERT_TRUE(device_->synchronize(stream, soon()));
+  EXPECT_EQ(told, kStreams * kCopies);
+  const std::vector<std::byte> landed = content(device);
+  EXPECT_EQ(std::memcmp(landed.data(), host.data(), landed.size()), 0);
+}
+
+// --- adopted streams
+// -------------------------------------------------------------------------------
+
+TEST_F(CudaDeviceTest, AnEngineStreamHasOneNameUntilItIsLetGo) {
+  const EngineStream& engine = engines_.emplace_back();
+  const EngineStream& other = engines_.emplace_back();
+  const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
+  EXPECT_EQ(device_->adopt_stream(engine.handle(), "again").value(), stream);
+  EXPECT_NE(device_->adopt_stream(other.handle(), "other").value(), stream);
+  EXPECT_NE(device_->adopt_stream(0, "default").value(), stream);
+  ASSERT_TRUE(device_->destroy_stream(stream));
+  EXPECT_EQ(code_of(device_->wait(stream, Event())), ErrorCode::kNotFound);
+  EXPECT_NE(device_->adopt_stream(engine.handle(), "engine").value(), stream);
+  EXPECT_TRUE(engine.idle()) << "the native stream is still there";
+}
+
+TEST_F(CudaDeviceTest, OurWorkOnAnEngineStreamIsInTheOrderOfTheEngine) {
+  EngineStream& engine = engines_.emplace_back();
+  const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
+  constexpr uint64_t kSize = 32 * kMiB;
+  const DeviceMemory device = memory(kSize);
+  const PinnedMemory host = pinned(kSize);
+  for (int round = 1; round < 20; ++round) {
+    engine.fill(device, round);
+    ASSERT_TRUE(device_->copy(stream, plain_copy(device.data(), host.data(), kSize)));
+    const Event copied = device_->record(stream);
+    engine.fill(device, 0xee);
+    ASSERT_TRUE(copied.wait(soon()));
+    ASSERT_EQ(host.data()[0], static_cast<std::byte>(round));
+    ASSERT_EQ(host.data()[kSize - 1], static_cast<std::byte>(round));
+  }
+}
+
+TEST_F(CudaDeviceTest, TheDefaultStreamIsAdoptedToo) {
+  const StreamRef stream = device_->adopt_stream(0, "default").value();
+  const DeviceMemory device = memory(8 * kMiB);
+  const PinnedMemory host = pinned(8 * kMiB);
+  ASSERT_EQ(::cudaMemsetAsync(device.data(), 7, device.size_bytes(), nullptr), cudaSuccess);
+  StridedCopyBatch copy = plain_copy(device.data(), host.data(), 1000);
+  copy.pieces[0].src_block_stride = copy.pieces[0].dst_block_stride = 1024;
+  copy.from = copy.to =
+      make_block_list({BlockId(9), BlockId(3), BlockId(7), BlockId(1), BlockId(0)});
+  ASSERT_TRUE(device_->copy(stream, copy));
+  ASSERT_TRUE(device_->synchronize(stream, soon()));
+  for (const BlockId id : *copy.from) EXPECT_EQ(host.data()[id.value() * 1024 + 999], std::byte{7});
+}
+
+TEST_F(CudaDeviceTest, AnEngineStreamWaitsForTheHostWithoutTheHostWaiting) {
+  EngineStream& engine = engines_.emplace_back();
+  const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
+  const DeviceMemory device = memory(kMiB);
+  std::vector<EventSource> gates;
+  for (int i = 0; i < 5; ++i) {
+    gates.push_back(device_->create_event());
+    ASSERT_TRUE(device_->wait(stream, gates.back().event()));
+  }
+  engine.fill(device, 1);  // the engine's own work waits as well
+  const Event end = device_->record(stream);
+  // In an order that is not theirs: the stream goes on after the last.
+  for (const size_t i : {3, 0, 4, 1}) {
+    gates[i].signal();
+    EXPECT_FALSE(engine.idle());
+    EXPECT_FALSE(end.done());
+  }
+  gates[2].signal();
+  ASSERT_TRUE(end.wait(soon()));
+  ASSERT_EQ(::cudaStreamSynchronize(engine.native()), cudaSuccess);
+  EXPECT_EQ(content(device), std::vector<std::byte>(kMiB, std::byte{1}));
+}
+
+TEST_F(CudaDeviceTest, AFailedWaitOfAnEngineStreamFailsTheEventOfItsTime) {
+  EngineStream& engine = engines_.emplace_back();
+  const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
+  EventSource first = device_->create_event();
+  EventSource second = device_->create_event();
+  EventSource third = device_->create_event();
+  ASSERT_TRUE(device_->wait(stream, first.event()));
+  const Event before = device_->record(stream);
+  ASSERT_TRUE(device_->wait(stream, second.event()));
+  ASSERT_TRUE(device_->wait(stream, third.event()));
+  const Event failed = device_->record(stream);
+  const Event again = device_->record(stream);
+  ASSERT_TRUE(device_->launch(stream, []() -> Status { return {}; }));
+  const Event after = device_->record(stream);
+  // A stream of ours behind it hears of the failure too.
+  const StreamRef own = device_->create_stream("own").value();
+  ASSERT_TRUE(device_->wait(own, failed));
+  const Event behind = device_->record(own);
+
+  third.signal(make_error(ErrorCode::kCorrupt, "later in the stream, earlier in time"));
+  second.signal(make_error(ErrorCode::kIo, "as the test asked"));
+  EXPECT_FALSE(before.done());
+  first.signal();
+  EXPECT_TRUE(before.wait(soon()));
+  EXPECT_EQ(code_of(failed.wait(soon())), ErrorCode::kIo);
+  EXPECT_EQ(code_of(again.wait(soon())), ErrorCode::kIo);
+  EXPECT_TRUE(after.wait(soon()));
+  EXPECT_EQ(code_of(behind.wait(soon())), ErrorCode::kIo);
+}
+
+TEST_F(CudaDeviceTest, TasksOnAnEngineStreamRunBetweenWhatTheEngineDoes) {
+  EngineStream& engine = engines_.emplace_back();
+  const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
+  constexpr uint64_t kSize = 16 * kMiB;
+  const DeviceMemory device = memory(kSize);
+  const PinnedMemory host = pinned(kSize);
+  std::vector<int> seen;
+  for (int round = 1; round <= 30; ++round) {
+    engine.fill(device, round);
+    ASSERT_EQ(::cudaMemcpyAsync(host.data(), device.data(), kSize, cudaMemcpyDeviceToHost,
+                                engine.native()),
+              cudaSuccess);
+    ASSERT_TRUE(device_->launch(stream, [&]() -> Status {
+      seen.push_back(static_cast<int>(host.data()[kSize - 1]));
+      return {};
+    }));
+  }
+  ASSERT_TRUE(device_->synchronize(stream, soon()));
+  ASSERT_EQ(seen.size(), 30u);
+  for (int round = 1; round <= 30; ++round) EXPECT_EQ(seen[static_cast<size_t>(round - 1)], round);
+  ASSERT_TRUE(device_->launch(
+      stream, []() -> Status { return make_error(ErrorCode::kIo, "as the test asked"); }));
+  EXPECT_EQ(code_of(device_->synchronize(stream, soon())), ErrorCode::kIo);
+  ASSERT_TRUE(device_->launch(stream, []() -> Status { return {}; }));
+  EXPECT_TRUE(device_->synchronize(stream, soon()));
+}
+
+TEST_F(CudaDeviceTest, EngineAndOurStreamsOrderEachOtherByEvents) {
+  EngineStream& engine = engines_.emplace_back();
+  const StreamRef compute = device_->adopt_stream(engine.handle(), "engine").value();
+  const StreamRef own = device_->create_stream("own").value();
+  constexpr uint64_t kSize = 64 * kMiB;
+  const DeviceMemory device = memory(kSize);
+  const PinnedMemory host = pinned(kSize);
+  for (int round = 1; round < 10; ++round) {
+    engine.fill(device, round);  // compute writes, we store, compute writes again
+    const Event written = device_->record(compute);
+    ASSERT_NE(written.native(), nullptr);
+    ASSERT_TRUE(device_->wait(own, written));
+    ASSERT_TRUE(device_->copy(own, plain_copy(device.data(), host.data(), kSize)));
+    const Event stored = device_->record(own);
+    ASSERT_TRUE(device_->wait(compute, stored));
+    engine.fill(device, 0xee);
+    ASSERT_TRUE(stored.wait(soon()));
+    ASSERT_EQ(host.data()[0], static_cast<std::byte>(round));
+    ASSERT_EQ(host.data()[kSize - 1], static_cast<std::byte>(round));
+  }
+}
+
+TEST_F(CudaDeviceTest, EngineStreamsThatWaitForTheHostDoNotHoldUpOurCopies) {
+  // What the engine waits for may be a copy of ours: if it were held up, nothing would ever end.
+  constexpr size_t kEngines = 40;
+  EventSource gate = device_->create_event();
+  const DeviceMemory device = memory(kMiB);
+  const PinnedMemory host = pinned(kMiB);
+  for (size_t i = 0; i < kEngines; ++i) {
+    const EngineStream& engine = engines_.emplace_back();
+    const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
+    ASSERT_TRUE(device_->wait(stream, gate.event()));
+  }
+  for (int i = 0; i < 16; ++i) {
+    const StreamRef own = device_->create_stream("own").value();
+    ASSERT_TRUE(device_->copy(own, plain_copy(host.data(), device.data(), kMiB)));
+    ASSERT_TRUE(device_->copy(own, plain_copy(device.data(), host.data(), kMiB)));
+    EXPECT_TRUE(device_->synchronize(own, executor_.clock().now() + seconds(10)));
+  }
+  for (const EngineStream& engine : engines_) EXPECT_FALSE(engine.idle());
+  gate.signal();
+  for (const EngineStream& engine : engines_) {
+    EXPECT_EQ(::cudaStreamSynchronize(engine.native()), cudaSuccess);
+  }
+}
+
+TEST_F(CudaDeviceTest, AStreamThatRecordsAGraphIsRefusedAndTheGraphIsGood) {
+  EngineStream& engine = engines_.emplace_back();
+  const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
+  const StreamRef own = device_->create_stream("own").value();
+  const DeviceMemory device = memory(kMiB);
+  const PinnedMemory host = pinned(kMiB);
+  ASSERT_EQ(::cudaStreamBeginCapture(engine.native(), cudaStreamCaptureModeGlobal), cudaSuccess);
+  engine.fill(device, 3);
+  EXPECT_EQ(code_of(device_->copy(stream, plain_copy(device.data(), host.data(), 64))),
+            ErrorCode::kRejected);
+  EXPECT_EQ(code_of(device_->wait(stream, Event())), ErrorCode::kRejected);
+  EXPECT_EQ(code_of(device_->record(stream).wait(soon())), ErrorCode::kRejected);
+  EXPECT_EQ(code_of(device_->launch(stream, []() -> Status { return {}; })), ErrorCode::kRejected);
+  // Work elsewhere goes on meanwhile, and does not break the capture.
+  EXPECT_TRUE(device_->copy(own, plain_copy(host.data(), device.data(), 64)));
+  EXPECT_TRUE(device_->synchronize(own, soon()));
+  static_cast<void>(memory(kMiB));
+  cudaGraph_t graph = nullptr;
+  EXPECT_EQ(::cudaStreamEndCapture(engine.native(), &graph), cudaSuccess);
+  if (graph != nullptr) ::cudaGraphDestroy(graph);
+  EXPECT_TRUE(device_->synchronize(stream, soon()));
+}
+
+TEST_F(CudaDeviceTest, ADeviceThatIsDestroyedLeavesNoEngineWaiting) {
+  EngineStream& engine = engines_.emplace_back();
+  const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
+  const DeviceMemory device = memory(kMiB);
+  std::optional<EventSource> gate(device_->create_event());
+  ASSERT_TRUE(device_->wait(stream, gate->event()));
+  engine.fill(device, 5);
+  const Event end = device_->record(stream);
+  device_.reset();
+  ASSERT_TRUE(end.done());
+  EXPECT_EQ(code_of(end.status()), ErrorCode::kCancelled);
+  EXPECT_EQ(::cudaStreamSynchronize(engine.native()), cudaSuccess);
+  gate->signal();
+}
+
+// --- the end of a GPU
+// ------------------------------------------------------------------------------
+
+/// Loses the context: a kernel that traps, from text that the driver compiles.
+bool trap() {
+  constexpr const char* kSource =
+      ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry stop() { trap; }\n";
+  void* const library = ::dlopen("libcuda.so.1", RTLD_NOW);
+  const auto load =
+      reinterpret_cast<int (*)(void**, const void*)>(::dlsym(library, "cuModuleLoadData"));
+  const auto find = reinterpret_cast<int (*)(void**, void*, const char*)>(
+      ::dlsym(library, "cuModuleGetFunction"));
+  const auto run = reinterpret_cast<int (*)(void*, unsigned, unsigned, unsigned, unsigned, unsigned,
+                                            unsigned, unsigned, void*, void**, void**)>(
+      ::dlsym(library, "cuLaunchKernel"));
+  void* module = nullptr;
+  void* kernel = nullptr;
+  return load(&module, kSource) == 0 && find(&kernel, module, "stop") == 0 &&
+         run(kernel, 1, 1, 1, 1, 1, 1, 0, nullptr, nullptr, nullptr) == 0;
+}
+
+/// 0 if all went as it should; runs in a process of its own.
+int lose_a_gpu() {
+  NullLogSink log;
+  ThreadExecutor executor(log);
+  auto device = CudaDevice::create({.executor = executor}).value();
+  const TimePoint soon = executor.clock().now() + seconds(60);
+  const DeviceMemory memory = device->allocate(kMiB, 256).value();
+  const StreamRef stream = device->create_stream("s").value();
+  const StreamRef held = device->create_stream("held").value();
+  EventSource gate = device->create_event();
+  if (!device->wait(held, gate.event())) return 2;
+  const Event behind = device->record(held);
+  if (::cudaSetDevice(0) != cudaSuccess || !trap()) return 3;
+  static_cast<void>(::cudaDeviceSynchronize());
+  std::vector<Event> events;
+  std::atomic<int> told{0};
+  for (int i = 0; i < 10; ++i) {
+    events.push_back(device->record(stream));
+    events.back().on_done([&told](const Status&) noexcept { ++told; });
+  }
+  for (const Event& event : events) {
+    // The first record of an idle stream repeats its outcome without asking the GPU.
+    const Status status = event.wait(soon);
+    if (!status && status.error().code() != ErrorCode::kDevice) return 4;
+  }
+  StridedCopyBatch copy{.from = make_block_list({BlockId(0)}),
+                        .to = make_block_list({BlockId(0)}),
+                        .pieces = {{.src = memory.data(), .dst = memory.data() + 64, .bytes = 64}}};
+  Status copied = device->copy(stream, copy);
+  if (copied) copied = device->synchronize(stream, soon);
+  if (copied || copied.error().code() != ErrorCode::kDevice) return 5;
+  if (told != 10) return 6;
+  bool ran = false;
+  static_cast<void>(device->launch(held, [&ran]() -> Status {
+    ran = true;
+    return {};
+  }));
+  gate.signal();
+  static_cast<void>(behind.wait(soon));
+  if (!behind.done()) return 7;
+  if (device->allocate(64, 1)) return 8;
+  device.reset();
+  return 0;
+}
+
+TEST(CudaDeviceDeathTest, AGpuThatIsLostFailsEverythingOnceAsDevice) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  if (const auto found = CudaDevice::find_all(); !found) KVBM_SKIP("gpu", found.error().message());
+  EXPECT_EXIT(std::_Exit(lose_a_gpu()), ::testing::ExitedWithCode(0), "");
+}
+
+}  // namespace
+}  // namespace kvbm

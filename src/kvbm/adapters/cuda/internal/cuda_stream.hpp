@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// CudaStream: the state of one stream of a CudaDevice.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "kvbm/adapters/cuda/internal/cuda_events.hpp"
+#include "kvbm/adapters/cuda/internal/ring.hpp"
+#include "kvbm/base/completion.hpp"
+#include "kvbm/base/mutex.hpp"
+#include "kvbm/device/device.hpp"
+
+namespace kvbm::internal {
+
+struct QueuedCopy {
+  StridedCopyBatch batch;
+};
+struct QueuedLaunch {
+  StreamTask task;
+};
+struct QueuedRecord {
+  CompletionSource source;
+};
+struct QueuedWait {
+  Event event;
+};
+using CudaOperation = std::variant<QueuedCopy, QueuedLaunch, QueuedRecord, QueuedWait>;
+
+/// A batch on its way: the counter grows when it has arrived, and is let go of when it has ended.
+struct Arrival {
+  std::shared_ptr<std::atomic<uint64_t>> counter;
+  uint64_t bytes = 0;
+};
+
+/// A recorded event that somebody waits for, and what follows from it.
+struct CudaMark {
+  std::shared_ptr<NativeCudaEvent> event;
+  std::vector<Arrival> arrivals;
+  std::optional<CompletionSource> source;  ///< of record()
+  Status outcome;                          ///< what `source` resolves with, unless the GPU failed
+  uint64_t segment = 0;                    ///< the operations between two records that it tells of
+  StreamTask task;                         ///< of launch() on an adopted stream
+  uint64_t gate = 0;                       ///< that the end of the task opens
+  bool resumes = false;                    ///< the stream goes on with what is queued on the host
+};
+
+/// A wait of an adopted stream for the host, in the order of the native stream.
+struct CudaGate {
+  uint64_t segment = 0;
+  bool is_open = false;
+  Status outcome;
+};
+
+/// Threads: see the members.
+struct CudaStream {
+  enum class State {
+    kIdle,       // nothing is queued on the host: calls go straight to the native stream
+    kScheduled,  // a task of the queue has the stream or will
+    kParked,     // an event, or a mark, brings it back
+  };
+
+  CudaStream(uint64_t stream_id, std::string_view stream_name, CUstream_st* native_stream,
+             bool is_adopted)
+      : id(stream_id), name(stream_name), native(native_stream), adopted(is_adopted) {}
+
+  const uint64_t id;
+  const std::string name;
+  CUstream_st* const native;
+  const bool adopted;
+
+  /// Held by a caller for the whole of an operation, calls of the driver among it: they are the
+  /// order of the stream.
+  Mutex submit{LockRank::kDevice, "device.cuda_submit", 3};
+
+  Mutex mutex{LockRank::kDevice, "device.cuda_stream", 2};
+  std::deque<CudaOperation> operations KVBM_GUARDED_BY(mutex);  // not of adopted streams
+  State state KVBM_GUARDED_BY(mutex) = State::kIdle;
+  bool destroyed KVBM_GUARDED_BY(mutex) = false;
+
+  Ring<CudaMark> marks KVBM_GUARDED_BY(mutex);           // only the watcher takes them out
+  std::vector<Arrival> arrivals KVBM_GUARDED_BY(mutex);  // since the last mark
+  std::vector<Arrival> spare KVBM_GUARDED_BY(mutex);     // a vector with memory, for the next
+  bool native_since_mark KVBM_GUARDED_BY(mutex) = false;
+  bool watched KVBM_GUARDED_BY(mutex) = false;
+  uint32_t polls_without_mark KVBM_GUARDED_BY(mutex) = 0;
+
+  // The outcome since the last record, and of it.
+  std::optional<Error> failure KVBM_GUARDED_BY(mutex);
+  bool anything_since_record KVBM_GUARDED_BY(mutex) = false;
+  Status recorded KVBM_GUARDED_BY(mutex);
+  uint64_t segment KVBM_GUARDED_BY(mutex) = 1;
+
+  // Adopted streams: gates[i] has the number first_gate + i. All before it are open.
+  std::deque<CudaGate> gates KVBM_GUARDED_BY(mutex);
+  uint32_t first_gate KVBM_GUARDED_BY(mutex) = 1;
+  volatile uint32_t* gate_word KVBM_GUARDED_BY(mutex) = nullptr;  // the last open one, for the GPU
+
+  /// An operation of a segment has ended.
+  void note(uint64_t of_segment, const Status& outcome) KVBM_REQUIRES(mutex) {
+    if (outcome) return;
+    if (of_segment == segment) {
+      if (!failure.has_value()) failure = outcome.error();
+      return;
+    }
+    for (size_t i = 0; i < marks.size(); ++i) {
+      if (marks[i].segment == of_segment && marks[i].outcome) marks[i].outcome = outcome;
+    }
+    if (of_segment + 1 == segment && recorded) recorded = outcome;
+  }
+  void note(const Status& outcome) KVBM_REQUIRES(mutex) {
+    anything_since_record = true;
+    note(segment, outcome);
+  }
+
+  /// Ends a segment if there is anything in it; the number of the last one that has ended.
+  uint64_t close_segment() KVBM_REQUIRES(mutex) {
+    if (std::exchange(anything_since_record, false)) {
+      recorded =
+          failure.has_value() ? Status(tl::unexpected<Error>(*std::move(failure))) : Status();
+      failure.reset();
+      ++segment;
+    }
+    return segment - 1;
+  }
+
+  /// Whether the GPU may still be at work here.
+  [[nodiscard]] bool native_is_open() KVBM_REQUIRES(mutex) {
+    return native_since_mark || !marks.empty();
+  }
+  [[nodiscard]] bool is_drained() KVBM_REQUIRES(mutex) {
+    return state == State::kIdle && operations.empty() && marks.empty() && arrivals.empty() &&
+           gates.empty();
+  }
+};
+
+}  // namespace kvbm::internal

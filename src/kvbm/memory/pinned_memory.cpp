@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/memory/pinned_memory.hpp"
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "kvbm/base/contract.hpp"
+#include "kvbm/base/mutex.hpp"
+#include "kvbm/base/text.hpp"
+#include "kvbm/base/units.hpp"
+#include "kvbm/device/host_pages.hpp"
+
+namespace kvbm {
+
+namespace {
+
+constexpr uint64_t kHugePageBytes = 2 * kMiB;
+/// What a thread touches at a time.
+constexpr uint64_t kChunkBytes = 16 * kMiB;
+
+uint64_t round_up(uint64_t value, uint64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+/// Pages of either kind, unmapped on destruction.
+class Pages {
+ public:
+  [[nodiscard]] static Result<Pages> map(uint64_t size_bytes) {
+    Pages pages;
+    pages.reserved_bytes_ = round_up(size_bytes, kHugePageBytes);
+    // Refused at once unless there are enough, so no later touch can fail.
+    void* const mapped = ::mmap(nullptr, pages.reserved_bytes_, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+    if (mapped != MAP_FAILED) {
+      pages.reserved_ = static_cast<std::byte*>(mapped);
+      return pages;
+    }
+    KVBM_ASSIGN_OR_RETURN(pages.plain_, HostPages::map({.size_bytes = size_bytes,
+                                                        .alignment = kHugePageBytes,
+                                                        .huge_pages = HugePages::kAdvise}));
+    return pages;
+  }
+  Pages(Pages&& other) noexcept
+      : plain_(std::move(other.plain_)),
+        reserved_(std::exchange(other.reserved_, nullptr)),
+        reserved_bytes_(other.reserved_bytes_) {}
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  Pages& operator=(Pages&&) = delete;
+  ~Pages() {
+    if (reserved_ != nullptr) ::munmap(reserved_, reserved_bytes_);
+  }
+
+  [[nodiscard]] std::byte* data() const noexcept {
+    return reserved_ != nullptr ? reserved_ : plain_.data();
+  }
+  [[nodiscard]] PinnedPages kind() const noexcept {
+    return reserved_ != nullptr ? PinnedPages::kReservedHuge : PinnedPages::kTransparentHuge;
+  }
+
+ private:
+  Pages() = default;
+
+  HostPages plain_;
+  std::byte* reserved_ = nullptr;
+  uint64_t reserved_bytes_ = 0;
+};
+
+/// Asks for the pages on a node, or elsewhere if it is full. By system call: a library for one call
+/// would be one more thing to install. Whether the kernel agreed.
+bool prefer_node(std::byte* data, uint64_t size_bytes, uint32_t node) {
+  constexpr int kPreferred = 1;  // MPOL_PREFERRED of <linux/mempolicy.h>
+  constexpr uint32_t kBits = std::numeric_limits<unsigned long>::digits;
+  std::vector<unsigned long> mask(node / kBits + 1);
+  mask[node / kBits] = 1UL << (node % kBits);
+  // The kernel looks at one bit less than it is told.
+  const unsigned long bits = mask.size() * kBits + 1;
+  return ::syscall(SYS_mbind, data, size_bytes, kPreferred, mask.data(), bits, 0) == 0;
+}
+
+}  // namespace
+
+std::string_view to_string(PinnedPages pages) noexcept {
+  switch (pages) {
+    case PinnedPages::kReservedHuge:
+      return "reserved huge";
+    case PinnedPages::kTransparentHuge:
+      return "transparent huge";
+  }
+  return "unknown";
+}
+
+/// Chunks are taken from the front; whoever touches the last chunk of a slice looks whether it may
+/// pin, one thread at a time and in order, so that touching never waits for pinning.
+class PinnedMemory::Maker {
+ public:
+  Maker(PinnedMemoryOptions options, Pages pages, uint64_t slice_bytes,
+        std::unique_ptr<TaskQueue> queue)
+      : pages_(std::move(pages)),
+        size_bytes_(options.size_bytes),
+        slice_bytes_(slice_bytes),
+        pinner_(std::move(options.pinner)),
+        on_progress_(std::move(options.on_progress)),
+        untouched_((size_bytes_ + slice_bytes - 1) / slice_bytes),
+        queue_(std::move(queue)) {
+    for (size_t i = 0; i < untouched_.size(); ++i) {
+      untouched_[i] = size_of(i);
+      sources_.emplace_back(options.executor);
+    }
+    if (const std::optional<uint32_t> node = pinner_->numa_node()) {
+      if (prefer_node(pages_.data(), size_bytes_, *node)) node_ = node;
+    }
+  }
+  Maker(const Maker&) = delete;
+  Maker& operator=(const Maker&) = delete;
+  ~Maker() {
+    stopped_.store(true, std::memory_order_relaxed);
+    stop();
+    for (size_t i = 0; i < num_pinned_; ++i) {
+      pinner_->unpin(pages_.data() + i * slice_bytes_, size_of(i));
+    }
+    for (size_t i = num_pinned_; i < sources_.size(); ++i) {
+      static_cast<void>(sources_[i].try_resolve(
+          make_error(ErrorCode::kCancelled, "the memory went before it was pinned")));
+    }
+  }
+
+  Status start(size_t num_threads) {
+    for (size_t i = 0; i < num_threads; ++i) KVBM_TRY(queue_->post([this] { touch(); }));
+    return {};
+  }
+  /// Ends the threads, once they have nothing to do or have seen that they are to stop.
+  void stop() {
+    if (queue_ != nullptr) queue_->stop();
+    queue_.reset();
+  }
+
+  [[nodiscard]] const Pages& pages() const noexcept { return pages_; }
+  [[nodiscard]] uint64_t size_bytes() const noexcept { return size_bytes_; }
+  [[nodiscard]] std::optional<uint32_t> node() const noexcept { return node_; }
+  [[nodiscard]] uint64_t ready_bytes() const noexcept {
+    return ready_bytes_.load(std::memory_order_acquire);
+  }
+  [[nodiscard]] Completion ready(uint64_t bytes) const {
+    KVBM_CONTRACT(bytes <= size_bytes_, "more pinned memory is waited for than there is");
+    if (bytes <= ready_bytes()) return Completion::ready();
+    return sources_[(bytes - 1) / slice_bytes_].completion();
+  }
+
+ private:
+  [[nodiscard]] uint64_t size_of(size_t slice) const {
+    return std::min(slice_bytes_, size_bytes_ - slice * slice_bytes_);
+  }
+
+  void touch() {
+    static const uint64_t page = HostPages::page_bytes();
+    while (!stopped_.load(std::memory_order_relaxed)) {
+      const uint64_t first = next_.fetch_add(kChunkBytes, std::memory_order_relaxed);
+      if (first >= size_bytes_) return;
+      const uint64_t end = std::min(first + kChunkBytes, size_bytes_);
+      for (uint64_t at = first; at < end; at += page) {
+        *static_cast<volatile std::byte*>(pages_.data() + at) = std::byte{0};
+      }
+      for (uint64_t at = first; at < end;) {
+        const size_t slice = at / slice_bytes_;
+        const uint64_t part = std::min(end, slice * slice_bytes_ + size_of(slice)) - at;
+        const uint64_t before = untouched_[slice].fetch_sub(part);
+        if (before == part) pin_what_is_touched();
+        at += part;
+      }
+    }
+  }
+
+  void pin_what_is_touched() {
+    // A thread that finds the pinning taken leaves its slice to the one that has it, which looks
+    // again after it has let go: all four accesses are in one order.
+    for (;;) {
+      if (pinning_.exchange(true)) return;
+      while (next_slice_is_touched()) {
+        if (!pin_next()) return;
+      }
+      pinning_.store(false);
+      if (!next_slice_is_touched()) return;
+    }
+  }
+
+  [[nodiscard]] bool next_slice_is_touched() const {
+    const size_t next = num_pinned_.load();
+    return next < untouched_.size() && untouched_[next].load() == 0 &&
+           !stopped_.load(std::memory_order_relaxed);
+  }
+
+  /// False after a failure: nobody pins any more.
+  bool pin_next() {
+    const size_t slice = num_pinned_.load(std::memory_order_relaxed);
+    if (Status pinned = pinner_->pin(pages_.data() + slice * slice_bytes_, size_of(slice));
+        !pinned) {
+      stopped_.store(true, std::memory_order_relaxed);
+      for (size_t i = slice; i < sources_.size(); ++i) {
+        static_cast<void>(sources_[i].try_resolve(pinned));
+      }
+      return false;
+    }
+    num_pinned_.store(slice + 1);
+    const uint64_t bytes = slice * slice_bytes_ + size_of(slice);
+    ready_bytes_.store(bytes, std::memory_order_release);
+    sources_[slice].resolve({});
+    if (on_progress_) on_progress_(bytes);
+    return true;
+  }
+
+  const Pages pages_;
+  const uint64_t size_bytes_;
+  const uint64_t slice_bytes_;
+  const std::shared_ptr<HostPinner> pinner_;
+  UniqueFunction<void(uint64_t)> on_progress_;
+  std::optional<uint32_t> node_;
+
+  std::vector<std::atomic<uint64_t>> untouched_;  ///< bytes of each slice
+  std::vector<CompletionSource> sources_;         ///< of each slice
+  std::atomic<uint64_t> next_{0};                 ///< the first byte that nobody has taken
+  std::atomic<size_t> num_pinned_{0};             ///< slices
+  std::atomic<uint64_t> ready_bytes_{0};
+  std::atomic<bool> pinning_{false};
+  std::atomic<bool> stopped_{false};
+  std::unique_ptr<TaskQueue> queue_;
+};
+
+PinnedMemory::PinnedMemory() noexcept = default;
+PinnedMemory::PinnedMemory(PinnedMemory&&) noexcept = default;
+PinnedMemory& PinnedMemory::operator=(PinnedMemory&&) noexcept = default;
+PinnedMemory::~PinnedMemory() = default;
+PinnedMemory::PinnedMemory(std::unique_ptr<Maker> maker) noexcept : maker_(std::move(maker)) {}
+
+Result<PinnedMemory> PinnedMemory::create(PinnedMemoryOptions options) {
+  if (options.size_bytes == 0 || options.slice_bytes == 0 || options.num_threads == 0 ||
+      options.pinner == nullptr) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "pinned memory needs at least one byte, one byte a slice, one thread, and "
+                      "somebody who pins");
+  }
+  if (options.size_bytes > uint64_t{std::numeric_limits<int64_t>::max()} - kHugePageBytes) {
+    return make_error(ErrorCode::kExhausted, format_text("no room for {} of host memory",
+                                                         format_size(options.size_bytes)));
+  }
+  KVBM_ASSIGN_OR_RETURN(Pages pages, Pages::map(options.size_bytes));
+  const size_t num_threads = options.num_threads;
+  const uint64_t slice_bytes =
+      round_up(std::min(options.slice_bytes, options.size_bytes), kHugePageBytes);
+  KVBM_ASSIGN_OR_RETURN(
+      std::unique_ptr<TaskQueue> queue,
+      options.executor.create_queue(
+          {.name = "kvbm-pin", .num_threads = num_threads, .capacity = num_threads}));
+  auto maker =
+      std::make_unique<Maker>(std::move(options), std::move(pages), slice_bytes, std::move(queue));
+  KVBM_TRY(maker->start(num_threads));
+  return PinnedMemory(std::move(maker));
+}
+
+std::byte* PinnedMemory::data() const noexcept {
+  return maker_ != nullptr ? maker_->pages().data() : nullptr;
+}
+uint64_t PinnedMemory::size_bytes() const noexcept {
+  return maker_ != nullptr ? maker_->size_bytes() : 0;
+}
+MemoryRegion PinnedMemory::region() const {
+  return MemoryRegion::of_bytes(StorageKind::kPinned, data(), size_bytes());
+}
+uint64_t PinnedMemory::ready_bytes() const noexcept {
+  return maker_ != nullptr ? maker_->ready_bytes() : 0;
+}
+Completion PinnedMemory::ready(uint64_t bytes) const {
+  KVBM_CONTRACT(maker_ != nullptr || bytes == 0, "there is no pinned memory to wait for");
+  return bytes == 0 ? Completion::ready() : maker_->ready(bytes);
+}
+Status PinnedMemory::wait_for(uint64_t bytes, TimePoint deadline) {
+  KVBM_TRY(ready(bytes).wait(deadline));
+  if (bytes > 0 && bytes == size_bytes()) maker_->stop();
+  return {};
+}
+PinnedPages PinnedMemory::pages() const noexcept {
+  return maker_ != nullptr ? maker_->pages().kind() : PinnedPages::kTransparentHuge;
+}
+std::optional<uint32_t> PinnedMemory::numa_node() const noexcept {
+  return maker_ != nullptr ? maker_->node() : std::nullopt;
+}
+
+}  // namespace kvbm

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/memory/pinned_memory.hpp"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/stepped_executor.hpp"
+#include "kvbm/base/thread_executor.hpp"
+#include "kvbm/base/units.hpp"
+
+#include "tests/support/error_code.hpp"
+#include "tests/support/pinner_double.hpp"
+
+namespace kvbm {
+namespace {
+
+using testing::code_of;
+using testing::PinnerDouble;
+
+TEST(PinnedMemoryTest, PinsAllOfItInSlicesInOrderAndUnpinsThemAtTheEnd) {
+  NullLogSink log;
+  ThreadExecutor executor(log);
+  const auto pinner = std::make_shared<PinnerDouble>();
+  std::vector<uint64_t> progress;
+  auto memory = PinnedMemory::create(
+      {.executor = executor,
+       .pinner = pinner,
+       .size_bytes = 41 * kMiB + 5,
+       .slice_bytes = 4 * kMiB,
+       .num_threads = 4,
+       .on_progress = [&progress](uint64_t bytes) { progress.push_back(bytes); }});
+  ASSERT_TRUE(memory) << memory.error();
+  ASSERT_TRUE(memory->wait_for(memory->size_bytes()));
+  EXPECT_EQ(memory->ready_bytes(), 41 * kMiB + 5);
+  EXPECT_EQ(memory->region().kind(), StorageKind::kPinned);
+  EXPECT_EQ(memory->region().base(), memory->data());
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(memory->data()) % (2 * kMiB), 0u);
+
+  const auto pinned = pinner->pinned();
+  ASSERT_EQ(pinned.size(), 11u);
+  ASSERT_EQ(progress.size(), 11u);
+  uint64_t at = 0;
+  for (size_t i = 0; i < pinned.size(); ++i) {
+    EXPECT_EQ(pinned[i].data, memory->data() + at) << i;
+    at += pinned[i].size_bytes;
+    EXPECT_EQ(progress[i], at);
+  }
+  EXPECT_EQ(at, memory->size_bytes());
+  EXPECT_TRUE(std::all_of(memory->data(), memory->data() + memory->size_bytes(),
+                          [](std::byte byte) { return byte == std::byte{0}; }));
+
+  *memory = PinnedMemory();
+  EXPECT_TRUE(pinner->pinned().empty());
+}
+
+TEST(PinnedMemoryTest, ServesTheFirstSliceBeforeTheLastIsPinned) {
+  SteppedExecutor executor(1);
+  const auto pinner = std::make_shared<PinnerDouble>();
+  bool others_were_not = false;
+  PinnedMemory* self = nullptr;
+  auto memory = PinnedMemory::create({.executor = executor,
+                                      .pinner = pinner,
+                                      .size_bytes = 64 * kMiB,
+                                      .slice_bytes = 16 * kMiB,
+                                      .num_threads = 1,
+                                      .on_progress = [&](uint64_t bytes) {
+                                        if (bytes == 16 * kMiB) {
+                                          others_were_not = self->ready(bytes).done() &&
+                                                            !self->ready(bytes + 1).done();
+                                        }
+                                      }});
+  ASSERT_TRUE(memory);
+  self = &*memory;
+  EXPECT_EQ(memory->ready_bytes(), 0u);
+  EXPECT_FALSE(memory->ready(1).done());
+  EXPECT_TRUE(memory->ready(0).done());
+  ASSERT_TRUE(memory->wait_for(64 * kMiB));
+  EXPECT_TRUE(others_were_not);
+}
+
+TEST(PinnedMemoryTest, TellsTheErrorOfThePinnerAndKeepsWhatIsPinned) {
+  NullLogSink log;
+  ThreadExecutor executor(log);
+  const auto pinner = std::make_shared<PinnerDouble>();
+  pinner->refuse_from = 2;
+  auto memory = PinnedMemory::create({.executor = executor,
+                                      .pinner = pinner,
+                                      .size_bytes = 16 * kMiB,
+                                      .slice_bytes = 2 * kMiB,
+                                      .num_threads = 3});
+  ASSERT_TRUE(memory);
+  EXPECT_TRUE(memory->wait_for(4 * kMiB));
+  EXPECT_EQ(code_of(memory->wait_for(4 * kMiB + 1)), ErrorCode::kDevice);
+  EXPECT_EQ(code_of(memory->wait_for(16 * kMiB)), ErrorCode::kDevice);
+  EXPECT_EQ(memory->ready_bytes(), 4 * kMiB);
+  *memory = PinnedMemory();
+  EXPECT_TRUE(pinner->pinned().empty());
+}
+
+TEST(PinnedMemoryTest, GoesAwayWhileItIsBeingMade) {
+  SteppedExecutor executor(1);
+  const auto pinner = std::make_shared<PinnerDouble>();
+  auto memory = PinnedMemory::create(
+      {.executor = executor, .pinner = pinner, .size_bytes = 64 * kMiB, .slice_bytes = 2 * kMiB});
+  ASSERT_TRUE(memory);
+  const Completion all = memory->ready(64 * kMiB);
+  *memory = PinnedMemory();
+  EXPECT_TRUE(pinner->pinned().empty());
+  ASSERT_TRUE(all.done());
+  EXPECT_EQ(code_of(all.status()), ErrorCode::kCancelled);
+}
+
+TEST(PinnedMemoryTest, AsksForTheNodeOfTheDevice) {
+  NullLogSink log;
+  ThreadExecutor executor(log);
+  const auto pinner = std::make_shared<PinnerDouble>();
+  pinner->node = 100'000;  // no machine has it
+  auto memory =
+      PinnedMemory::create({.executor = executor, .pinner = pinner, .size_bytes = 2 * kMiB});
+  ASSERT_TRUE(memory);
+  EXPECT_TRUE(memory->wait_for(2 * kMiB));
+  EXPECT_EQ(memory->numa_node(), std::nullopt) << "the kernel cannot have agreed";
+}
+
+TEST(PinnedMemoryTest, RefusesWhatMakesNoSense) {
+  NullLogSink log;
+  ThreadExecutor executor(log);
+  const auto pinner = std::make_shared<PinnerDouble>();
+  EXPECT_EQ(code_of(PinnedMemory::create({.executor = executor, .pinner = pinner})),
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(
+      code_of(PinnedMemory::create({.executor = executor, .pinner = nullptr, .size_bytes = 1})),
+      ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(PinnedMemory::create(
+                {.executor = executor, .pinner = pinner, .size_bytes = 1, .slice_bytes = 0})),
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(PinnedMemory::create(
+                {.executor = executor, .pinner = pinner, .size_bytes = 1, .num_threads = 0})),
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(PinnedMemory::create(
+                {.executor = executor, .pinner = pinner, .size_bytes = uint64_t{1} << 62})),
+            ErrorCode::kExhausted);
+}
+
+}  // namespace
+}  // namespace kvbm

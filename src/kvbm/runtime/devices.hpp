@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// Devices by name: "host", "cuda:0". What this build has and this machine offers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kvbm/base/executor.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/device/device.hpp"
+#include "kvbm/memory/host_pinner.hpp"
+
+namespace kvbm {
+
+/// A device beside the host. Asking for it makes no context on it.
+struct AcceleratorInfo {
+  std::string device;  ///< the name to open it by: "cuda:0"
+  std::string name;    ///< for people: "NVIDIA H100 80GB HBM3"
+  int32_t sm = 0;      ///< compute capability: 90 is 9.0
+  uint64_t total_bytes = 0;
+  int32_t driver_version = 0;  ///< the CUDA that the driver knows: 13000 is 13.0
+  int32_t runtime_version = 0;
+  bool has_memcpy_batch = false;
+  std::optional<uint32_t> numa_node = std::nullopt;
+};
+
+/// Errors: kUnsupported (left out of this build; too old a driver), kUnavailable (no driver, no
+/// GPU), kDevice.
+[[nodiscard]] Result<std::vector<AcceleratorInfo>> find_accelerators();
+
+struct OpenDeviceOptions {
+  std::string name = "host";  ///< "host", "cuda:N", or "cuda", which is "cuda:0"
+  Executor& executor;
+  size_t num_threads = 2;
+  std::string queue_name = "kvbm-copy";  ///< of a host device
+  int32_t host_ordinal = 0;              ///< that a host device tells
+};
+
+struct OpenedDevice {
+  std::unique_ptr<Device> device;
+  std::shared_ptr<HostPinner> pinner;  ///< null for the host, which copies any memory
+};
+
+/// Errors: kInvalidArgument (no such name), those of find_accelerators, kNotFound (no such GPU),
+/// kExhausted.
+[[nodiscard]] Result<OpenedDevice> open_device(const OpenDeviceOptions& options);
+
+}  // namespace kvbm

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/runtime/devices.hpp"
+
+#include <string>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/thread_executor.hpp"
+
+#include "tests/support/error_code.hpp"
+
+namespace kvbm {
+namespace {
+
+using testing::code_of;
+using ::testing::HasSubstr;
+
+class DevicesTest : public ::testing::Test {
+ protected:
+  [[nodiscard]] Result<OpenedDevice> open(std::string name) {
+    return open_device({.name = std::move(name), .executor = executor_});
+  }
+
+  NullLogSink log_;
+  ThreadExecutor executor_{log_};
+};
+
+TEST_F(DevicesTest, TheHostIsAlwaysThere) {
+  const auto host = open("host");
+  ASSERT_TRUE(host);
+  EXPECT_EQ(host->device->info().kind, DeviceKind::kHost);
+  EXPECT_EQ(host->pinner, nullptr);
+}
+
+TEST_F(DevicesTest, AGpuIsThereOrTheReasonIs) {
+  const auto found = find_accelerators();
+  for (const std::string name : {"cuda", "cuda:0"}) {
+    const auto gpu = open(name);
+    ASSERT_EQ(gpu.has_value(), found.has_value()) << name;
+    if (gpu) {
+      EXPECT_EQ(gpu->device->info().kind, DeviceKind::kCuda);
+      EXPECT_NE(gpu->pinner, nullptr);
+      EXPECT_EQ(found->front().device, "cuda:0");
+    } else {
+      EXPECT_EQ(gpu.error(), found.error());
+      EXPECT_THAT(gpu.error().message(),
+                  ::testing::AnyOf(HasSubstr("driver"), HasSubstr("KVBM_WITH_CUDA")));
+    }
+  }
+}
+
+TEST_F(DevicesTest, RefusesANameThatIsNone) {
+  for (const std::string name :
+       {"", "gpu", "cuda:", "cuda:-1", "cuda:1x", "cuda:99999999999", "cuda0"}) {
+    const auto device = open(name);
+    EXPECT_EQ(code_of(device), ErrorCode::kInvalidArgument) << name;
+  }
+}
+
+}  // namespace
+}  // namespace kvbm

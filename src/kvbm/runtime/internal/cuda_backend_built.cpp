@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/adapters/cuda/cuda_device.hpp"
+#include "kvbm/base/text.hpp"
+#include "kvbm/runtime/internal/cuda_backend.hpp"
+
+namespace kvbm::internal {
+
+Result<std::vector<AcceleratorInfo>> find_cuda_devices() {
+  KVBM_ASSIGN_OR_RETURN(std::vector<CudaDeviceInfo> all, CudaDevice::find_all());
+  std::vector<AcceleratorInfo> found;
+  found.reserve(all.size());
+  for (CudaDeviceInfo& gpu : all) {
+    found.push_back({.device = format_text("cuda:{}", gpu.ordinal),
+                     .name = std::move(gpu.name),
+                     .sm = gpu.sm,
+                     .total_bytes = gpu.total_bytes,
+                     .driver_version = gpu.driver_version,
+                     .runtime_version = gpu.runtime_version,
+                     .has_memcpy_batch = gpu.has_memcpy_batch,
+                     .numa_node = gpu.numa_node});
+  }
+  return found;
+}
+
+Result<OpenedDevice> open_cuda_device(int32_t ordinal, const OpenDeviceOptions& options) {
+  KVBM_ASSIGN_OR_RETURN(auto device, CudaDevice::create({.executor = options.executor,
+                                                         .ordinal = ordinal,
+                                                         .num_threads = options.num_threads}));
+  std::shared_ptr<HostPinner> pinner = device->pinner();
+  return OpenedDevice{.device = std::move(device), .pinner = std::move(pinner)};
+}
+
+}  // namespace kvbm::internal

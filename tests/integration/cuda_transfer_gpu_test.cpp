@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// TransferManager over a real GPU: every byte of every block, between every pair of places.
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/random.hpp"
+#include "kvbm/base/thread_executor.hpp"
+#include "kvbm/runtime/devices.hpp"
+#include "kvbm/transfer/transfer_manager.hpp"
+
+#include "tests/support/error_code.hpp"
+#include "tests/support/guarded_place.hpp"
+#include "tests/support/require.hpp"
+#include "tests/support/seed.hpp"
+#include "tests/support/transfer_rig.hpp"
+
+namespace kvbm {
+namespace {
+
+using std::chrono::seconds;
+using testing::block_ids;
+using testing::code_of;
+using testing::GuardedPlace;
+
+constexpr LayoutConfig kConfig{.num_blocks = 24,
+                               .num_layers = 5,
+                               .outer_dim = 2,
+                               .page_size = 8,
+                               .inner_dim = 96,
+                               .dtype_width_bytes = 2,
+                               .num_heads = 3,
+                               .alignment = 1};
+
+constexpr LayoutKind kMemoryKinds[] = {LayoutKind::kFullyContiguous,
+                                       LayoutKind::kLayerSeparateBlockFirst,
+                                       LayoutKind::kLayerSeparateBlockSecond};
+
+/// A guarded place whose bytes the GPU reaches.
+class PinnedPlace {
+ public:
+  PinnedPlace(std::shared_ptr<HostPinner> pinner, LayoutKind kind)
+      : place_(kConfig, kind, StorageKind::kPinned), pinner_(std::move(pinner)) {
+    const MemoryRegion all = place_.everything();
+    const Status pinned = pinner_->pin(all.base(), all.size_bytes());
+    EXPECT_TRUE(pinned) << pinned.error();
+  }
+  ~PinnedPlace() { pinner_->unpin(place_.everything().base(), place_.everything().size_bytes()); }
+  PinnedPlace(const PinnedPlace&) = delete;
+  PinnedPlace& operator=(const PinnedPlace&) = delete;
+
+  [[nodiscard]] GuardedPlace& operator*() { return place_; }
+  [[nodiscard]] GuardedPlace* operator->() { return &place_; }
+
+ private:
+  GuardedPlace place_;
+  std::shared_ptr<HostPinner> pinner_;
+};
+
+/// Blocks in memory of the GPU.
+class DevicePlace {
+ public:
+  DevicePlace(Device& device, LayoutKind kind) {
+    const MemoryNeed need = required_memory(kConfig, kind).value();
+    std::vector<MemoryRegion> regions;
+    for (size_t i = 0; i < need.num_regions; ++i) {
+      memory_.push_back(device.allocate(need.region_bytes, 256).value());
+      regions.push_back(MemoryRegion::of(memory_.back()));
+    }
+    if (kind == LayoutKind::kFullyContiguous) {
+      layout_ = PhysicalLayout::fully_contiguous(kConfig, regions.front()).value();
+    } else {
+      layout_ = PhysicalLayout::layer_separate(kConfig,
+                                               kind == LayoutKind::kLayerSeparateBlockFirst
+                                                   ? BlockDimension::kBlockIsFirst
+                                                   : BlockDimension::kBlockIsSecond,
+                                               regions)
+                    .value();
+    }
+  }
+  [[nodiscard]] const PhysicalLayout& layout() const { return *layout_; }
+
+ private:
+  std::vector<DeviceMemory> memory_;
+  std::optional<PhysicalLayout> layout_;
+};
+
+class CudaTransferTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto opened = open_device({.name = "cuda", .executor = executor_});
+    if (!opened) KVBM_SKIP("gpu", opened.error().message());
+    device_ = std::move(opened->device);
+    pinner_ = std::move(opened->pinner);
+    manager_ =
+        TransferManager::create(
+            {.device = *device_, .executor = executor_, .log = log_, .streams_per_direction = 4})
+            .value();
+  }
+
+  [[nodiscard]] LayoutHandle add(const PhysicalLayout& layout) {
+    return manager_->register_layout(layout).value();
+  }
+  [[nodiscard]] TransferCompleteNotification start(LayoutHandle src,
+                                                   const std::vector<BlockId>& from,
+                                                   LayoutHandle dst, const std::vector<BlockId>& to,
+                                                   TransferOptions options = {}) {
+    return manager_
+        ->execute_transfer(
+            {.src = src, .src_ids = from, .dst = dst, .dst_ids = to, .options = std::move(options)})
+        .value();
+  }
+  [[nodiscard]] TimePoint soon() const { return executor_.clock().now() + seconds(60); }
+
+  NullLogSink log_;
+  ThreadExecutor executor_{log_};
+  std::shared_ptr<HostPinner> pinner_;
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<TransferManager> manager_;
+};
+
+TEST_F(CudaTransferTest, BlocksGoDownAndUpBetweenAllFormats) {
+  const uint64_t seed = testing::test_seed();
+  for (const LayoutKind host_kind : kMemoryKinds) {
+    for (const LayoutKind device_kind : kMemoryKinds) {
+      SCOPED_TRACE(std::string(to_string(host_kind)) + " to " +
+                   std::string(to_string(device_kind)));
+      Random random(seed);
+      PinnedPlace src(pinner_, host_kind);
+      PinnedPlace dst(pinner_, host_kind);
+      const DevicePlace first(*device_, device_kind);
+      const DevicePlace second(*device_, LayoutKind::kFullyContiguous);
+      for (uint32_t i = 0; i < kConfig.num_blocks; ++i) src->fill(BlockId{i}, i);
+      std::vector<BlockId> a;
+      for (uint32_t i = 0; i < kConfig.num_blocks; ++i) a.emplace_back(i);
+      std::vector<BlockId> b = a;
+      std::vector<BlockId> c = a;
+      std::vector<BlockId> d = a;
+      for (std::vector<BlockId>* ids : {&a, &b, &c, &d}) random.shuffle(std::span(*ids));
+      a.resize(17);
+      b.resize(17);
+      c.resize(17);
+      d.resize(17);
+      const LayoutHandle one = add(src->layout());
+      const LayoutHandle two = add(first.layout());
+      const LayoutHandle three = add(second.layout());
+      const LayoutHandle four = add(dst->layout());
+      const auto down = start(one, a, two, b);
+      const auto across = start(two, b, three, c, {.wait_for = {down.event()}});
+      const auto up = start(three, c, four, d, {.wait_for = {across.event()}});
+      const Status done = up.wait(soon());
+      ASSERT_TRUE(done) << done.error();
+      for (size_t i = 0; i < a.size(); ++i) ASSERT_TRUE(dst->holds(d[i], a[i].value()));
+      ASSERT_TRUE(dst->guards_hold());
+      for (const LayoutHandle handle : {one, two, three, four}) {
+        ASSERT_TRUE(manager_->unregister_layout(handle));
+      }
+    }
+  }
+}
+
+TEST_F(CudaTransferTest, PageableMemoryIsRefused) {
+  const GuardedPlace pageable(kConfig, LayoutKind::kFullyContiguous);
+  const DevicePlace cache(*device_, LayoutKind::kFullyContiguous);
+  const auto ids = block_ids({0});
+  const auto refused = manager_->execute_transfer(
+      {.src = add(pageable.layout()), .src_ids = ids, .dst = add(cache.layout()), .dst_ids = ids});
+  EXPECT_EQ(code_of(refused), ErrorCode::kUnsupported);
+}
+
+}  // namespace
+}  // namespace kvbm
