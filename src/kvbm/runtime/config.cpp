@@ -36,7 +36,9 @@ constexpr std::array kReserved = {
     ReservedVariable{"KVBM_MODEL_OPS", "Tests: how many operations a model test runs."},
     ReservedVariable{"KVBM_CONVERSATION_TRACE", "Tests: the path of Mooncake's trace."},
     ReservedVariable{"KVBM_BENCH_TRACE", "Benchmarks: the path of the trace to play."},
-    ReservedVariable{"KVBM_WITH_*", "Build: which adapters are built."},
+    ReservedVariable{"KVBM_REQUIRE_CUDA", "Build: whether it is an error that there is no nvcc."},
+    ReservedVariable{"KVBM_WITH_*",
+                     "Build: which adapters are built, and whether kernels are (KVBM_WITH_CUDA)."},
     ReservedVariable{"KVBM_WERROR", "Build: whether warnings are errors."},
 };
 

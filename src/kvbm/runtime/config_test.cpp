@@ -216,6 +216,7 @@ TEST(Config, ReservedVariablesAndThoseOfOthersAreLeftAlone) {
   ConfigSources sources = with_file("");
   sources.environment = {{"KVBM_SEED", "1"},
                          {"KVBM_REQUIRE", "gpu"},
+                         {"KVBM_REQUIRE_CUDA", "1"},
                          {"KVBM_CONVERSATION_TRACE", "/trace"},
                          {"KVBM_BENCH_TRACE", "/trace"},
                          {"KVBM_MODEL_OPS", "9"},
