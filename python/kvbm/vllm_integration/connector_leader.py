@@ -7,7 +7,7 @@ from kvbm._core import KvbmLeader, MetricsReader, dynamo_variables
 from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS, WORKER_VARIABLES
 from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, run_of, uses_channel
 from kvbm.vllm_integration.events import MAX_EVENTS, to_kv_cache_events, wants_events
-from kvbm.vllm_integration.layer_groups import layer_groups_of
+from kvbm.vllm_integration.layer_groups import hash_tokens_of, layer_groups_of
 from kvbm.vllm_integration.start_checks import warn_at_start
 
 logger = logging.getLogger("kvbm")
@@ -57,18 +57,19 @@ class KvConnectorLeader:
         shapes = layer_groups_of(kv_cache_config)
         self._block_tokens = shapes.block_tokens
         smallest = min(self._block_tokens)
-        hash_tokens = getattr(kv_cache_config, "hash_block_size", None) or smallest
+        hash_tokens = hash_tokens_of(vllm_config, kv_cache_config)
         if smallest % hash_tokens:
             raise ValueError(f"blocks of {smallest} tokens do not fit hashes over {hash_tokens} tokens")
         self._hashes_per_identity = smallest // hash_tokens
         self._position_tokens = max(self._block_tokens)
+        self._hashes_per_position = self._position_tokens // hash_tokens
         model = vllm_config.model_config
         parallel = vllm_config.parallel_config
         engine_id = vllm_config.kv_transfer_config.engine_id
         options = options_of(vllm_config.kv_transfer_config.kv_connector_extra_config)
         load_mode = options["load_mode"]
-        if len(groups) > 1:
-            # A load that fails in a step can be told by block alone, which the engine takes for one group only.
+        if shapes.fails_by_request:
+            # A load that fails in a step can be told by block alone.
             load_mode = "between_steps"
         variables = dynamo_variables()
         for name in WORKER_VARIABLES:
@@ -109,7 +110,7 @@ class KvConnectorLeader:
         self._metrics = MetricsReader(self._leader)
         self._requests = {}
         self._num_known = {}  # by request: blocks of the smallest size whose hashes were handed over
-        self._passed = {}  # by request: hashes and full positions that there were when it was passed on last
+        self._passed = {}  # by request: full positions, all named, that there were when it was passed on last
         self._no_blocks = [[] for _ in groups]
 
     def shutdown(self):
@@ -148,28 +149,31 @@ class KvConnectorLeader:
 
     def build_connector_meta(self, scheduler_output) -> bytes:
         tokens = scheduler_output.num_scheduled_tokens
+        position_tokens = self._position_tokens
+        passed = self._passed
         # While a load is open, blocks may have to be offered later than when they are computed.
         is_quiet = self._leader.num_open_loads == 0
         steps = []
 
-        def take(request_id, groups, replaces, computed):
+        def take(request_id, groups, replaces, computed, count):
             request = self._requests.get(request_id)
-            count = tokens.get(request_id, 0)
             if request is not None:
-                full = len(request.block_hashes)
-                end = (computed + count) // self._position_tokens
-                if not groups and not replaces and self._passed.get(request_id) == (full, end):
-                    return  # the core knows all of it
                 self._extend(request)
-                self._passed[request_id] = (full, end) if is_quiet else None
+                end = (computed + count) // position_tokens
+                is_named = len(request.block_hashes) // self._hashes_per_position >= end
+                passed[request_id] = end if is_quiet and is_named else None
             steps.append((request_id, list(groups or self._no_blocks), replaces, computed, count))
 
         for new in scheduler_output.scheduled_new_reqs:
-            take(new.req_id, new.block_ids, True, new.num_computed_tokens)
+            take(new.req_id, new.block_ids, True, new.num_computed_tokens, tokens.get(new.req_id, 0))
         cached = scheduler_output.scheduled_cached_reqs
         resumed = cached.resumed_req_ids
-        for i, request_id in enumerate(cached.req_ids):
-            take(request_id, cached.new_block_ids[i], request_id in resumed, cached.num_computed_tokens[i])
+        for request_id, groups, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens):
+            count = tokens.get(request_id, 0)
+            # Most requests of most steps: no block has come, none has become full, and all that are full have names.
+            if groups is None and passed.get(request_id) == (computed + count) // position_tokens:
+                continue
+            take(request_id, groups, request_id in resumed, computed, count)
         return self._leader.build_step(steps)
 
     def take_events(self):

@@ -27,7 +27,7 @@ class KvConnectorWorker:
         self._layers: dict[str, int] = {}
         self._step = None
         self.has_loads = False  # the step's, and a layer has to wait for them
-        self._several_groups = len(kv_cache_config.kv_cache_groups) > 1
+        self._fails_by_request = layer_groups_of(kv_cache_config).fails_by_request
         self._failed_blocks: set[int] = set()
 
     def register_kv_caches(self, kv_caches):
@@ -96,12 +96,12 @@ class KvConnectorWorker:
     def take_ended_loads(self) -> tuple[set[str], set[str]]:
         """Requests whose load between steps has ended, and those of them whose load has failed as a whole.
 
-        With several layer groups the engine takes no failed blocks, as their ids are not unique over groups.
+        As a whole: see LayerGroups.fails_by_request.
         """
         received, failed = set(), set()
         for request, blocks in self._worker.take_ended_loads():
             received.add(request)
-            if blocks and self._several_groups:
+            if blocks and self._fails_by_request:
                 failed.add(request)
             else:
                 self._failed_blocks.update(blocks)
@@ -109,7 +109,7 @@ class KvConnectorWorker:
 
     def take_failed_blocks(self) -> set[int]:
         blocks = set(self._worker.take_failed_blocks())
-        if self._several_groups:
+        if self._fails_by_request:
             return set()  # told by request when the load has ended
         blocks |= self._failed_blocks
         self._failed_blocks.clear()

@@ -11,6 +11,15 @@ class LayerGroups:
     block_tokens: list[int]
     window_blocks: list[int]  # see window_blocks()
 
+    @property
+    def fails_by_request(self) -> bool:
+        """Whether a load that fails has to be told by request, and not by block.
+
+        Block ids are not unique over several groups. And of a window, the engine would go on before the first failed block,
+        where the blocks that the window reaches from there were never loaded.
+        """
+        return len(self.block_tokens) > 1 or any(self.window_blocks)
+
 
 def window_blocks(spec, block_tokens: int) -> int:
     """Blocks that a layer group needs to go on after a block boundary; 0: the whole prefix.
@@ -34,3 +43,15 @@ def layer_groups_of(kv_cache_config) -> LayerGroups:
         block_tokens=[spec.block_size for spec in specs],
         window_blocks=[window_blocks(spec, spec.block_size) for spec in specs],
     )
+
+
+def hash_tokens_of(vllm_config, kv_cache_config) -> int:
+    """How many tokens one of a request's block hashes is about."""
+    told = getattr(kv_cache_config, "hash_block_size", None)
+    if told:
+        return told
+    try:  # vLLM before it said so in the config; the engine core asks the same function
+        from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
+    except ImportError:
+        return min(layer_groups_of(kv_cache_config).block_tokens)
+    return resolve_kv_cache_block_sizes(kv_cache_config, vllm_config)[1]

@@ -104,7 +104,10 @@ class DynamoConnector(KVConnectorBase_V1, SupportsHMA):
     def get_finished(self, finished_req_ids):
         received, failed = self._worker.take_ended_loads()
         if failed:
-            raise RuntimeError("this vLLM cannot be told of a failed load where a model has several layer groups")
+            raise RuntimeError(
+                "a load has failed, and this vLLM cannot be told of it where a model has several layer groups or a sliding "
+                "window; 0.30 and newer can"
+            )
         return None, received or None
 
     def get_block_ids_with_load_errors(self):
