@@ -55,12 +55,21 @@ struct Faults {
 struct Shape {
   uint32_t num_ranks = 1;
   std::vector<GroupSpec> groups;
+  EngineIds engine_ids = EngineIds::kByGroup;
   uint32_t engine_blocks = 0;
   uint32_t host_blocks = 0;
   uint32_t disk_blocks = 0;
   Duration timeout{0};
   uint32_t max_open_store_blocks = 0;
   PolicyKind policy = PolicyKind::kLineage;
+
+  /// The place whose memory a place is: of one pool, that of the first group.
+  [[nodiscard]] Place memory_of(Place place) const {
+    if (place.tier == TierId::kG1 && engine_ids == EngineIds::kOfOnePool) {
+      place.group = groups.front().id;
+    }
+    return place;
+  }
 };
 
 /// One slot of one rank.
@@ -89,7 +98,7 @@ struct Step {
 /// One rank: what a worker and its device would be.
 class Rank {
  public:
-  Rank(RankId id, const Shape& shape) : id_(id) {
+  Rank(RankId id, const Shape& shape) : id_(id), shape_(shape) {
     for (const GroupSpec& group : shape.groups) {
       cells_[{TierId::kG1, group.id}].resize(shape.engine_blocks);
       cells_[{TierId::kG2, group.id}].resize(shape.host_blocks);
@@ -98,7 +107,7 @@ class Rank {
   }
 
   [[nodiscard]] const Cell& cell(Place place, BlockId block) const {
-    return cells_.at(place).at(block.value());
+    return cells_.at(shape_.memory_of(place)).at(block.value());
   }
   [[nodiscard]] bool knows(OpId op) const { return ops_.contains(op); }
   [[nodiscard]] bool quiet() const { return ops_.empty() && steps_.empty() && results.empty(); }
@@ -171,7 +180,9 @@ class Rank {
     bool running;
   };
 
-  Cell& at(Place place, BlockId block) { return cells_.at(place).at(block.value()); }
+  Cell& at(Place place, BlockId block) {
+    return cells_.at(shape_.memory_of(place)).at(block.value());
+  }
 
   [[nodiscard]] bool gates_open(const CopyOp& op) const {
     return std::all_of(op.after.begin(), op.after.end(), [&](const Gate& gate) {
@@ -270,6 +281,7 @@ class Rank {
   }
 
   RankId id_;
+  const Shape& shape_;
   std::map<Place, std::vector<Cell>> cells_;
   std::map<OpId, Operation> ops_;
   std::deque<RunningStep> steps_;
@@ -292,7 +304,11 @@ class Simulation {
       shape_.groups.push_back({GroupId(1), Retention::last_window(static_cast<uint32_t>(
                                                random_.uniform_between(1, 3)))});
     }
+    if (random_.chance(0.5)) shape_.engine_ids = EngineIds::kOfOnePool;
     shape_.engine_blocks = static_cast<uint32_t>(random_.uniform_between(10, 24));
+    if (shape_.engine_ids == EngineIds::kOfOnePool) {
+      shape_.engine_blocks *= static_cast<uint32_t>(shape_.groups.size());
+    }
     shape_.host_blocks = random_.chance(0.15) ? 0 : pick_size();
     shape_.disk_blocks = random_.chance(0.15) ? 0 : pick_size();
     if (random_.chance(0.5)) shape_.timeout = milliseconds(6);
@@ -308,6 +324,7 @@ class Simulation {
     }
     TierManagerOptions options;
     options.groups = shape_.groups;
+    options.engine_ids = shape_.engine_ids;
     for (const GroupSpec& group : shape_.groups) {
       const auto add = [&](TierId tier, Owner owner, uint32_t num_blocks) {
         if (num_blocks == 0) return;
@@ -327,7 +344,8 @@ class Simulation {
       ranks_.push_back(std::make_unique<Rank>(RankId(rank), shape_));
     }
     for (const GroupSpec& group : shape_.groups) {
-      auto& blocks = free_[group.id];
+      auto& blocks = free_[pool_of(group.id)];
+      if (!blocks.empty()) continue;
       for (uint32_t block = 0; block < shape_.engine_blocks; ++block) blocks.emplace_back(block);
     }
   }
@@ -535,14 +553,17 @@ class Simulation {
   }
 
   std::optional<std::vector<BlockId>> take_free(GroupId group, size_t count) {
-    std::vector<BlockId>& blocks = free_.at(group);
+    std::vector<BlockId>& blocks = free_.at(pool_of(group));
     if (blocks.size() < count) return std::nullopt;
     random_.shuffle(std::span(blocks));
     std::vector<BlockId> taken(blocks.end() - static_cast<std::ptrdiff_t>(count), blocks.end());
     blocks.resize(blocks.size() - count);
     return taken;
   }
-  void give_back(GroupId group, BlockId block) { free_.at(group).push_back(block); }
+  void give_back(GroupId group, BlockId block) { free_.at(pool_of(group)).push_back(block); }
+  [[nodiscard]] GroupId pool_of(GroupId group) const {
+    return shape_.memory_of({TierId::kG1, group}).group;
+  }
 
   void start_request() {
     if (requests_.size() >= 4) return;
@@ -673,10 +694,11 @@ class Simulation {
   /// What the leader says is open on blocks is what is.
   void check_touching(const EngineBlocks& blocks, const std::vector<OpId>& open) const {
     std::vector<OpId> expected;
-    const Place engine{TierId::kG1, blocks.group};
+    const Place engine = shape_.memory_of({TierId::kG1, blocks.group});
     for (const auto& [id, known] : open_) {
       const auto names = [&](const Place& place, const std::vector<BlockId>& ids) {
-        return place == engine && std::any_of(ids.begin(), ids.end(), [&](BlockId block) {
+        return shape_.memory_of(place) == engine &&
+               std::any_of(ids.begin(), ids.end(), [&](BlockId block) {
                  return std::find(blocks.ids.begin(), blocks.ids.end(), block) != blocks.ids.end();
                });
       };
