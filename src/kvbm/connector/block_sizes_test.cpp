@@ -81,7 +81,7 @@ class BlockSizesTest : public ::testing::Test {
   static std::vector<BlockId> ids(std::initializer_list<uint32_t> numbers) {
     return {numbers.begin(), numbers.end()};
   }
-  static ScheduledRequest scheduled(const std::string& request, Blocks blocks, uint32_t computed,
+  static ScheduledRequest scheduled(std::string_view request, Blocks blocks, uint32_t computed,
                                     uint32_t count) {
     return {.request = request,
             .blocks = std::move(blocks),
