@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kvbm/base/metrics.hpp"
+#include "kvbm/base/random.hpp"
 #include "kvbm/base/stepped_executor.hpp"
 #include "kvbm/base/thread_executor.hpp"
 #include "kvbm/device/host_device.hpp"

@@ -11,6 +11,7 @@
 #include "kvbm/base/text.hpp"
 #include "kvbm/transfer/internal/failure.hpp"
 #include "kvbm/transfer/internal/file_transfer.hpp"
+#include "kvbm/transfer/internal/layout_directory.hpp"
 #include "kvbm/transfer/internal/memory_transfer.hpp"
 #include "kvbm/transfer/internal/transfer_context.hpp"
 #include "kvbm/transfer/transfer_plan.hpp"
@@ -94,6 +95,11 @@ bool any_failed(std::span<const Event> events) {
                              [](const Event& event) { return event.done() && !event.status(); });
 }
 
+WorkerAddress address_of(const TransferConfig& config) {
+  return {config.worker,
+          config.agent_name.empty() ? format_text("worker-{}", config.worker) : config.agent_name};
+}
+
 std::vector<BlockId> copy_of(std::span<const BlockId> ids) { return {ids.begin(), ids.end()}; }
 
 }  // namespace
@@ -101,7 +107,7 @@ std::vector<BlockId> copy_of(std::span<const BlockId> ids) { return {ids.begin()
 class TransferManager::Core {
  public:
   explicit Core(std::shared_ptr<internal::TransferContext> context)
-      : context_(std::move(context)) {}
+      : context_(std::move(context)), address_(address_of(context_->config())) {}
   ~Core() { context_->close(); }
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
@@ -132,6 +138,7 @@ class TransferManager::Core {
     if (found == layouts_.end()) return unknown(handle);
     last = std::move(found->second);
     layouts_.erase(found);
+    directory_.forget(handle);
     std::erase_if(aliases_, [&](const auto& pair) {
       return pair.first == handle.layout || pair.second == handle.layout;
     });
@@ -145,11 +152,58 @@ class TransferManager::Core {
     return found == layouts_.end() ? nullptr : found->second;
   }
 
+  [[nodiscard]] const WorkerAddress& address() const noexcept { return address_; }
+
+  Result<LogicalLayoutDescriptor> build_logical_descriptor(LayoutHandle handle,
+                                                           LogicalLayoutHandle tier,
+                                                           GroupId group) {
+    const MutexLock lock(mutex_);
+    const auto found =
+        handle.worker == address_.worker ? layouts_.find(handle.layout) : layouts_.end();
+    if (found == layouts_.end()) return unknown(handle);
+    KVBM_TRY(directory_.assign(handle, tier, group));
+    return LogicalLayoutDescriptor{handle, tier, group, LayoutDescriptor::of(*found->second)};
+  }
+
+  [[nodiscard]] Result<SerializedLayout> export_metadata(
+      std::span<const std::byte> agent_metadata) const {
+    LayoutMetadata metadata{.worker = address_,
+                            .agent_metadata = {agent_metadata.begin(), agent_metadata.end()}};
+    {
+      const MutexLock lock(mutex_);
+      for (const internal::LayoutDirectory::Entry& entry : directory_.own()) {
+        const PhysicalLayout& layout = *layouts_.at(entry.handle.layout);
+        metadata.layouts.push_back(
+            {entry.handle, entry.tier, entry.group, LayoutDescriptor::of(layout)});
+      }
+    }
+    return SerializedLayout::pack(metadata);
+  }
+
+  Result<std::vector<LayoutHandle>> import_metadata(const SerializedLayout& bytes) {
+    KVBM_ASSIGN_OR_RETURN(LayoutMetadata metadata, bytes.unpack());
+    std::vector<LayoutHandle> handles;
+    handles.reserve(metadata.layouts.size());
+    for (const LogicalLayoutDescriptor& layout : metadata.layouts) {
+      handles.push_back(layout.handle);
+    }
+    const MutexLock lock(mutex_);
+    KVBM_TRY(directory_.import(std::move(metadata)));
+    return handles;
+  }
+
+  /// Whatever `ask` does with the directory.
+  template <class Ask>
+  auto with_directory(Ask&& ask) {
+    const MutexLock lock(mutex_);
+    return ask(directory_);
+  }
+
   Result<TransferCompleteNotification> execute_transfer(const TransferRequest& request) {
     const std::shared_ptr<const PhysicalLayout> src = find_layout(request.src);
-    if (!src) return unknown(request.src);
+    if (!src) return not_here(request.src);
     const std::shared_ptr<const PhysicalLayout> dst = find_layout(request.dst);
-    if (!dst) return unknown(request.dst);
+    if (!dst) return not_here(request.dst);
     KVBM_TRY(check_blocks(request, *src, *dst));
     KVBM_ASSIGN_OR_RETURN(const TransferRoute route,
                           choose_route(src->storage_kind(), dst->storage_kind(), capabilities_));
@@ -167,6 +221,17 @@ class TransferManager::Core {
   [[nodiscard]] static tl::unexpected<Error> unknown(LayoutHandle handle) {
     return make_error(ErrorCode::kNotFound,
                       format_text("{} is not registered here", to_string(handle)));
+  }
+
+  [[nodiscard]] tl::unexpected<Error> not_here(LayoutHandle handle) const {
+    const MutexLock lock(mutex_);
+    const std::shared_ptr<const LogicalLayoutDescriptor> remote = directory_.find(handle);
+    if (!remote) return unknown(handle);
+    return make_error(
+        ErrorCode::kUnsupported,
+        format_text("{} is {} of another process: its bytes are reached by a remote agent, and "
+                    "this transfer manager has none",
+                    to_string(handle), remote->tier));
   }
 
   Status check_blocks(const TransferRequest& request, const PhysicalLayout& src,
@@ -309,11 +374,13 @@ class TransferManager::Core {
   }
 
   const std::shared_ptr<internal::TransferContext> context_;
+  const WorkerAddress address_;
   const DeviceCapabilities capabilities_ = context_->device().info().capabilities;
   mutable Mutex mutex_{LockRank::kTransfer, "transfer.layouts"};
   std::map<uint16_t, std::shared_ptr<const PhysicalLayout>> layouts_ KVBM_GUARDED_BY(mutex_);
   std::set<std::pair<uint16_t, uint16_t>> aliases_ KVBM_GUARDED_BY(mutex_);
   uint16_t next_id_ KVBM_GUARDED_BY(mutex_) = 0;
+  internal::LayoutDirectory directory_ KVBM_GUARDED_BY(mutex_){address_};
 };
 
 Result<std::unique_ptr<TransferManager>> TransferManager::create(const TransferConfig& config) {
@@ -362,8 +429,49 @@ Result<TransferCompleteNotification> TransferManager::execute_transfer(
   return core_->execute_transfer(request);
 }
 
+Result<LogicalLayoutDescriptor> TransferManager::build_logical_descriptor(LayoutHandle handle,
+                                                                          LogicalLayoutHandle tier,
+                                                                          GroupId group) {
+  return core_->build_logical_descriptor(handle, tier, group);
+}
+
+Result<SerializedLayout> TransferManager::export_metadata(
+    std::span<const std::byte> agent_metadata) const {
+  return core_->export_metadata(agent_metadata);
+}
+
+Result<std::vector<LayoutHandle>> TransferManager::import_metadata(
+    const SerializedLayout& metadata) {
+  return core_->import_metadata(metadata);
+}
+
+Status TransferManager::remove_import(WorkerId worker) {
+  return core_->with_directory([&](auto& directory) { return directory.remove(worker); });
+}
+
+std::shared_ptr<const LayoutMetadata> TransferManager::find_import(WorkerId worker) const {
+  return core_->with_directory([&](const auto& directory) { return directory.find(worker); });
+}
+
+std::shared_ptr<const LogicalLayoutDescriptor> TransferManager::find_remote_layout(
+    LayoutHandle handle) const {
+  return core_->with_directory([&](const auto& directory) { return directory.find(handle); });
+}
+
+std::vector<WorkerAddress> TransferManager::imported_workers() const {
+  return core_->with_directory([](const auto& directory) { return directory.imported(); });
+}
+
+Result<LayoutHandle> TransferManager::resolve(WorkerId worker, LogicalLayoutHandle tier,
+                                              GroupId group) const {
+  return core_->with_directory(
+      [&](const auto& directory) { return directory.resolve(worker, tier, group); });
+}
+
 size_t TransferManager::in_flight() const { return core_->context().in_flight(); }
 
 WorkerId TransferManager::worker_id() const noexcept { return core_->context().config().worker; }
+
+const WorkerAddress& TransferManager::worker_address() const noexcept { return core_->address(); }
 
 }  // namespace kvbm

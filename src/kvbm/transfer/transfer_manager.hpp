@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kvbm/base/clock.hpp"
@@ -19,6 +20,8 @@
 #include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/memory/file_engine.hpp"
 #include "kvbm/transfer/layout_handle.hpp"
+#include "kvbm/transfer/logical_layout.hpp"
+#include "kvbm/transfer/serialized_layout.hpp"
 #include "kvbm/transfer/transfer_notification.hpp"
 
 namespace kvbm {
@@ -37,6 +40,9 @@ struct TransferConfig {
   size_t num_threads = 2;                  ///< that checksum file transfers
   size_t file_requests_per_transfer = 64;  ///< in flight at the same time; the rest follow
   size_t max_transfers = 4096;  ///< not done yet; full: execute_transfer fails with kExhausted
+
+  /// By which other workers know this one, besides its id. Empty: "worker-" and the id.
+  std::string agent_name = {};
 };
 
 struct TransferOptions {
@@ -103,13 +109,48 @@ class TransferManager {
   /// Null if not registered; the layout lives as long as the pointer.
   [[nodiscard]] std::shared_ptr<const PhysicalLayout> find_layout(LayoutHandle handle) const;
 
+  /// Makes a registered layout this worker's `tier` of a group of layers, until it is unregistered:
+  /// resolve() gives it, export_metadata() takes it along. Again is no change. Errors: kNotFound
+  /// (not registered here), kInvalidArgument (it is another tier or group already; another layout
+  /// is this one).
+  [[nodiscard]] Result<LogicalLayoutDescriptor> build_logical_descriptor(
+      LayoutHandle handle, LogicalLayoutHandle tier, GroupId group = GroupId{0});
+
+  /// All layouts that have a tier, for other workers. `agent_metadata` goes along as it is.
+  /// Errors: kInvalidArgument (2^32 bytes and more).
+  [[nodiscard]] Result<SerializedLayout> export_metadata(
+      std::span<const std::byte> agent_metadata = {}) const;
+
+  /// Makes the layouts of another worker known by their handles, which it returns in the order of
+  /// the metadata: all of them, or on an error none. Their bytes cannot be reached yet: a transfer
+  /// that names one is kUnsupported. What a worker has changed since is seen after remove_import()
+  /// and another import: a second import of an id is refused, because nothing tells it from a
+  /// second worker with this id.
+  /// Errors: those of SerializedLayout::unpack, kInvalidArgument (a worker id or an agent name that
+  /// is this worker's or was imported before).
+  Result<std::vector<LayoutHandle>> import_metadata(const SerializedLayout& metadata);
+  /// Its handles are unknown from now on. Errors: kNotFound.
+  Status remove_import(WorkerId worker);
+
+  /// Null if not imported; what it points to stays as long as the pointer.
+  [[nodiscard]] std::shared_ptr<const LayoutMetadata> find_import(WorkerId worker) const;
+  [[nodiscard]] std::shared_ptr<const LogicalLayoutDescriptor> find_remote_layout(
+      LayoutHandle handle) const;
+  /// By id.
+  [[nodiscard]] std::vector<WorkerAddress> imported_workers() const;
+
+  /// The layout that is a tier of a worker, this one or an imported one.
+  /// Errors: kNotFound (the worker is not known here; it has no such layout).
+  [[nodiscard]] Result<LayoutHandle> resolve(WorkerId worker, LogicalLayoutHandle tier,
+                                             GroupId group = GroupId{0}) const;
+
   /// Never waits. An empty id list is done at once, whatever it waits for.
   /// Errors: kNotFound (a handle), kInvalidArgument (lists of different lengths; an id out of
   /// range; a destination twice; a destination that is also a source of the same layout; shapes
   /// that differ; a layer range outside; tags missing, too many or without a file), kUnsupported
-  /// (see choose_route; part of the layers, a stream, or another format with a file; a format that
-  /// is known on one side only; layouts that may share bytes; a direct file and memory that is not
-  /// aligned for it), kTimeout (the deadline has passed),
+  /// (the layout of another worker; see choose_route; part of the layers, a stream, or another
+  /// format with a file; a format that is known on one side only; layouts that may share bytes; a
+  /// direct file and memory that is not aligned for it), kTimeout (the deadline has passed),
   /// kExhausted (max_transfers; the queue of the stream), kDevice and others from the device.
   [[nodiscard]] Result<TransferCompleteNotification> execute_transfer(
       const TransferRequest& request);
@@ -117,6 +158,8 @@ class TransferManager {
   /// Transfers that are not done.
   [[nodiscard]] size_t in_flight() const;
   [[nodiscard]] WorkerId worker_id() const noexcept;
+  /// By which other workers know this one.
+  [[nodiscard]] const WorkerAddress& worker_address() const noexcept;
 
  private:
   class Core;
