@@ -28,6 +28,7 @@ struct DeviceCapabilities {
   bool host_accessible = false;       ///< the host may read and write its memory by address
   bool copies_pageable_host = false;  ///< copy() takes host memory that is not pinned
   bool kernel_copies = false;         ///< copy() takes CopyMethod::kKernel
+  bool kernels_from_ptx = false;      ///< its driver had to compile the kernels: see CUDA_ARCHS
   uint64_t page_bytes = 0;            ///< allocations start at multiples of it
 };
 

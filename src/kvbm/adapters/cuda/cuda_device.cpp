@@ -20,6 +20,7 @@
 #include "kvbm/adapters/cuda/internal/cuda_memory.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_pinner.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_stream.hpp"
+#include "kvbm/adapters/cuda/internal/kernel_copy.hpp"
 #include "kvbm/base/text.hpp"
 
 namespace kvbm {
@@ -36,7 +37,10 @@ using internal::CudaMemory;
 using internal::CudaOperation;
 using internal::CudaPinner;
 using internal::is_default_stream;
+using internal::KernelIds;
+using internal::KernelSupport;
 using internal::NativeCudaEvent;
+using internal::PinnedRing;
 using internal::QueuedCopy;
 using internal::QueuedLaunch;
 using internal::QueuedRecord;
@@ -60,6 +64,11 @@ constexpr uint32_t kPatience = 3;
 /// Words that the GPU waits for, one a cache line.
 constexpr size_t kGateWords = 64;
 constexpr size_t kGateWordStride = 16;
+/// Room of a stream for pairs of ids that kernels have not read yet, and how many of them one
+/// launch takes at most, so that there is a next one when the first has ended.
+constexpr size_t kIdPairs = 65536;
+constexpr size_t kIdPairsOfALaunch = kIdPairs / 4;
+constexpr size_t kIdBytes = kIdPairs * 2 * sizeof(uint32_t);
 
 Status run_task(StreamTask& task) {
   try {
@@ -91,6 +100,7 @@ class CudaDevice::Core : public std::enable_shared_from_this<Core> {
         watch_(std::move(watch)) {}
 
   Status start() {
+    find_kernels();
     return watch_->post([this] { watch(); });
   }
 
@@ -98,6 +108,7 @@ class CudaDevice::Core : public std::enable_shared_from_this<Core> {
   [[nodiscard]] const std::shared_ptr<CudaPinner>& pinner() const noexcept { return pinner_; }
   [[nodiscard]] const std::shared_ptr<CudaMemory>& memory() const noexcept { return memory_; }
   [[nodiscard]] const CudaGpu& gpu() const noexcept { return context_->gpu(); }
+  [[nodiscard]] KernelSupport kernels() const noexcept { return kernels_; }
 
   // --- streams
   // ------------------------------------------------------------------------------------
@@ -159,9 +170,32 @@ class CudaDevice::Core : public std::enable_shared_from_this<Core> {
   // ---------------------------------------------------------------------------------
 
   Status copy(StreamRef ref, StridedCopyBatch batch, uint64_t bytes) {
-    return operate(
-        ref, [&](Stream& stream) { return copy_now(stream, batch, bytes); },
-        [&] { return QueuedCopy{std::move(batch)}; });
+    KVBM_ASSIGN_OR_RETURN(const StreamPointer stream, find(ref));
+    QueuedCopy copy{.batch = std::move(batch), .bytes = bytes};
+    bool wake = false;
+    {
+      const MutexLock submit(stream->submit);
+      {
+        const MutexLock lock(stream->mutex);
+        KVBM_TRY(accepts_locked(*stream));
+        if (stream->state != Stream::State::kIdle) {
+          stream->operations.emplace_back(std::move(copy));
+          return {};
+        }
+      }
+      const CudaContext::Scope scope(*context_);
+      KVBM_TRY(not_capturing(*stream));
+      KVBM_TRY(copy_now(*stream, copy));
+      if (!copy.is_done()) {
+        const MutexLock lock(stream->mutex);
+        stream->operations.emplace_back(std::move(copy));
+        stream->state = Stream::State::kScheduled;
+        wake = true;
+      }
+    }
+    watch_arrivals(stream);
+    if (wake) schedule(stream);
+    return {};
   }
 
   Status wait(StreamRef ref, const Event& event) {
@@ -282,6 +316,8 @@ class CudaDevice::Core : public std::enable_shared_from_this<Core> {
     if (gate_words_ != nullptr) {
       static_cast<void>(::cudaFreeHost(const_cast<uint32_t*>(gate_words_)));
     }
+    const MutexLock lock(ids_mutex_);
+    for (void* const memory : id_memory_) static_cast<void>(::cudaFreeHost(memory));
   }
 
  private:
@@ -449,8 +485,29 @@ class CudaDevice::Core : public std::enable_shared_from_this<Core> {
         return;
       }
       run(stream, *operation);
+      // run() leaves a copy only where ids are left.
+      if (std::holds_alternative<QueuedCopy>(*operation) &&
+          wait_for_ids(stream, *std::move(operation))) {
+        return;
+      }
     }
     schedule(stream);
+  }
+
+  /// Puts a copy with ids left back where it was, until all before it has ended and the ring is
+  /// empty. False if the context is lost.
+  bool wait_for_ids(const StreamPointer& stream, CudaOperation copy) {
+    {
+      const MutexLock lock(stream->mutex);
+      stream->operations.push_front(std::move(copy));
+    }
+    if (resume_after_native(stream)) return true;
+    CudaOperation dropped = QueuedLaunch{};
+    const MutexLock lock(stream->mutex);
+    dropped = std::move(stream->operations.front());
+    stream->operations.pop_front();
+    stream->note(alive());
+    return false;
   }
 
   /// The watcher brings the stream back once the GPU has come here. False if the context is lost.
@@ -488,13 +545,12 @@ class CudaDevice::Core : public std::enable_shared_from_this<Core> {
 
   void run(const StreamPointer& stream, CudaOperation& operation) {
     if (auto* copy = std::get_if<QueuedCopy>(&operation)) {
-      const Result<uint64_t> bytes = planned_bytes(copy->batch);
-      Status copied =
-          bytes ? copy_now(*stream, copy->batch, *bytes) : Status(make_error(bytes.error()));
+      const Status copied = copy_now(*stream, *copy);
+      watch_arrivals(stream);
+      if (copied && !copy->is_done()) return;
       // The lists are not needed any more, and nothing else holds the counter if it was skipped.
       operation = QueuedLaunch{};
       if (!copied) note(*stream, copied);
-      watch_arrivals(stream);
     } else if (auto* launch = std::get_if<QueuedLaunch>(&operation)) {
       Status outcome = run_task(launch->task);
       launch->task.reset();
@@ -612,28 +668,132 @@ class CudaDevice::Core : public std::enable_shared_from_this<Core> {
     return {};
   }
 
-  /// Errors: only if nothing was put on the stream. What fails later is noted.
-  Status copy_now(Stream& stream, const StridedCopyBatch& batch, uint64_t bytes) {
+  /// A copy with ids left is to be called with again once there is room for them; one on an adopted
+  /// stream has none left. Errors: only if nothing was put on the stream. What fails later is
+  /// noted.
+  Status copy_now(Stream& stream, QueuedCopy& copy) {
     {
       const MutexLock lock(stream.mutex);
       if (stream.failure.has_value()) {
         stream.anything_since_record = true;
+        copy.done_pairs = copy.batch.from->size();
         return {};  // left out: the next event fails all the same
       }
     }
+    return copy.batch.method == CopyMethod::kKernel ? copy_by_kernel(stream, copy)
+                                                    : copy_by_engine(stream, copy);
+  }
+
+  Status copy_by_engine(Stream& stream, QueuedCopy& copy) {
     std::unique_ptr<CopyList> list = take_list();
-    expand(batch, *pinner_->cuts(), *list);
+    expand(copy.batch, *pinner_->cuts(), *list);
     bool queued = false;
     Status copied = submit(*list, stream.native, gpu().has_memcpy_batch, queued);
     give_back(std::move(list));
     if (!copied && !queued) return copied;
+    copy.done_pairs = copy.batch.from->size();
+    note_copy(stream, copied, queued,
+              {.counter = copy.batch.bytes_moved, .bytes = copied ? copy.bytes : 0});
+    return {};
+  }
+
+  Status copy_by_kernel(Stream& stream, QueuedCopy& copy) {
+    const StridedCopyBatch& batch = copy.batch;
+    const size_t num_pairs = batch.from->size();
+    if (copy.done_pairs == 0) KVBM_TRY(check_reach(*context_, batch));
+    if (copy.bytes > 0 && stream.ids == nullptr) {
+      KVBM_ASSIGN_OR_RETURN(std::byte* const memory, take_id_memory());
+      stream.ids = std::make_unique<PinnedRing>(std::span(memory, kIdBytes));
+    }
+    do {
+      const size_t left = num_pairs - copy.done_pairs;
+      const size_t count = stream.adopted ? left : std::min(left, kIdPairsOfALaunch);
+      Arrival arrival{.counter = batch.bytes_moved};
+      bool queued = false;
+      Status copied;
+      if (copy.bytes > 0) {
+        auto slice = stream.ids->take(count * 2 * sizeof(uint32_t));
+        if (!slice.has_value()) return stream.adopted ? too_many_ids(stream) : Status();
+        const KernelIds ids = write_ids(batch, copy.done_pairs, count, slice->bytes());
+        arrival.ids = *std::move(slice);
+        copied = launch_copy(batch, ids, stream.native, queued);
+        if (!copied && !queued && copy.done_pairs == 0) return copied;
+        if (copied) arrival.bytes = copy.bytes / num_pairs * count;
+      }
+      copy.done_pairs += copied ? count : left;
+      note_copy(stream, copied, queued, std::move(arrival));
+    } while (!copy.is_done());
+    return {};
+  }
+
+  [[nodiscard]] Status too_many_ids(const Stream& stream) const {
+    return make_error(
+        ErrorCode::kExhausted,
+        format_text("kernels on stream {}, which was adopted, have no room for more ids: it is for "
+                    "{} blocks at a time; wait for some to end, or copy by the engine",
+                    stream.name, kIdPairs));
+  }
+
+  [[nodiscard]] static KernelIds write_ids(const StridedCopyBatch& batch, size_t first,
+                                           size_t count, std::span<std::byte> memory) {
+    auto* const from = reinterpret_cast<uint32_t*>(memory.data());
+    uint32_t* const to = from + count;
+    for (size_t i = 0; i < count; ++i) {
+      from[i] = (*batch.from)[first + i].value();
+      to[i] = (*batch.to)[first + i].value();
+    }
+    return {.from = from, .to = to, .count = count};
+  }
+
+  static void note_copy(Stream& stream, const Status& copied, bool queued, Arrival arrival) {
     const MutexLock lock(stream.mutex);
     stream.note(copied);
     stream.native_since_mark = stream.native_since_mark || queued;
-    if (batch.bytes_moved != nullptr) {
-      stream.arrivals.push_back({batch.bytes_moved, copied ? bytes : 0});
+    if (arrival.counter != nullptr || !arrival.ids.bytes().empty()) {
+      stream.arrivals.push_back(std::move(arrival));
     }
-    return {};
+  }
+
+  /// Before anything waits in the GPU. Without them the device has one method less.
+  void find_kernels() {
+    kernels_ = internal::kernel_support(gpu().sm);
+    if (kernels_ == KernelSupport::kNone) return;
+    const CudaContext::Scope scope(*context_);
+    cudaStream_t stream = nullptr;
+    Status loaded;
+    if (const cudaError_t code = ::cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)) {
+      loaded = make_error(cuda_error("no stream", code));
+    } else if (const auto memory = take_id_memory(); !memory) {
+      loaded = make_error(memory.error());
+    } else {
+      std::fill_n(*memory, kIdBytes, std::byte{0});
+      loaded = internal::load_kernels(stream, {*memory, kIdBytes});
+      give_back_id_memory(*memory);
+    }
+    if (stream != nullptr) static_cast<void>(::cudaStreamDestroy(stream));
+    if (!loaded) kernels_ = KernelSupport::kNone;
+  }
+
+  /// kIdBytes that the host and the GPU share. It comes back when its stream has gone, and stays
+  /// until the device goes: giving it to the driver would wait for the GPU.
+  [[nodiscard]] Result<std::byte*> take_id_memory() {
+    const MutexLock lock(ids_mutex_);
+    if (free_id_memory_.empty()) {
+      void* memory = nullptr;
+      if (const cudaError_t code =
+              ::cudaHostAlloc(&memory, kIdBytes, cudaHostAllocMapped | cudaHostAllocPortable)) {
+        return make_error(cuda_error("no memory for block ids", code));
+      }
+      id_memory_.push_back(memory);
+      return static_cast<std::byte*>(memory);
+    }
+    std::byte* const memory = free_id_memory_.back();
+    free_id_memory_.pop_back();
+    return memory;
+  }
+  void give_back_id_memory(std::byte* memory) {
+    const MutexLock lock(ids_mutex_);
+    free_id_memory_.push_back(memory);
   }
 
   [[nodiscard]] std::unique_ptr<CopyList> take_list() {
@@ -864,7 +1024,10 @@ class CudaDevice::Core : public std::enable_shared_from_this<Core> {
 
   void finish(const StreamPointer& stream, CudaMark mark, const Status& gpu) {
     for (Arrival& arrival : mark.arrivals) {
-      if (gpu) arrival.counter->fetch_add(arrival.bytes, std::memory_order_relaxed);
+      arrival.ids.reset();
+      if (gpu && arrival.counter != nullptr) {
+        arrival.counter->fetch_add(arrival.bytes, std::memory_order_relaxed);
+      }
       arrival.counter.reset();
     }
     if (mark.arrivals.capacity() > 0) {
@@ -909,6 +1072,7 @@ class CudaDevice::Core : public std::enable_shared_from_this<Core> {
       if (closing_.load(std::memory_order_acquire) || streams_.erase(stream->id) == 0) return;
       if (word != nullptr) free_gate_words_.push_back(word);
     }
+    if (stream->ids != nullptr) give_back_id_memory(stream->ids->memory().data());
     if (stream->adopted) return;
     const CudaContext::Scope scope(*context_);
     static_cast<void>(::cudaStreamDestroy(stream->native));  // after what it still has
@@ -934,6 +1098,11 @@ class CudaDevice::Core : public std::enable_shared_from_this<Core> {
 
   Mutex lists_mutex_{LockRank::kDevice, "device.cuda_lists", 0};
   std::vector<std::unique_ptr<CopyList>> lists_ KVBM_GUARDED_BY(lists_mutex_);
+
+  KernelSupport kernels_ = KernelSupport::kNone;  // of start(), never changed afterwards
+  Mutex ids_mutex_{LockRank::kDevice, "device.cuda_ids", 0};
+  std::vector<void*> id_memory_ KVBM_GUARDED_BY(ids_mutex_);
+  std::vector<std::byte*> free_id_memory_ KVBM_GUARDED_BY(ids_mutex_);
 
   Mutex watch_mutex_{LockRank::kDevice, "device.cuda_watch", 1};
   CondVar wake_;
@@ -1005,7 +1174,9 @@ DeviceInfo CudaDevice::info() const {
           .ordinal = core_->gpu().ordinal,
           .total_bytes = core_->gpu().total_bytes,
           .free_bytes = core_->memory()->free_bytes(),
-          .capabilities = {.page_bytes = 256}};
+          .capabilities = {.kernel_copies = core_->kernels() != KernelSupport::kNone,
+                           .kernels_from_ptx = core_->kernels() == KernelSupport::kFromPtx,
+                           .page_bytes = 256}};
 }
 
 Result<StreamRef> CudaDevice::create_stream(std::string_view name) {
@@ -1027,9 +1198,10 @@ Result<DeviceMemory> CudaDevice::allocate(uint64_t size_bytes, uint64_t alignmen
 
 Status CudaDevice::copy(StreamRef stream, StridedCopyBatch batch) {
   KVBM_ASSIGN_OR_RETURN(const uint64_t bytes, planned_bytes(batch));
-  if (batch.method != CopyMethod::kEngine) {
+  if (batch.method == CopyMethod::kKernel && core_->kernels() == KernelSupport::kNone) {
     return make_error(ErrorCode::kUnsupported,
-                      "this build has no kernels that copy; copy by the engine");
+                      format_text("this build has no kernels for {} (SM {}.{}); copy by the engine",
+                                  core_->gpu().name, core_->gpu().sm / 10, core_->gpu().sm % 10));
   }
   return core_->copy(stream, std::move(batch), bytes);
 }

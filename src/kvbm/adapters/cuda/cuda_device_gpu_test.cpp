@@ -273,6 +273,200 @@ TEST_F(CudaDeviceTest, AnyNumberOfTransfersIsOnItsWay) {
   EXPECT_EQ(std::memcmp(landed.data(), host.data(), landed.size()), 0);
 }
 
+// --- copies by kernels
+// ---------------------------------------------------------------------------------
+
+TEST_F(CudaDeviceTest, KernelsGatherAndScatterLayersInPinnedMemory) {
+  ASSERT_TRUE(device_->info().capabilities.kernel_copies);
+  constexpr uint64_t kChunk = 4 * kKiB;
+  constexpr uint32_t kLayers = 200;  // more than one launch
+  constexpr uint32_t kBlocks = 24;
+  constexpr uint64_t kSize = kChunk * kLayers * kBlocks;
+  const PinnedMemory host = pinned(kSize, 2 * kMiB);  // runs that straddle the ends of slices
+  const PinnedMemory back = pinned(kSize, 4 * kMiB);
+  Random random(3);
+  for (uint64_t at = 0; at < kSize; at += 8) {
+    const uint64_t word = random.uniform(UINT64_MAX);
+    std::memcpy(host.data() + at, &word, 8);
+  }
+  const DeviceMemory device = memory(kSize);
+  std::vector<BlockId> from;
+  std::vector<BlockId> to;
+  for (uint32_t i = 0; i < kBlocks; ++i) {
+    from.emplace_back(i);
+    to.emplace_back(kBlocks - 1 - i);
+  }
+  // Blocks outermost in the host's memory, layers on the GPU.
+  StridedCopyBatch down{.from = make_block_list(from),
+                        .to = make_block_list(to),
+                        .method = CopyMethod::kKernel,
+                        .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
+  StridedCopyBatch up{.from = down.to,
+                      .to = down.from,
+                      .method = CopyMethod::kKernel,
+                      .max_ctas = 2,
+                      .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
+  for (uint32_t layer = 0; layer < kLayers; ++layer) {
+    const uint64_t in_block = layer * kChunk;
+    const uint64_t in_layer = layer * kBlocks * kChunk;
+    down.pieces.push_back({.src = host.data() + in_block,
+                           .dst = device.data() + in_layer,
+                           .src_block_stride = kLayers * kChunk,
+                           .dst_block_stride = kChunk,
+                           .bytes = kChunk});
+    up.pieces.push_back({.src = device.data() + in_layer,
+                         .dst = back.data() + in_block,
+                         .src_block_stride = kChunk,
+                         .dst_block_stride = kLayers * kChunk,
+                         .bytes = kChunk});
+  }
+  const StreamRef stream = device_->create_stream("s").value();
+  ASSERT_TRUE(device_->copy(stream, down));
+  ASSERT_TRUE(device_->copy(stream, up));
+  const Status done = device_->synchronize(stream, soon());
+  ASSERT_TRUE(done) << done.error();
+  EXPECT_EQ(*down.bytes_moved, kSize);
+  EXPECT_EQ(*up.bytes_moved, kSize);
+  EXPECT_EQ(std::memcmp(back.data(), host.data(), kSize), 0);
+  const std::vector<std::byte> landed = content(device);
+  for (uint32_t i = 0; i < kBlocks; ++i) {
+    for (uint32_t layer = 0; layer < kLayers; ++layer) {
+      ASSERT_EQ(std::memcmp(landed.data() + (layer * kBlocks + to[i].value()) * kChunk,
+                            host.data() + (i * kLayers + layer) * kChunk, kChunk),
+                0)
+          << i << " " << layer;
+    }
+  }
+}
+
+TEST_F(CudaDeviceTest, AKernelIsGivenNoMemoryThatItCannotReach) {
+  const StreamRef stream = device_->create_stream("s").value();
+  const DeviceMemory device = memory(65 * kMiB);
+  const PinnedMemory host = pinned(4 * kMiB);
+  std::vector<std::byte> pageable(kMiB);
+  const auto refused = [&](StridedCopyBatch batch) {
+    batch.method = CopyMethod::kKernel;
+    return code_of(device_->copy(stream, std::move(batch)));
+  };
+  EXPECT_EQ(refused(plain_copy(pageable.data(), device.data(), kMiB)), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(refused(plain_copy(device.data(), pageable.data(), kMiB)), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(refused(plain_copy(device.data(), host.data(), 64 * kMiB)),
+            ErrorCode::kInvalidArgument);
+  // A list that leads out of it, whose first id does not.
+  StridedCopyBatch beyond = plain_copy(device.data(), host.data(), kKiB);
+  beyond.to = make_block_list({BlockId(0), BlockId(1000)});
+  beyond.from = make_block_list({BlockId(0), BlockId(1)});
+  beyond.pieces[0].src_block_stride = kKiB;
+  beyond.pieces[0].dst_block_stride = kMiB;
+  EXPECT_EQ(refused(beyond), ErrorCode::kInvalidArgument);
+  StridedCopyBatch huge = plain_copy(device.data(), device.data() + 1, 1);
+  huge.pieces[0].axes[0] = {.count = uint64_t{1} << 31, .src_stride = 0, .dst_stride = 0};
+  EXPECT_EQ(refused(huge), ErrorCode::kInvalidArgument);
+  EXPECT_TRUE(device_->synchronize(stream, soon()));
+  EXPECT_EQ(::cudaGetLastError(), cudaSuccess) << "the engine would find our error";
+  EXPECT_TRUE(device_->copy(stream, plain_copy(host.data(), device.data(), 4 * kMiB)));
+  EXPECT_TRUE(device_->synchronize(stream, soon())) << "the context is lost";
+}
+
+/// `count` blocks of 16 bytes, the first of them the last.
+StridedCopyBatch reversed_by_kernel(const std::byte* from, std::byte* to, uint32_t count) {
+  std::vector<BlockId> sources;
+  std::vector<BlockId> destinations;
+  for (uint32_t i = 0; i < count; ++i) {
+    sources.emplace_back(i);
+    destinations.emplace_back(count - 1 - i);
+  }
+  return {
+      .from = make_block_list(std::move(sources)),
+      .to = make_block_list(std::move(destinations)),
+      .pieces =
+          {{.src = from, .dst = to, .src_block_stride = 16, .dst_block_stride = 16, .bytes = 16}},
+      .method = CopyMethod::kKernel,
+      .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
+}
+
+TEST_F(CudaDeviceTest, KernelCopiesOfMoreIdsThanThereIsRoomForGoOnInOrder) {
+  constexpr uint32_t kCount = 300'001;  // an odd number of reversals ends reversed
+  constexpr int kRounds = 5;
+  const PinnedMemory host = pinned(kCount * 16);
+  for (uint64_t i = 0; i < kCount; ++i) std::memcpy(host.data() + 16 * i, &i, 8);
+  const DeviceMemory a = memory(kCount * 16);
+  const DeviceMemory b = memory(kCount * 16);
+  const StreamRef stream = device_->create_stream("s").value();
+  std::vector<std::shared_ptr<std::atomic<uint64_t>>> moved;
+  const std::byte* last = host.data();
+  for (int round = 0; round < kRounds; ++round) {
+    std::byte* const next = round % 2 == 0 ? a.data() : b.data();
+    StridedCopyBatch batch = reversed_by_kernel(last, next, kCount);
+    moved.push_back(batch.bytes_moved);
+    ASSERT_TRUE(device_->copy(stream, std::move(batch)));
+    last = next;
+  }
+  const Event event = device_->record(stream);
+  EXPECT_TRUE(event.wait(soon()));
+  for (const auto& bytes : moved) EXPECT_EQ(*bytes, kCount * 16);
+  const std::vector<std::byte> landed = content(a);
+  for (uint64_t i = 0; i < kCount; ++i) {
+    uint64_t found = 0;
+    std::memcpy(&found, landed.data() + 16 * i, 8);
+    ASSERT_EQ(found, kCount - 1 - i);
+  }
+}
+
+TEST_F(CudaDeviceTest, ADeviceThatIsDestroyedDropsKernelCopiesThatWaitForRoom) {
+  constexpr uint32_t kCount = 300'000;
+  const DeviceMemory a = memory(kCount * 16);
+  const DeviceMemory b = memory(kCount * 16);
+  const StreamRef stream = device_->create_stream("s").value();
+  std::vector<std::weak_ptr<std::atomic<uint64_t>>> moved;
+  for (int round = 0; round < 20; ++round) {
+    StridedCopyBatch batch = reversed_by_kernel(a.data(), b.data(), kCount);
+    moved.push_back(batch.bytes_moved);
+    ASSERT_TRUE(device_->copy(stream, std::move(batch)));
+  }
+  const Event event = device_->record(stream);
+  device_.reset();
+  EXPECT_TRUE(event.done());
+  for (const auto& counter : moved) EXPECT_TRUE(counter.expired());
+}
+
+TEST_F(CudaDeviceTest, AnEngineStreamRefusesKernelCopiesOfMoreIdsThanThereIsRoomFor) {
+  constexpr uint32_t kCount = 60'000;
+  const EngineStream& engine = engines_.emplace_back();
+  const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
+  const DeviceMemory a = memory(kCount * 16);
+  const DeviceMemory b = memory(kCount * 16);
+  EventSource gate = device_->create_event();
+  ASSERT_TRUE(device_->wait(stream, gate.event()));
+  EXPECT_TRUE(device_->copy(stream, reversed_by_kernel(a.data(), b.data(), kCount)));
+  StridedCopyBatch second = reversed_by_kernel(a.data(), b.data(), kCount);
+  const auto moved = second.bytes_moved;
+  EXPECT_EQ(code_of(device_->copy(stream, std::move(second))), ErrorCode::kExhausted);
+  EXPECT_EQ(moved.use_count(), 1) << "a refused call left a trace";
+  gate.signal();
+  ASSERT_TRUE(device_->synchronize(stream, soon()));
+  EXPECT_TRUE(device_->copy(stream, reversed_by_kernel(a.data(), b.data(), kCount)));
+  EXPECT_TRUE(device_->synchronize(stream, soon()));
+}
+
+TEST_F(CudaDeviceTest, KernelCopiesGoOnWhileAnEngineStreamWaitsForTheHost) {
+  // A worker has one such stream. Ours are more than there are hardware queues.
+  EventSource gate = device_->create_event();
+  const EngineStream& engine = engines_.emplace_back();
+  const StreamRef waiting = device_->adopt_stream(engine.handle(), "engine").value();
+  ASSERT_TRUE(device_->wait(waiting, gate.event()));
+  const DeviceMemory a = memory(kMiB);
+  const DeviceMemory b = memory(kMiB);
+  for (int i = 0; i < 32; ++i) {
+    const StreamRef own = device_->create_stream("own").value();
+    ASSERT_TRUE(device_->copy(own, reversed_by_kernel(a.data(), b.data(), 1000)));
+    EXPECT_TRUE(device_->synchronize(own, executor_.clock().now() + seconds(10))) << i;
+  }
+  EXPECT_FALSE(engine.idle());
+  gate.signal();
+  EXPECT_EQ(::cudaStreamSynchronize(engine.native()), cudaSuccess);
+}
+
 // --- adopted streams
 // -------------------------------------------------------------------------------
 

@@ -71,7 +71,8 @@ Result<CudaDriver> CudaDriver::load() {
                         find_symbol(library, "cuCtxPushCurrent_v2", driver.context_push) &&
                         find_symbol(library, "cuCtxPopCurrent_v2", driver.context_pop) &&
                         find_symbol(library, "cuStreamGetCtx", driver.stream_context) &&
-                        find_symbol(library, "cuStreamWaitValue32_v2", driver.stream_wait_value);
+                        find_symbol(library, "cuStreamWaitValue32_v2", driver.stream_wait_value) &&
+                        find_symbol(library, "cuPointerGetAttributes", driver.pointer_attributes);
   if (!complete) {
     return make_error(ErrorCode::kUnsupported,
                       "the NVIDIA driver is older than CUDA 12: update it, or use the host device");

@@ -32,6 +32,8 @@ struct CudaDriver {
   int (*stream_context)(CUstream_st*, CUctx_st**) = nullptr;
   int (*stream_wait_value)(CUstream_st*, uintptr_t address, uint32_t value,
                            uint32_t flags) = nullptr;
+  int (*pointer_attributes)(unsigned count, int* attributes, void** values,
+                            uintptr_t address) = nullptr;
   bool has_memcpy_batch = false;  ///< the running driver knows cuMemcpyBatchAsync
 
   /// Errors: kUnavailable (no driver, with what the linker said), kUnsupported (too old a driver).

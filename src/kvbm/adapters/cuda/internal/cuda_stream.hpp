@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kvbm/adapters/cuda/internal/cuda_events.hpp"
+#include "kvbm/adapters/cuda/internal/pinned_ring.hpp"
 #include "kvbm/adapters/cuda/internal/ring.hpp"
 #include "kvbm/base/completion.hpp"
 #include "kvbm/base/mutex.hpp"
@@ -23,6 +24,10 @@ namespace kvbm::internal {
 
 struct QueuedCopy {
   StridedCopyBatch batch;
+  uint64_t bytes = 0;     ///< planned
+  size_t done_pairs = 0;  ///< of ids: on the native stream already, or left out
+
+  [[nodiscard]] bool is_done() const noexcept { return done_pairs == batch.from->size(); }
 };
 struct QueuedLaunch {
   StreamTask task;
@@ -35,10 +40,12 @@ struct QueuedWait {
 };
 using CudaOperation = std::variant<QueuedCopy, QueuedLaunch, QueuedRecord, QueuedWait>;
 
-/// A batch on its way: the counter grows when it has arrived, and is let go of when it has ended.
+/// A batch on its way: the counter, if there is one, grows when it has arrived, and is let go of
+/// when it has ended, as are the ids that a kernel reads.
 struct Arrival {
   std::shared_ptr<std::atomic<uint64_t>> counter;
   uint64_t bytes = 0;
+  PinnedRing::Slice ids = {};
 };
 
 /// A recorded event that somebody waits for, and what follows from it.
@@ -80,6 +87,12 @@ struct CudaStream {
   /// Held by a caller for the whole of an operation, calls of the driver among it: they are the
   /// order of the stream.
   Mutex submit{LockRank::kDevice, "device.cuda_submit", 3};
+
+  /// Where kernels find their ids; null before the first. A ring for each stream: whoever waits for
+  /// room in it waits for copies before its own.
+  /// Threads: whoever calls the driver for this stream. Outlives the slices in `marks` and
+  /// `arrivals`.
+  std::unique_ptr<PinnedRing> ids;
 
   Mutex mutex{LockRank::kDevice, "device.cuda_stream", 2};
   std::deque<CudaOperation> operations KVBM_GUARDED_BY(mutex);  // not of adopted streams

@@ -63,6 +63,7 @@ class PinnedRing {
   /// None if there is no room now: some of what is lent has to come back first.
   [[nodiscard]] std::optional<Slice> take(uint64_t size_bytes);
 
+  [[nodiscard]] std::span<std::byte> memory() const noexcept { return memory_; }
   [[nodiscard]] uint64_t capacity_bytes() const noexcept { return memory_.size(); }
 
  private:

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/adapters/cuda/internal/kernel_copy.hpp"
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include <kvbm/kernels.h>
+
+#include "kvbm/base/text.hpp"
+
+namespace kvbm::internal {
+
+namespace {
+
+constexpr int32_t kCompiledFor[] = {KVBM_CUDA_ARCHS};
+
+/// The bytes from the first to the last, ends included.
+struct Extent {
+  uintptr_t first = 0;
+  uintptr_t last = 0;
+};
+
+/// What the driver knows around an address.
+class Reach {
+ public:
+  explicit Reach(const CudaContext& context) : context_(context) {}
+
+  [[nodiscard]] bool has(const Extent& extent) { return has(extent.first) && has(extent.last); }
+
+ private:
+  [[nodiscard]] bool has(uintptr_t address) {
+    if (address - start_ < size_) return true;
+    CUmemorytype type{};
+    int ordinal = -1;
+    CUdeviceptr start = 0;
+    size_t size = 0;
+    std::array<int, 4> attributes = {
+        CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+        CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, CU_POINTER_ATTRIBUTE_RANGE_SIZE};
+    std::array<void*, 4> values = {&type, &ordinal, &start, &size};
+    const int code = context_.driver().pointer_attributes(
+        static_cast<unsigned>(attributes.size()), attributes.data(), values.data(), address);
+    const bool ours = type == CU_MEMORYTYPE_HOST ||
+                      (type == CU_MEMORYTYPE_DEVICE && ordinal == context_.gpu().ordinal);
+    if (code != 0 || !ours) return false;
+    start_ = start;
+    size_ = address - start < size ? size : 0;  // 0: the driver does not tell the range
+    return true;
+  }
+
+  const CudaContext& context_;
+  uintptr_t start_ = 0;  // the range of the last answer
+  size_t size_ = 0;
+};
+
+struct IdRange {
+  uint64_t least = 0;
+  uint64_t most = 0;
+};
+
+IdRange range_of(const std::vector<BlockId>& ids) {
+  const auto [least, most] = std::ranges::minmax(ids);
+  return {least.value(), most.value()};
+}
+
+template <uint64_t StridedAxis::*kStride>
+Extent extent_of(const void* base, uint64_t block_stride, const StridedPiece& piece,
+                 const IdRange& ids) {
+  const auto address = reinterpret_cast<uintptr_t>(base);
+  Extent extent{.first = address + ids.least * block_stride,
+                .last = address + ids.most * block_stride + piece.bytes - 1};
+  for (const StridedAxis& axis : piece.axes) extent.last += (axis.count - 1) * (axis.*kStride);
+  return extent;
+}
+
+bool is_empty(const StridedPiece& piece) {
+  return piece.bytes == 0 ||
+         std::ranges::any_of(piece.axes, [](const StridedAxis& axis) { return axis.count == 0; });
+}
+
+kvbm_strided_piece native_piece(const StridedPiece& piece) {
+  kvbm_strided_piece native{.src = piece.src,
+                            .dst = piece.dst,
+                            .src_block_stride = piece.src_block_stride,
+                            .dst_block_stride = piece.dst_block_stride,
+                            .bytes = piece.bytes,
+                            .axes = {}};
+  for (size_t i = 0; i < kStridedAxes; ++i) {
+    native.axes[i] = {.count = piece.axes[i].count,
+                      .src_stride = piece.axes[i].src_stride,
+                      .dst_stride = piece.axes[i].dst_stride};
+  }
+  return native;
+}
+
+}  // namespace
+
+KernelSupport kernel_support(int32_t sm, std::span<const int32_t> compiled) noexcept {
+  const auto runs = [sm](int32_t built) { return built / 10 == sm / 10 && built <= sm; };
+  if (std::ranges::any_of(compiled, runs)) return KernelSupport::kCompiled;
+  return !compiled.empty() && compiled.front() <= sm ? KernelSupport::kFromPtx
+                                                     : KernelSupport::kNone;
+}
+
+KernelSupport kernel_support(int32_t sm) noexcept { return kernel_support(sm, kCompiledFor); }
+
+Status load_kernels(CUstream_st* stream, std::span<std::byte> memory) {
+  constexpr size_t kHalf = 4096;
+  const auto* const id = reinterpret_cast<const uint32_t*>(memory.data() + 2 * kHalf);
+  // One for each width of access; the longest run is cut differently from the others.
+  for (const uint64_t bytes : {2048, 16, 8, 4, 2, 1}) {
+    kvbm_strided_piece piece{};
+    piece.src = memory.data();
+    piece.dst = memory.data() + kHalf;
+    piece.bytes = bytes;
+    for (kvbm_strided_axis& axis : piece.axes) axis.count = 1;
+    const int code = ::kvbm_kernels_launch_strided_copy(&piece, 1, id, id, 1, nullptr, stream);
+    if (code != 0) {
+      Error error = cuda_error("no kernel for this GPU", code);
+      return make_error(
+          Error(ErrorCode::kUnsupported, std::string(error.message()), NativeDomain::kCuda, code));
+    }
+  }
+  if (const cudaError_t code = ::cudaStreamSynchronize(stream)) {
+    return make_error(cuda_error("kernels do not run", code));
+  }
+  return {};
+}
+
+Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
+  if (batch.from->empty()) return {};
+  const IdRange from = range_of(*batch.from);
+  const IdRange to = range_of(*batch.to);
+  Reach src_reach(context);
+  Reach dst_reach(context);
+  for (const StridedPiece& piece : batch.pieces) {
+    if (is_empty(piece)) continue;
+    if (!src_reach.has(
+            extent_of<&StridedAxis::src_stride>(piece.src, piece.src_block_stride, piece, from)) ||
+        !dst_reach.has(
+            extent_of<&StridedAxis::dst_stride>(piece.dst, piece.dst_block_stride, piece, to))) {
+      return make_error(ErrorCode::kInvalidArgument,
+                        "a copy by a kernel was refused: its addresses are neither of this GPU nor "
+                        "pinned host memory");
+    }
+  }
+  return {};
+}
+
+Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids, CUstream_st* stream,
+                   bool& queued) {
+  thread_local std::vector<kvbm_strided_piece> pieces;  // keeps its memory
+  pieces.clear();
+  for (const StridedPiece& piece : batch.pieces) {
+    if (!is_empty(piece)) pieces.push_back(native_piece(piece));
+  }
+  const kvbm_strided_copy_options options{
+      .max_ctas = batch.max_ctas, .max_bytes_per_second = 0, .digests = nullptr};
+  const int code = ::kvbm_kernels_launch_strided_copy(pieces.data(), pieces.size(), ids.from,
+                                                      ids.to, ids.count, &options, stream);
+  if (code == KVBM_KERNELS_INVALID_VALUE) {
+    return make_error(Error(ErrorCode::kInvalidArgument,
+                            "a kernel takes no piece of 2^31 accesses and more in one block: copy "
+                            "by the engine",
+                            NativeDomain::kCuda, code));
+  }
+  queued = queued || !pieces.empty();
+  if (code != 0) return make_error(cuda_error("a kernel was not launched", code));
+  return {};
+}
+
+}  // namespace kvbm::internal
