@@ -127,19 +127,50 @@ enum Way : int64_t { kDown, kUp };  // to the GPU, from the GPU
 enum Shape : int64_t {
   kContiguous,
   kShuffled,
-  kLayersApart
-};  // of ids, and of the place on the GPU
+  kLayersApart,
+  kChunksApart  // layers, and keys from values: 160 runs of 32 KiB in a block
+};              // of ids, and of the place on the GPU
+enum Mover : int64_t { kByEngine, kByKernel, kAsChosen };
 
-/// Arguments: blocks, way, shape. `share`: of the rate of one plain pinned copy of as many bytes;
-/// `submit_us`: until execute_transfer() returns.
-void BM_CudaTransfer(benchmark::State& state) {
+LayoutKind kind_of(Shape shape) {
+  if (shape == kLayersApart) return LayoutKind::kLayerSeparateBlockFirst;
+  if (shape == kChunksApart) return LayoutKind::kLayerSeparateBlockSecond;
+  return LayoutKind::kFullyContiguous;
+}
+
+/// Kernels for everything.
+Calibration only_kernels() {
+  const auto all = [](double bytes_per_second) {
+    return FormCost{.rates = {{.run_bytes = 1, .bytes_per_second = bytes_per_second}}};
+  };
+  Calibration calibration;
+  for (const TransferRoute route : {TransferRoute::kHostToDevice, TransferRoute::kDeviceToHost}) {
+    calibration.set(route, {all(1), all(1), all(1e12)});
+  }
+  return calibration;
+}
+
+/// Empty for the engine. `calibration_ms`: what the measurement took.
+Calibration calibration_for(Rig& rig, Mover mover, benchmark::State& state) {
+  if (mover == kByEngine) return {};
+  if (mover == kByKernel) return only_kernels();
+  const auto start = WallClock::now();
+  auto measured =
+      measure_calibration({.device = *rig.device, .executor = rig.executor, .pinner = rig.pinner});
+  if (!measured) {
+    state.SkipWithError(measured.error().message().c_str());
+    return {};
+  }
+  state.counters["calibration_ms"] = microseconds_since(start) / 1000;
+  return *std::move(measured);
+}
+
+/// `share`: of the rate of one plain pinned copy of as many bytes; `submit_us`: until
+/// execute_transfer() returns.
+void run_transfer(benchmark::State& state, size_t num_blocks, Way way, Shape shape, Mover mover) {
   Rig rig(state);
   if (rig.device == nullptr) return;
-  const auto num_blocks = static_cast<size_t>(state.range(0));
-  const auto way = static_cast<Way>(state.range(1));
-  const auto shape = static_cast<Shape>(state.range(2));
-  const LayoutKind kind =
-      shape == kLayersApart ? LayoutKind::kLayerSeparateBlockFirst : LayoutKind::kFullyContiguous;
+  const LayoutKind kind = kind_of(shape);
   const MemoryNeed need = required_memory(kConfig, kind).value();
   const uint64_t host_bytes = required_bytes(kConfig, LayoutKind::kFullyContiguous).value();
   const DeviceMemory gpu = rig.device->allocate(need.num_regions * need.region_bytes, 256).value();
@@ -155,6 +186,7 @@ void BM_CudaTransfer(benchmark::State& state) {
   const auto manager = TransferManager::create({.device = *rig.device,
                                                 .executor = rig.executor,
                                                 .log = rig.log,
+                                                .calibration = calibration_for(rig, mover, state),
                                                 .streams_per_direction = 4})
                            .value();
   const LayoutHandle on_host =
@@ -162,11 +194,14 @@ void BM_CudaTransfer(benchmark::State& state) {
           .value();
   const LayoutHandle on_gpu =
       manager
-          ->register_layout(
-              (shape == kLayersApart
-                   ? PhysicalLayout::layer_separate(kConfig, BlockDimension::kBlockIsFirst, regions)
-                   : PhysicalLayout::fully_contiguous(kConfig, regions.front()))
-                  .value())
+          ->register_layout((kind == LayoutKind::kFullyContiguous
+                                 ? PhysicalLayout::fully_contiguous(kConfig, regions.front())
+                                 : PhysicalLayout::layer_separate(
+                                       kConfig,
+                                       shape == kLayersApart ? BlockDimension::kBlockIsFirst
+                                                             : BlockDimension::kBlockIsSecond,
+                                       regions))
+                                .value())
           .value();
   std::vector<BlockId> ids;
   for (uint32_t i = 0; i < kNumBlocks; ++i) ids.emplace_back(i);
@@ -221,8 +256,25 @@ void BM_CudaTransfer(benchmark::State& state) {
   state.counters["added_us"] = median(manageds) - median(plains);
   state.counters["submit_us"] = median(submits);
 }
+
+/// Arguments: blocks, way, shape. By the copy engine.
+void BM_CudaTransfer(benchmark::State& state) {
+  run_transfer(state, static_cast<size_t>(state.range(0)), static_cast<Way>(state.range(1)),
+               static_cast<Shape>(state.range(2)), kByEngine);
+}
 BENCHMARK(BM_CudaTransfer)
     ->ArgsProduct({{1, 16, 256}, {kDown, kUp}, {kContiguous, kShuffled, kLayersApart}})
+    ->Iterations(30)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+/// Arguments: blocks, way, mover. 160 runs of 32 KiB in a block, in any order of blocks.
+void BM_CudaChunks(benchmark::State& state) {
+  run_transfer(state, static_cast<size_t>(state.range(0)), static_cast<Way>(state.range(1)),
+               kChunksApart, static_cast<Mover>(state.range(2)));
+}
+BENCHMARK(BM_CudaChunks)
+    ->ArgsProduct({{1, 16, 128}, {kDown, kUp}, {kByEngine, kByKernel, kAsChosen}})
     ->Iterations(30)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);

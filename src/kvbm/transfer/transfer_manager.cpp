@@ -9,6 +9,7 @@
 
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/text.hpp"
+#include "kvbm/transfer/copy_choice.hpp"
 #include "kvbm/transfer/internal/failure.hpp"
 #include "kvbm/transfer/internal/file_transfer.hpp"
 #include "kvbm/transfer/internal/layout_directory.hpp"
@@ -307,6 +308,21 @@ class TransferManager::Core {
     return transfer->notification();
   }
 
+  /// A caller's stream may have no room for what a kernel needs, and cannot wait for it; there the
+  /// copy engine is left as it is.
+  void choose(StridedCopyBatch& batch, TransferRoute route) const {
+    if (!capabilities_.kernel_copies) return;
+    const MethodChoice choice =
+        choose_method({.pieces = batch.pieces,
+                       .num_blocks = batch.from->size(),
+                       .num_groups = count_equal_steps(*batch.from, *batch.to),
+                       .route = route,
+                       .capabilities = capabilities_,
+                       .calibration = context_->config().calibration});
+    batch.method = choice.method;
+    batch.max_ctas = choice.max_ctas;
+  }
+
   /// `frame` without block_bytes.
   Result<TransferCompleteNotification> transfer_memory(const TransferRequest& request,
                                                        internal::TransferFrame frame) {
@@ -317,11 +333,12 @@ class TransferManager::Core {
         const TransferPlan plan,
         TransferPlan::create(src, dst, options.layer_range.value_or(src.config().all_layers())));
     frame.block_bytes = plan.bytes_per_block();
-    auto transfer = std::make_shared<internal::MemoryTransfer>(
-        std::move(frame), StridedCopyBatch{.from = make_block_list(copy_of(request.src_ids)),
-                                           .to = make_block_list(copy_of(request.dst_ids)),
-                                           .pieces = plan.with_addresses(src, dst),
-                                           .bytes_moved = nullptr});
+    StridedCopyBatch batch{.from = make_block_list(copy_of(request.src_ids)),
+                           .to = make_block_list(copy_of(request.dst_ids)),
+                           .pieces = plan.with_addresses(src, dst),
+                           .bytes_moved = nullptr};
+    if (!options.stream) choose(batch, frame.route);
+    auto transfer = std::make_shared<internal::MemoryTransfer>(std::move(frame), std::move(batch));
     const std::vector<Event> events = not_done(options.wait_for);
     return launch(transfer, [&](internal::MemoryTransfer& starting) -> Status {
       if (any_failed(events)) return starting.start_on_host(events);

@@ -19,6 +19,7 @@
 #include "kvbm/device/device.hpp"
 #include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/memory/file_engine.hpp"
+#include "kvbm/transfer/calibration.hpp"
 #include "kvbm/transfer/layout_handle.hpp"
 #include "kvbm/transfer/logical_layout.hpp"
 #include "kvbm/transfer/serialized_layout.hpp"
@@ -33,6 +34,8 @@ struct TransferConfig {
   LogSink& log;
   FileEngine* files = nullptr;         ///< null: transfers with a file side are kUnsupported
   MetricsRegistry* metrics = nullptr;  ///< null: nobody counts
+  /// What choose_method() goes by between memory and memory; empty: the copy engine moves all.
+  Calibration calibration = {};
 
   size_t streams_per_direction = 2;  ///< for transfers that need not wait
   /// For transfers that wait for events, one each; beyond it they wait on the host instead.
@@ -76,9 +79,10 @@ struct TransferRequest {
   TransferOptions options = {};
 };
 
-/// Memory to memory goes through Device::copy, on the caller's stream or on streams of the
-/// manager's own. Between a file and memory each block is one file request; writing adds tag and
-/// checksum, reading checks them, and a block that does not pass has failed while the others go on.
+/// Memory to memory goes through Device::copy, on the caller's stream, always by the copy engine,
+/// or on streams of the manager's own, by the method that choose_method() says. Between a file and
+/// memory each block is one file request; writing adds tag and checksum, reading checks them, and a
+/// block that does not pass has failed while the others go on.
 ///
 /// Ownership: borrows all of TransferConfig, which outlives the manager and its transfers; the
 /// device and

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/transfer/calibration.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <span>
+#include <utility>
+
+#include "kvbm/base/contract.hpp"
+#include "kvbm/base/random.hpp"
+#include "kvbm/base/units.hpp"
+#include "kvbm/memory/pinned_memory.hpp"
+#include "kvbm/memory/system_memory.hpp"
+
+namespace kvbm {
+namespace {
+
+/// What one measured batch moves at most: long beside what a batch costs by itself.
+constexpr uint64_t kMostBytes = 4 * kMiB;
+constexpr uint32_t kMostRuns = 512;
+constexpr uint64_t kRunBytes[] = {512, 4 * kKiB, 32 * kKiB, 256 * kKiB};
+/// How much shorter the batch is that a longer one is compared with.
+constexpr uint32_t kShare = 8;
+constexpr uint32_t kRepetitions = 3;
+constexpr uint32_t kRowsOfAStep = 8;
+
+/// Runs in a source that has as many bytes between them as in them.
+struct BatchShape {
+  uint32_t num_pieces = 1;
+  uint32_t num_blocks = 1;
+  uint32_t num_rows = 1;  ///< of a piece, one axis
+  uint64_t run_bytes = 0;
+
+  [[nodiscard]] uint64_t bytes() const {
+    return uint64_t{num_pieces} * num_blocks * num_rows * run_bytes;
+  }
+};
+
+CopyMethod method_of(CopyForm form) {
+  return form == CopyForm::kKernel ? CopyMethod::kKernel : CopyMethod::kEngine;
+}
+
+class Measurement {
+ public:
+  Measurement(const CalibrationOptions& options, StreamRef stream, TimePoint end)
+      : options_(options), stream_(stream), end_(end) {}
+
+  /// None when there is no time left.
+  Result<std::optional<RouteCost>> route(const std::byte* src, std::byte* dst) {
+    RouteCost cost;
+    for (size_t i = 0; i < kNumCopyForms; ++i) {
+      KVBM_ASSIGN_OR_RETURN(const bool measured, form(static_cast<CopyForm>(i), src, dst, cost[i]));
+      if (!measured) return std::nullopt;
+    }
+    return cost;
+  }
+
+ private:
+  Result<bool> form(CopyForm form, const std::byte* src, std::byte* dst, FormCost& cost) {
+    for (const uint64_t run_bytes : kRunBytes) {
+      const auto num_runs =
+          static_cast<uint32_t>(std::min<uint64_t>(kMostRuns, kMostBytes / run_bytes));
+      const auto of = [&](uint32_t runs) {
+        return form == CopyForm::kEngineRows
+                   ? BatchShape{.num_rows = runs, .run_bytes = run_bytes}
+                   : BatchShape{.num_blocks = runs, .run_bytes = run_bytes};
+      };
+      const BatchShape few = of(num_runs / kShare);
+      const BatchShape many = of(num_runs);
+      KVBM_ASSIGN_OR_RETURN(const auto short_time, time_of(form, few, src, dst));
+      KVBM_ASSIGN_OR_RETURN(const auto long_time, time_of(form, many, src, dst));
+      if (!short_time || !long_time) return false;
+      double rate = static_cast<double>(many.bytes()) / seconds(*long_time);
+      if (*long_time > *short_time) {
+        rate = static_cast<double>(many.bytes() - few.bytes()) / seconds(*long_time - *short_time);
+      }
+      cost.rates.push_back({run_bytes, rate});
+      const CopyCost fixed = *short_time - CopyCost(static_cast<double>(few.bytes()) / rate * 1e6);
+      if (cost.rates.size() == 1 || fixed < cost.submission) cost.submission = fixed;
+    }
+    cost.submission = std::max(cost.submission, CopyCost(0));
+    if (form == CopyForm::kEngineRuns) return true;
+
+    constexpr uint64_t kStepRun = 4 * kKiB;
+    const auto of = [&](uint32_t pieces) {
+      return BatchShape{.num_pieces = pieces, .num_rows = kRowsOfAStep, .run_bytes = kStepRun};
+    };
+    const BatchShape few = of(8);
+    const BatchShape many = of(64);
+    KVBM_ASSIGN_OR_RETURN(const auto short_time, time_of(form, few, src, dst));
+    KVBM_ASSIGN_OR_RETURN(const auto long_time, time_of(form, many, src, dst));
+    if (!short_time || !long_time) return false;
+    const CopyCost moving(static_cast<double>(many.bytes() - few.bytes()) /
+                          cost.bytes_per_second(kStepRun) * 1e6);
+    cost.step = std::max(CopyCost(0),
+                         (*long_time - *short_time - moving) / (many.num_pieces - few.num_pieces));
+    return true;
+  }
+
+  /// The shortest of some; none when there is no time left.
+  Result<std::optional<CopyCost>> time_of(CopyForm form, const BatchShape& shape,
+                                          const std::byte* src, std::byte* dst) {
+    const StridedCopyBatch batch = make_batch(form, shape, src, dst);
+    std::optional<CopyCost> best;
+    for (uint32_t i = 0; i < kRepetitions; ++i) {
+      const TimePoint start = now();
+      if (start >= end_) return std::nullopt;
+      KVBM_TRY(options_.device.copy(stream_, batch));
+      KVBM_TRY(options_.device.synchronize(stream_));
+      const CopyCost cost = std::max(now() - start, Duration(1));
+      best = best ? std::min(*best, cost) : cost;
+    }
+    return best;
+  }
+
+  static StridedCopyBatch make_batch(CopyForm form, const BatchShape& shape, const std::byte* src,
+                                     std::byte* dst) {
+    std::vector<BlockId> from;
+    std::vector<BlockId> to;
+    for (uint32_t i = 0; i < shape.num_blocks; ++i) {
+      from.emplace_back(i);
+      to.emplace_back(i);
+    }
+    Random(1).shuffle(std::span(from));  // no equal steps
+    StridedCopyBatch batch{.from = make_block_list(std::move(from)),
+                           .to = make_block_list(std::move(to)),
+                           .method = method_of(form)};
+    const uint64_t block = shape.num_rows * shape.run_bytes;
+    const uint64_t piece = shape.num_blocks * block;
+    for (uint32_t i = 0; i < shape.num_pieces; ++i) {
+      batch.pieces.push_back({.src = src + 2 * i * piece,
+                              .dst = dst + i * piece,
+                              .src_block_stride = 2 * block,
+                              .dst_block_stride = block,
+                              .bytes = shape.run_bytes,
+                              .axes = {}});
+      batch.pieces.back().axes.back() = {.count = shape.num_rows,
+                                         .src_stride = 2 * shape.run_bytes,
+                                         .dst_stride = shape.run_bytes};
+    }
+    return batch;
+  }
+
+  static double seconds(CopyCost cost) { return cost.count() * 1e-6; }
+  [[nodiscard]] TimePoint now() const { return options_.executor.clock().now(); }
+
+  const CalibrationOptions& options_;
+  const StreamRef stream_;
+  const TimePoint end_;
+};
+
+/// Host memory that the device copies.
+struct HostScratch {
+  PinnedMemory pinned;
+  SystemMemory pageable;
+  std::byte* data = nullptr;
+};
+
+Result<HostScratch> make_scratch(const CalibrationOptions& options, uint64_t size_bytes,
+                                 TimePoint end) {
+  HostScratch scratch;
+  if (options.pinner == nullptr) {
+    KVBM_ASSIGN_OR_RETURN(scratch.pageable, SystemMemory::create({.size_bytes = size_bytes}));
+    scratch.data = scratch.pageable.data();
+  } else {
+    KVBM_ASSIGN_OR_RETURN(scratch.pinned, PinnedMemory::create({.executor = options.executor,
+                                                                .pinner = options.pinner,
+                                                                .size_bytes = size_bytes}));
+    KVBM_TRY(scratch.pinned.wait_for(size_bytes, end));
+    scratch.data = scratch.pinned.data();
+  }
+  std::memset(scratch.data, 0, size_bytes);
+  return scratch;
+}
+
+}  // namespace
+
+std::string_view to_string(CopyForm form) noexcept {
+  switch (form) {
+    case CopyForm::kEngineRuns:
+      return "engine runs";
+    case CopyForm::kEngineRows:
+      return "engine rows";
+    case CopyForm::kKernel:
+      return "kernel";
+  }
+  return "unknown";
+}
+
+double FormCost::bytes_per_second(uint64_t run_bytes) const noexcept {
+  const auto above = std::ranges::lower_bound(rates, run_bytes, {}, &RunRate::run_bytes);
+  if (above == rates.end()) return rates.back().bytes_per_second;
+  const double above_run = static_cast<double>(above->run_bytes);
+  const double run = static_cast<double>(run_bytes);
+  if (above == rates.begin()) return above->bytes_per_second * run / above_run;
+  const RunRate& below = *std::prev(above);
+  const double below_run = static_cast<double>(below.run_bytes);
+  const double share = std::log(run / below_run) / std::log(above_run / below_run);
+  return below.bytes_per_second + share * (above->bytes_per_second - below.bytes_per_second);
+}
+
+void Calibration::set(TransferRoute route, RouteCost cost) {
+  for (const FormCost& form : cost) {
+    KVBM_CONTRACT(!form.rates.empty(), "a form without a rate");
+    KVBM_CONTRACT(std::ranges::is_sorted(form.rates, std::less_equal<>(), &RunRate::run_bytes),
+                  "rates do not rise by run_bytes");
+    KVBM_CONTRACT(std::ranges::all_of(
+                      form.rates, [](const RunRate& rate) { return rate.bytes_per_second > 0; }),
+                  "a rate that is not positive");
+  }
+  routes_[static_cast<size_t>(route)] = std::move(cost);
+}
+
+const RouteCost* Calibration::find(TransferRoute route) const noexcept {
+  const auto& cost = routes_[static_cast<size_t>(route)];
+  return cost ? &*cost : nullptr;
+}
+
+Result<Calibration> measure_calibration(const CalibrationOptions& options) {
+  Calibration calibration;
+  const DeviceCapabilities capabilities = options.device.info().capabilities;
+  if (!capabilities.kernel_copies) return calibration;
+  if (options.pinner == nullptr && !capabilities.copies_pageable_host) return calibration;
+  const TimePoint end = saturating_add(options.executor.clock().now(), options.budget);
+  constexpr uint64_t kSrcBytes = 2 * kMostBytes;
+  KVBM_ASSIGN_OR_RETURN(const DeviceMemory src, options.device.allocate(kSrcBytes, 4096));
+  KVBM_ASSIGN_OR_RETURN(const DeviceMemory dst, options.device.allocate(kMostBytes, 4096));
+  auto host = make_scratch(options, kSrcBytes, end);
+  if (!host) {
+    if (host.error().code() == ErrorCode::kTimeout) return calibration;
+    return make_error(std::move(host).error());
+  }
+  KVBM_ASSIGN_OR_RETURN(const StreamRef stream, options.device.create_stream("calibration"));
+  const auto measure = [&]() -> Status {
+    struct Way {
+      TransferRoute route;
+      const std::byte* src;
+      std::byte* dst;
+    };
+    const Way ways[] = {{TransferRoute::kHostToDevice, host->data, dst.data()},
+                        {TransferRoute::kDeviceToHost, src.data(), host->data},
+                        {TransferRoute::kDeviceToDevice, src.data(), dst.data()}};
+    Measurement measurement(options, stream, end);
+    for (const Way& way : ways) {
+      KVBM_ASSIGN_OR_RETURN(auto cost, measurement.route(way.src, way.dst));
+      if (!cost) break;
+      calibration.set(way.route, *std::move(cost));
+    }
+    return {};
+  };
+  const Status measured = measure();
+  static_cast<void>(options.device.synchronize(stream));  // scratch memory goes after the copies
+  static_cast<void>(options.device.destroy_stream(stream));
+  KVBM_TRY(Status(measured));
+  return calibration;
+}
+
+}  // namespace kvbm

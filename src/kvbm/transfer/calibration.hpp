@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calibration: what copies cost on this machine, as measured.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "kvbm/base/clock.hpp"
+#include "kvbm/base/executor.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/device/device.hpp"
+#include "kvbm/memory/host_pinner.hpp"
+#include "kvbm/transfer/transfer_route.hpp"
+
+namespace kvbm {
+
+/// Time that is finer than a clock's: a step may cost less than a nanosecond.
+using CopyCost = std::chrono::duration<double, std::micro>;
+
+/// How the bytes of a batch are asked for. A copy engine takes runs one by one, or rows in equal
+/// steps at a time; to a kernel they are the same.
+enum class CopyForm : uint8_t { kEngineRuns, kEngineRows, kKernel };
+inline constexpr size_t kNumCopyForms = 3;
+
+/// "engine runs", "engine rows", "kernel".
+[[nodiscard]] std::string_view to_string(CopyForm form) noexcept;
+
+struct RunRate {
+  uint64_t run_bytes = 0;
+  double bytes_per_second = 0;
+};
+
+struct FormCost {
+  CopyCost submission{0};  ///< from the call to the end of a batch, beside what follows
+  CopyCost step{0};  ///< of a rectangle, or of a piece that a kernel takes; of runs: in the rate
+  std::vector<RunRate> rates = {};  ///< by rising run_bytes, at least one
+
+  /// Between two measured runs by the ratio of their sizes; below the first as its time for a run,
+  /// above the last as it. Requires: at least one rate, run_bytes > 0.
+  [[nodiscard]] double bytes_per_second(uint64_t run_bytes) const noexcept;
+};
+
+using RouteCost = std::array<FormCost, kNumCopyForms>;
+
+/// Ownership: a value. Empty: nothing is known.
+class Calibration {
+ public:
+  Calibration() = default;
+
+  /// Contract: every form has a rate; rates rise by run_bytes and are positive.
+  void set(TransferRoute route, RouteCost cost);
+  /// Null if the route was not measured.
+  [[nodiscard]] const RouteCost* find(TransferRoute route) const noexcept;
+
+ private:
+  std::array<std::optional<RouteCost>, kNumTransferRoutes> routes_ = {};
+};
+
+struct CalibrationOptions {
+  Device& device;
+  Executor& executor;
+  /// For host memory that the device copies; null: only where it copies any.
+  std::shared_ptr<HostPinner> pinner = nullptr;
+  Duration budget = std::chrono::milliseconds(200);  ///< what is not measured by then is left out
+};
+
+/// Measures the routes between host and device, and on the device. Empty, and without a copy, where
+/// the device has one method, so that there is nothing to choose, or copies no memory that can be
+/// had.
+/// Threads: waits; not for the forward path of an engine. Errors: kExhausted, kDevice and others of
+/// the device.
+[[nodiscard]] Result<Calibration> measure_calibration(const CalibrationOptions& options);
+
+}  // namespace kvbm

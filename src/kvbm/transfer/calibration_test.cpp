@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/transfer/calibration.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+#include "kvbm/base/contract.hpp"
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/random.hpp"
+#include "kvbm/base/thread_executor.hpp"
+#include "kvbm/device/host_device.hpp"
+
+#include "tests/support/pinner_double.hpp"
+#include "tests/support/transfer_rig.hpp"
+
+namespace kvbm {
+namespace {
+
+using std::chrono::seconds;
+
+FormCost rates(std::vector<RunRate> all) { return {.rates = std::move(all)}; }
+
+TEST(Calibration, RatesGoBetweenMeasuredRunsByTheirRatio) {
+  const FormCost cost = rates({{1000, 1e9}, {100'000, 3e9}});
+  EXPECT_DOUBLE_EQ(cost.bytes_per_second(1000), 1e9);
+  EXPECT_DOUBLE_EQ(cost.bytes_per_second(10'000), 2e9);
+  EXPECT_DOUBLE_EQ(cost.bytes_per_second(100'000), 3e9);
+  EXPECT_DOUBLE_EQ(cost.bytes_per_second(1'000'000), 3e9);
+  EXPECT_DOUBLE_EQ(cost.bytes_per_second(100), 1e8) << "a run takes its time, however short";
+}
+
+TEST(Calibration, KeepsWhatWasSetAndRefusesWhatMakesNoSense) {
+  Calibration calibration;
+  EXPECT_EQ(calibration.find(TransferRoute::kHostToDevice), nullptr);
+  const FormCost good = rates({{1000, 1e9}, {2000, 2e9}});
+  calibration.set(TransferRoute::kHostToDevice, {good, good, good});
+  ASSERT_NE(calibration.find(TransferRoute::kHostToDevice), nullptr);
+  EXPECT_EQ((*calibration.find(TransferRoute::kHostToDevice))[1].rates.size(), 2u);
+  EXPECT_EQ(calibration.find(TransferRoute::kDeviceToHost), nullptr);
+  for (const FormCost& bad : {rates({}), rates({{1000, 0}}), rates({{1000, 1e9}, {1000, 1e9}}),
+                              rates({{2000, 1e9}, {1000, 1e9}})}) {
+    EXPECT_THROW(calibration.set(TransferRoute::kDeviceToHost, {good, bad, good}),
+                 ContractViolation);
+  }
+}
+
+/// The host device, with a second method that is the first.
+class TwoMethodDevice final : public Device {
+ public:
+  explicit TwoMethodDevice(Device& inner) : inner_(inner) {}
+
+  std::atomic<int> engine_copies = 0;
+  std::atomic<int> kernel_copies = 0;
+  std::atomic<uint32_t> last_max_ctas = 0;
+
+  [[nodiscard]] DeviceInfo info() const override {
+    DeviceInfo info = inner_.info();
+    info.capabilities.kernel_copies = true;
+    return info;
+  }
+  [[nodiscard]] Result<StreamRef> create_stream(std::string_view name) override {
+    return inner_.create_stream(name);
+  }
+  Status destroy_stream(StreamRef stream) override { return inner_.destroy_stream(stream); }
+  [[nodiscard]] Result<DeviceMemory> allocate(uint64_t size_bytes, uint64_t alignment) override {
+    return inner_.allocate(size_bytes, alignment);
+  }
+  Status copy(StreamRef stream, StridedCopyBatch batch) override {
+    ++(batch.method == CopyMethod::kKernel ? kernel_copies : engine_copies);
+    last_max_ctas = std::exchange(batch.max_ctas, 0);
+    batch.method = CopyMethod::kEngine;
+    return inner_.copy(stream, std::move(batch));
+  }
+  Status launch(StreamRef stream, StreamTask task) override {
+    return inner_.launch(stream, std::move(task));
+  }
+  [[nodiscard]] Event record(StreamRef stream) override { return inner_.record(stream); }
+  Status wait(StreamRef stream, const Event& event) override { return inner_.wait(stream, event); }
+  [[nodiscard]] Executor& executor() const noexcept override { return inner_.executor(); }
+
+ private:
+  Device& inner_;
+};
+
+struct Machine {
+  NullLogSink log;
+  ThreadExecutor executor{log};
+  std::unique_ptr<HostDevice> host = HostDevice::create({.executor = executor}).value();
+};
+
+TEST(Calibration, ADeviceOfOneMethodIsNotMeasured) {
+  Machine machine;
+  const Calibration calibration =
+      measure_calibration({.device = *machine.host, .executor = machine.executor}).value();
+  EXPECT_EQ(calibration.find(TransferRoute::kHostToDevice), nullptr);
+}
+
+TEST(Calibration, MeasuresEveryRouteInEveryForm) {
+  Machine machine;
+  TwoMethodDevice device(*machine.host);
+  const auto pinner = std::make_shared<testing::PinnerDouble>();
+  const Calibration calibration =
+      measure_calibration(
+          {.device = device, .executor = machine.executor, .pinner = pinner, .budget = seconds(60)})
+          .value();
+  for (const TransferRoute route : {TransferRoute::kHostToDevice, TransferRoute::kDeviceToHost,
+                                    TransferRoute::kDeviceToDevice}) {
+    const RouteCost* const cost = calibration.find(route);
+    ASSERT_NE(cost, nullptr) << to_string(route);
+    for (const FormCost& form : *cost) {
+      ASSERT_EQ(form.rates.size(), 4u);
+      for (const RunRate& rate : form.rates) EXPECT_GT(rate.bytes_per_second, 0);
+      EXPECT_GE(form.submission.count(), 0);
+      EXPECT_GE(form.step.count(), 0);
+    }
+  }
+  EXPECT_EQ(calibration.find(TransferRoute::kHostToHost), nullptr);
+  EXPECT_GT(device.kernel_copies, 0);
+  EXPECT_GT(device.engine_copies, 0);
+  EXPECT_TRUE(pinner->pinned().empty()) << "memory was left pinned";
+}
+
+TEST(Calibration, WhatDoesNotFitTheBudgetIsLeftOut) {
+  Machine machine;
+  TwoMethodDevice device(*machine.host);
+  const Calibration calibration =
+      measure_calibration(
+          {.device = device, .executor = machine.executor, .budget = Duration::zero()})
+          .value();
+  EXPECT_EQ(calibration.find(TransferRoute::kHostToDevice), nullptr);
+  EXPECT_EQ(device.engine_copies + device.kernel_copies, 0);
+}
+
+/// Kernels are ten times as fast on the way to the device, where memory is the "device's".
+TEST(Calibration, TheManagerPlansByIt) {
+  Machine machine;
+  TwoMethodDevice device(*machine.host);
+  Calibration calibration;
+  calibration.set(TransferRoute::kHostToDevice,
+                  {rates({{64, 1e9}}), rates({{64, 1e9}}), rates({{64, 1e10}})});
+  calibration.set(TransferRoute::kDeviceToHost,
+                  {rates({{64, 1e10}}), rates({{64, 1e10}}), rates({{64, 1e9}})});
+  const auto manager = TransferManager::create({.device = device,
+                                                .executor = machine.executor,
+                                                .log = machine.log,
+                                                .calibration = calibration})
+                           .value();
+  constexpr LayoutConfig kConfig{.num_blocks = 4,
+                                 .num_layers = 2,
+                                 .outer_dim = 1,
+                                 .page_size = 4,
+                                 .inner_dim = 16,
+                                 .dtype_width_bytes = 1};
+  const uint64_t bytes = required_bytes(kConfig, LayoutKind::kFullyContiguous).value();
+  const DeviceMemory near = device.allocate(bytes, 64).value();
+  const DeviceMemory far = device.allocate(bytes, 64).value();
+  const LayoutHandle on_host =
+      manager
+          ->register_layout(
+              PhysicalLayout::fully_contiguous(
+                  kConfig, MemoryRegion::of_bytes(StorageKind::kPinned, near.data(), bytes))
+                  .value())
+          .value();
+  const LayoutHandle on_device =
+      manager
+          ->register_layout(
+              PhysicalLayout::fully_contiguous(kConfig, MemoryRegion::of(far)).value())
+          .value();
+  const std::vector<BlockId> ids = testing::block_ids({3, 0});
+  const auto transfer = [&](LayoutHandle src, LayoutHandle dst, TransferOptions options = {}) {
+    return manager
+        ->execute_transfer(
+            {.src = src, .src_ids = ids, .dst = dst, .dst_ids = ids, .options = std::move(options)})
+        .value()
+        .wait();
+  };
+  near.data()[bytes - 1] = std::byte{7};
+  ASSERT_TRUE(transfer(on_host, on_device));
+  EXPECT_EQ(device.kernel_copies, 1);
+  EXPECT_EQ(device.last_max_ctas, 4u);
+  EXPECT_EQ(far.data()[bytes - 1], std::byte{7});
+  ASSERT_TRUE(transfer(on_device, on_host));
+  EXPECT_EQ(device.kernel_copies, 1);
+  EXPECT_EQ(device.engine_copies, 1);
+  EXPECT_EQ(device.last_max_ctas, 0u);
+  const StreamRef stream = device.create_stream("caller").value();
+  ASSERT_TRUE(transfer(on_host, on_device, {.stream = stream}));
+  EXPECT_EQ(device.kernel_copies, 1) << "a caller's stream takes the engine";
+}
+
+}  // namespace
+}  // namespace kvbm

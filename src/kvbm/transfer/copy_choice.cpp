@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/transfer/copy_choice.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kvbm/base/text.hpp"
+
+namespace kvbm {
+namespace {
+
+/// Fewer rows are runs to a copy engine.
+constexpr uint64_t kLeastRows = 8;
+
+/// Beyond these a link gets no faster; on the device all that there are are best.
+uint32_t ctas_for(TransferRoute route) {
+  switch (route) {
+    case TransferRoute::kHostToDevice:
+      return 4;
+    case TransferRoute::kDeviceToHost:
+      return 2;
+    default:
+      return 0;
+  }
+}
+
+const FormCost& cost_of(const RouteCost& route, CopyForm form) {
+  return route[static_cast<size_t>(form)];
+}
+
+int64_t whole(CopyCost cost) { return std::llround(cost.count()); }
+
+struct Estimate {
+  CopyCost engine{0};
+  CopyCost kernel{0};
+  bool has_rows = false;
+  bool has_runs = false;
+};
+
+/// Of one piece for all blocks, without submissions.
+Estimate estimate_piece(const StridedPiece& piece, uint64_t num_blocks, uint64_t num_groups,
+                        const RouteCost& cost) {
+  uint64_t steps = 1;
+  uint64_t longest = 1;
+  for (const StridedAxis& axis : piece.axes) {
+    steps *= axis.count;
+    longest = std::max(longest, axis.count);
+  }
+  Estimate estimate;
+  if (steps == 0 || piece.bytes == 0) return estimate;
+  const auto time = [&](CopyForm form, double num_steps) {
+    const FormCost& form_cost = cost_of(cost, form);
+    const double bytes = static_cast<double>(steps) * static_cast<double>(num_blocks) *
+                         static_cast<double>(piece.bytes);
+    return form_cost.step * num_steps +
+           CopyCost(bytes / form_cost.bytes_per_second(piece.bytes) * 1e6);
+  };
+  const double inside = static_cast<double>(steps);
+  const bool rows_of_blocks = num_blocks / num_groups > longest;
+  const uint64_t rows = rows_of_blocks ? num_blocks / num_groups : longest;
+  if (rows >= kLeastRows) {
+    estimate.has_rows = true;
+    estimate.engine =
+        time(CopyForm::kEngineRows, rows_of_blocks ? inside * static_cast<double>(num_groups)
+                                                   : inside / static_cast<double>(longest) *
+                                                         static_cast<double>(num_blocks));
+  } else {
+    estimate.has_runs = true;
+    estimate.engine = time(CopyForm::kEngineRuns, inside * static_cast<double>(num_blocks));
+  }
+  estimate.kernel = time(CopyForm::kKernel, 1);
+  return estimate;
+}
+
+Estimate estimate_all(const MethodQuestion& question, const RouteCost& cost) {
+  const uint64_t num_groups = question.num_groups == 0 ? question.num_blocks : question.num_groups;
+  Estimate sum;
+  Estimate one;
+  const StridedPiece* last = nullptr;
+  for (const StridedPiece& piece : question.pieces) {
+    // Layers are alike.
+    if (last == nullptr || piece.bytes != last->bytes || piece.axes != last->axes) {
+      one = estimate_piece(piece, question.num_blocks, num_groups, cost);
+      last = &piece;
+    }
+    sum.engine += one.engine;
+    sum.kernel += one.kernel;
+    sum.has_rows = sum.has_rows || one.has_rows;
+    sum.has_runs = sum.has_runs || one.has_runs;
+  }
+  CopyCost submission{0};
+  if (sum.has_rows) submission = cost_of(cost, CopyForm::kEngineRows).submission;
+  if (sum.has_runs) {
+    submission = std::max(submission, cost_of(cost, CopyForm::kEngineRuns).submission);
+  }
+  sum.engine += submission;
+  sum.kernel += cost_of(cost, CopyForm::kKernel).submission;
+  return sum;
+}
+
+}  // namespace
+
+MethodChoice choose_method(const MethodQuestion& question) noexcept {
+  using Reason = MethodChoice::Reason;
+  if (!question.capabilities.kernel_copies) return {.reason = Reason::kOnlyMethod};
+  if (question.num_blocks == 0) return {.reason = Reason::kNothingToMove};
+  const RouteCost* const cost = question.calibration.find(question.route);
+  if (cost == nullptr) return {.reason = Reason::kNotMeasured};
+  const Estimate estimate = estimate_all(question, *cost);
+  if (!estimate.has_rows && !estimate.has_runs) return {.reason = Reason::kNothingToMove};
+  MethodChoice choice{
+      .reason = Reason::kCheaper, .engine = estimate.engine, .kernel = estimate.kernel};
+  if (estimate.kernel < estimate.engine * kKernelMustSave) {
+    choice.method = CopyMethod::kKernel;
+    choice.max_ctas = ctas_for(question.route);
+  } else if (estimate.kernel < estimate.engine) {
+    choice.reason = Reason::kEngineInDoubt;
+  }
+  return choice;
+}
+
+std::string describe(const MethodChoice& choice) {
+  switch (choice.reason) {
+    case MethodChoice::Reason::kOnlyMethod:
+      return "engine: the device has no other method";
+    case MethodChoice::Reason::kNothingToMove:
+      return "engine: there is nothing to move";
+    case MethodChoice::Reason::kNotMeasured:
+      return "engine: nothing was measured on this route";
+    case MethodChoice::Reason::kCheaper:
+    case MethodChoice::Reason::kEngineInDoubt:
+      break;
+  }
+  if (choice.method == CopyMethod::kKernel) {
+    return format_text("kernel, {}: {} us, the engine would take {} us",
+                       choice.max_ctas == 0 ? std::string("as many CTAs as fit")
+                                            : format_text("at most {} CTAs", choice.max_ctas),
+                       whole(choice.kernel), whole(choice.engine));
+  }
+  return format_text("engine: {} us, a kernel would take {} us{}", whole(choice.engine),
+                     whole(choice.kernel),
+                     choice.reason == MethodChoice::Reason::kEngineInDoubt
+                         ? ", too little less for the SMs that it holds"
+                         : "");
+}
+
+size_t count_equal_steps(std::span<const BlockId> from, std::span<const BlockId> to) noexcept {
+  const auto step = [](std::span<const BlockId> ids, size_t i) {
+    return int64_t{ids[i + 1].value()} - int64_t{ids[i].value()};
+  };
+  size_t groups = 0;
+  for (size_t i = 0; i < from.size(); ++groups) {
+    size_t last = i;
+    if (i + 1 < from.size() && step(from, i) > 0 && step(to, i) > 0) {
+      last = i + 1;
+      while (last + 1 < from.size() && step(from, last) == step(from, i) &&
+             step(to, last) == step(to, i)) {
+        ++last;
+      }
+      // Two in longer steps are no group: the second may begin a longer one.
+      if (last == i + 1 && (step(from, i) != 1 || step(to, i) != 1)) last = i;
+    }
+    i = last + 1;
+  }
+  return groups;
+}
+
+}  // namespace kvbm

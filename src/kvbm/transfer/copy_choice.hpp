@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// choose_method: what moves the bytes of a batch, and why.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "kvbm/base/ids.hpp"
+#include "kvbm/device/device.hpp"
+#include "kvbm/device/strided_copy.hpp"
+#include "kvbm/transfer/calibration.hpp"
+#include "kvbm/transfer/transfer_route.hpp"
+
+namespace kvbm {
+
+struct MethodQuestion {
+  std::span<const StridedPiece> pieces;
+  size_t num_blocks = 0;
+  /// Groups of blocks in equal steps, as count_equal_steps() has them; 0: as many as blocks.
+  size_t num_groups = 0;
+  TransferRoute route = TransferRoute::kHostToHost;
+  const DeviceCapabilities& capabilities;
+  const Calibration& calibration;
+};
+
+struct MethodChoice {
+  enum class Reason : uint8_t {
+    kOnlyMethod,  ///< the device has one
+    kNothingToMove,
+    kNotMeasured,    ///< the route is not in the calibration
+    kCheaper,        ///< by the costs below
+    kEngineInDoubt,  ///< the kernel would gain too little: it takes SMs from compute
+  };
+
+  CopyMethod method = CopyMethod::kEngine;
+  uint32_t max_ctas = 0;  ///< of StridedCopyBatch
+  Reason reason = Reason::kOnlyMethod;
+  CopyCost engine{0};  ///< estimated; of the last two reasons
+  CopyCost kernel{0};
+};
+
+/// Below this share of the engine's time a kernel is taken.
+inline constexpr double kKernelMustSave = 0.95;
+
+/// A pure function: no device is asked, and nothing is allocated. A copy engine gets rows where an
+/// axis, or a group of blocks, has eight and more in equal steps.
+/// Requires: planned_bytes() takes pieces and blocks.
+[[nodiscard]] MethodChoice choose_method(const MethodQuestion& question) noexcept;
+
+/// The choice in words: "kernel, at most 4 CTAs: 95 us, the engine would take 130 us".
+[[nodiscard]] std::string describe(const MethodChoice& choice);
+
+/// The groups that a list falls into when each is as long as source and destination go up in equal
+/// steps; an id may be a group of its own. Requires: lists of one length.
+[[nodiscard]] size_t count_equal_steps(std::span<const BlockId> from,
+                                       std::span<const BlockId> to) noexcept;
+
+}  // namespace kvbm

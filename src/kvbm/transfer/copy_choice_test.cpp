@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/transfer/copy_choice.hpp"
+
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kvbm/base/random.hpp"
+#include "kvbm/base/units.hpp"
+
+#include "tests/support/transfer_rig.hpp"
+
+namespace kvbm {
+namespace {
+
+using testing::block_ids;
+using ::testing::HasSubstr;
+using Reason = MethodChoice::Reason;
+
+constexpr DeviceCapabilities kKernels{.kernel_copies = true};
+
+FormCost cost(double submission_us, double step_us, std::vector<RunRate> rates) {
+  return {
+      .submission = CopyCost(submission_us), .step = CopyCost(step_us), .rates = std::move(rates)};
+}
+
+/// A link of 50 GB/s whose engine moves runs badly when they are short, rows well, and whose
+/// kernels reach 46 GB/s with every run.
+Calibration link() {
+  Calibration calibration;
+  const RouteCost costs = {
+      cost(10, 0, {{4 * kKiB, 10e9}, {32 * kKiB, 40e9}, {kMiB, 50e9}}),
+      cost(10, 1.5, {{256, 50e9}}),
+      cost(15, 0.1, {{256, 46e9}}),
+  };
+  calibration.set(TransferRoute::kHostToDevice, costs);
+  calibration.set(TransferRoute::kDeviceToHost, costs);
+  calibration.set(TransferRoute::kDeviceToDevice, costs);
+  return calibration;
+}
+
+/// `count` layers, each with one run of a block.
+std::vector<StridedPiece> layers(size_t count, uint64_t bytes) {
+  static std::byte memory[1];
+  return std::vector<StridedPiece>(count, {.src = memory,
+                                           .dst = memory,
+                                           .src_block_stride = bytes,
+                                           .dst_block_stride = count * bytes,
+                                           .bytes = bytes});
+}
+
+MethodChoice choose(const std::vector<StridedPiece>& pieces, size_t num_blocks,
+                    TransferRoute route = TransferRoute::kHostToDevice, size_t num_groups = 0) {
+  const Calibration calibration = link();
+  return choose_method({.pieces = pieces,
+                        .num_blocks = num_blocks,
+                        .num_groups = num_groups,
+                        .route = route,
+                        .capabilities = kKernels,
+                        .calibration = calibration});
+}
+
+TEST(CopyChoice, ADeviceOfOneMethodIsNotAskedFurther) {
+  const auto pieces = layers(160, 32 * kKiB);
+  const Calibration calibration = link();
+  const MethodChoice choice = choose_method({.pieces = pieces,
+                                             .num_blocks = 1,
+                                             .route = TransferRoute::kHostToDevice,
+                                             .capabilities = {},
+                                             .calibration = calibration});
+  EXPECT_EQ(choice.method, CopyMethod::kEngine);
+  EXPECT_EQ(choice.reason, Reason::kOnlyMethod);
+}
+
+TEST(CopyChoice, WithoutAMeasurementTheEngineIsTaken) {
+  const auto pieces = layers(160, 32 * kKiB);
+  const MethodChoice choice = choose_method({.pieces = pieces,
+                                             .num_blocks = 1,
+                                             .route = TransferRoute::kHostToDevice,
+                                             .capabilities = kKernels,
+                                             .calibration = Calibration()});
+  EXPECT_EQ(choice.method, CopyMethod::kEngine);
+  EXPECT_EQ(choice.reason, Reason::kNotMeasured);
+  EXPECT_THAT(describe(choice), HasSubstr("nothing was measured"));
+}
+
+TEST(CopyChoice, NothingToMoveIsNoWorkForAKernel) {
+  EXPECT_EQ(choose({}, 3).reason, Reason::kNothingToMove);
+  EXPECT_EQ(choose(layers(4, 0), 3).reason, Reason::kNothingToMove);
+  EXPECT_EQ(choose(layers(4, 64), 0).reason, Reason::kNothingToMove);
+}
+
+TEST(CopyChoice, AKernelTakesManyShortRuns) {
+  const MethodChoice choice = choose(layers(160, 32 * kKiB), 16);
+  EXPECT_EQ(choice.method, CopyMethod::kKernel);
+  EXPECT_EQ(choice.reason, Reason::kCheaper);
+  EXPECT_EQ(choice.max_ctas, 4u);
+  // 160 * 16 * 32 KiB: at 40 GB/s and 10 us; at 46 GB/s, 15 us and 160 pieces of 0.1 us.
+  EXPECT_NEAR(choice.engine.count(), 10 + 83886080 / 40e3, 1e-6);
+  EXPECT_NEAR(choice.kernel.count(), 15 + 16 + 83886080 / 46e3, 1e-6);
+  EXPECT_EQ(describe(choice), "kernel, at most 4 CTAs: 1855 us, the engine would take 2107 us");
+  EXPECT_EQ(choose(layers(160, 32 * kKiB), 16, TransferRoute::kDeviceToHost).max_ctas, 2u);
+  EXPECT_EQ(choose(layers(160, 32 * kKiB), 16, TransferRoute::kDeviceToDevice).max_ctas, 0u);
+}
+
+TEST(CopyChoice, TheEngineTakesLongRuns) {
+  const MethodChoice choice = choose(layers(1, 5 * kMiB), 16);
+  EXPECT_EQ(choice.method, CopyMethod::kEngine);
+  EXPECT_EQ(choice.reason, Reason::kCheaper);
+  EXPECT_THAT(describe(choice), HasSubstr("a kernel would take"));
+}
+
+TEST(CopyChoice, TheEngineTakesOneShortRun) {
+  EXPECT_EQ(choose(layers(1, 4 * kKiB), 1).method, CopyMethod::kEngine);
+}
+
+TEST(CopyChoice, AnAxisOfEightIsARectangleToTheEngine) {
+  auto pieces = layers(1, 4 * kKiB);
+  pieces[0].axes[3] = {.count = 7, .src_stride = 8 * kKiB, .dst_stride = 4 * kKiB};
+  EXPECT_EQ(choose(pieces, 1000).method, CopyMethod::kKernel);
+  pieces[0].axes[3].count = 160;
+  const MethodChoice choice = choose(pieces, 1000);
+  EXPECT_EQ(choice.method, CopyMethod::kEngine);
+  EXPECT_NEAR(choice.engine.count(), 10 + 1000 * 1.5 + 655360000 / 50e3, 1e-6);
+}
+
+TEST(CopyChoice, BlocksInEqualStepsAreRowsOfARectangle) {
+  const auto pieces = layers(160, 4 * kKiB);
+  EXPECT_EQ(choose(pieces, 64).method, CopyMethod::kKernel);
+  EXPECT_EQ(choose(pieces, 64, TransferRoute::kHostToDevice, 10).method, CopyMethod::kKernel)
+      << "six blocks in a group are runs";
+  const MethodChoice choice = choose(pieces, 1024, TransferRoute::kHostToDevice, 2);
+  EXPECT_EQ(choice.method, CopyMethod::kEngine);
+  EXPECT_NEAR(choice.engine.count(), 10 + 160 * 2 * 1.5 + 671088640 / 50e3, 1e-6);
+}
+
+TEST(CopyChoice, AKernelThatGainsLittleIsLeftOut) {
+  Calibration calibration;
+  calibration.set(
+      TransferRoute::kHostToDevice,
+      {cost(0, 0, {{256, 40e9}}), cost(0, 0, {{256, 40e9}}), cost(0, 0, {{256, 41e9}})});
+  const auto pieces = layers(8, 4 * kKiB);
+  const MethodChoice choice = choose_method({.pieces = pieces,
+                                             .num_blocks = 5,
+                                             .route = TransferRoute::kHostToDevice,
+                                             .capabilities = kKernels,
+                                             .calibration = calibration});
+  EXPECT_EQ(choice.method, CopyMethod::kEngine);
+  EXPECT_EQ(choice.reason, Reason::kEngineInDoubt);
+  EXPECT_LT(choice.kernel, choice.engine);
+  EXPECT_THAT(describe(choice), HasSubstr("too little less"));
+}
+
+size_t groups(const std::vector<uint32_t>& from, const std::vector<uint32_t>& to) {
+  return count_equal_steps(block_ids(from), block_ids(to));
+}
+
+TEST(CopyChoice, GroupsGoUpInEqualSteps) {
+  EXPECT_EQ(groups({}, {}), 0u);
+  EXPECT_EQ(groups({5}, {9}), 1u);
+  EXPECT_EQ(groups({0, 1, 2, 3}, {4, 5, 6, 7}), 1u);
+  EXPECT_EQ(groups({0, 1, 2, 3}, {4, 6, 8, 10}), 1u);
+  EXPECT_EQ(groups({0, 1, 2, 3}, {4, 5, 7, 8}), 2u);
+  EXPECT_EQ(groups({0, 1, 2, 3}, {9, 8, 7, 6}), 4u) << "a rectangle has no rows backwards";
+  EXPECT_EQ(groups({0, 5, 6, 7, 8}, {0, 5, 6, 7, 8}), 2u);
+}
+
+}  // namespace
+}  // namespace kvbm
