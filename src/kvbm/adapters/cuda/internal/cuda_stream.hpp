@@ -35,6 +35,7 @@ struct QueuedLaunch {
 struct QueuedRecord {
   CompletionSource source;
 };
+// NOLINTNEXTLINE(bugprone-exception-escape): moving a Status or a pointer does not throw.
 struct QueuedWait {
   Event event;
 };

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include <kvbm/kernels.h>
@@ -113,7 +114,7 @@ Status load_kernels(CUstream_st* stream, std::span<std::byte> memory) {
   constexpr size_t kHalf = 4096;
   const auto* const id = reinterpret_cast<const uint32_t*>(memory.data() + 2 * kHalf);
   // One for each width of access; the longest run is cut differently from the others.
-  for (const uint64_t bytes : {2048, 16, 8, 4, 2, 1}) {
+  for (const uint64_t bytes : std::initializer_list<uint64_t>{2048, 16, 8, 4, 2, 1}) {
     kvbm_strided_piece piece{};
     piece.src = memory.data();
     piece.dst = memory.data() + kHalf;
