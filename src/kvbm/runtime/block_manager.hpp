@@ -128,9 +128,9 @@ struct BlockManagerParts {
   /// Logical workers move no bytes and answer at once.
   enum class Workers : uint8_t { kReal, kLogical } workers = Workers::kReal;
   /// Wraps the channel between leader and workers.
-  std::function<std::unique_ptr<Channel>(std::unique_ptr<Channel>)> wrap_channel;
+  std::function<std::unique_ptr<Channel>(std::unique_ptr<Channel>)> wrap_channel = nullptr;
   /// Sees every step plan on its way to the workers, and may change it.
-  std::function<void(StepPlan&)> on_step_plan;
+  std::function<void(StepPlan&)> on_step_plan = nullptr;
 };
 
 /// Finds, keeps and restores the KV blocks of an engine over GPU, host and disk.
