@@ -2,10 +2,12 @@
 // The kernels on a GPU, byte by byte against plain loops.
 #include <gtest/gtest.h>
 
+#include "tests/support/require.hpp"
+
 #if KVBM_KERNELS_STUB
 
 TEST(KernelsGpu, AreNotInThisBuild) {
-  GTEST_SKIP() << "built without CUDA: it has no GPU test of the kernels";
+  KVBM_SKIP("gpu", "built without CUDA: it has no GPU test of the kernels");
 }
 
 #else
@@ -81,13 +83,13 @@ Buffer table(char* first, size_t stride, size_t count) {
   return {addresses, Memory::kDevice};
 }
 
-class KernelsGpu : public testing::Test {
+class KernelsGpu : public ::testing::Test {
  protected:
   void SetUp() override {
     int devices = 0;
     if (kvbm_kernels_is_stub_build() || cudaGetDeviceCount(&devices) != cudaSuccess ||
         devices == 0) {
-      GTEST_SKIP() << "no GPU here";
+      KVBM_SKIP("gpu", "no GPU here");
     }
     KVBM_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }

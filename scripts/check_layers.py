@@ -137,7 +137,7 @@ def check_file(root, relative, layers, problems):
                 problem('write "kvbm/room/file.hpp"')
             elif not is_room and not any(has(path) for path in (beside, from_root)):
                 problem("no such file")
-            elif not is_room and from_root.is_file() and face == "tests" and name not in ("tests", "fuzz", "bench"):
+            elif not is_room and face == "tests" and not is_test and name not in ("fuzz", "bench") and from_root.is_file():
                 problem("only tests include tests/")
         else:
             words = foreign_problem(layers, include, name, is_test, relative)
@@ -193,6 +193,7 @@ def self_test(root):
         "src/kvbm/tokens/t.hpp": '#include "kvbm/base/a.hpp"\n',
         "src/kvbm/blocks/b.hpp": '#include "kvbm/base/a.hpp"\n#include "kvbm/tokens/t.hpp"\n',
         "src/kvbm/blocks/b_test.cpp": '#include <gtest/gtest.h>\n#include "tests/support/s.hpp"\n',
+        "kernels/k_test.cpp": '#include "tests/support/s.hpp"\n',
         "src/kvbm/adapters/zmq/z.hpp": '#include "kvbm/blocks/b.hpp"\n/*\n#include <nonsense/x.hpp>\n*/\n',
         "src/kvbm/runtime/r.cpp": '#include <nlohmann/json.hpp>\n#include "kvbm/adapters/zmq/z.hpp"\n',
         "tests/support/s.hpp": '#include "kvbm/blocks/b.hpp"\n',

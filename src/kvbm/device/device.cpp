@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/device/device.hpp"
 
+#include <exception>
+
+#include "kvbm/base/text.hpp"
+
 namespace kvbm {
 
 std::string_view to_string(DeviceKind kind) noexcept {
@@ -11,6 +15,17 @@ std::string_view to_string(DeviceKind kind) noexcept {
       return "cuda";
   }
   return "unknown";
+}
+
+Status run_task(StreamTask& task) {
+  try {
+    return task();
+  } catch (const std::exception& exception) {
+    return make_error(ErrorCode::kInternal,
+                      format_text("a task on a stream threw: {}", exception.what()));
+  } catch (...) {
+    return make_error(ErrorCode::kInternal, "a task on a stream threw what is no std::exception");
+  }
 }
 
 }  // namespace kvbm

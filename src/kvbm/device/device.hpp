@@ -44,6 +44,9 @@ struct DeviceInfo {
 /// What launch() runs: a stand-in for a kernel.
 using StreamTask = UniqueFunction<Status()>;
 
+/// The outcome of a task for a device that runs it: what it throws counts as kInternal.
+[[nodiscard]] Status run_task(StreamTask& task);
+
 /// Streams, events, memory and batch copies.
 ///
 /// Stream: operations (copy, launch, wait, record) return at once and run later, on one stream in

@@ -5,7 +5,6 @@
 #include <bit>
 #include <cstring>
 #include <deque>
-#include <exception>
 #include <map>
 #include <utility>
 #include <variant>
@@ -76,17 +75,6 @@ void copy_batch(const StridedCopyBatch& batch) {
     if (batch.bytes_moved != nullptr) {
       batch.bytes_moved->fetch_add(bytes * batch.from->size(), std::memory_order_relaxed);
     }
-  }
-}
-
-Status run_task(StreamTask& task) {
-  try {
-    return task();
-  } catch (const std::exception& exception) {
-    return make_error(ErrorCode::kInternal,
-                      format_text("a task on a stream threw: {}", exception.what()));
-  } catch (...) {
-    return make_error(ErrorCode::kInternal, "a task on a stream threw what is no std::exception");
   }
 }
 

@@ -8,7 +8,6 @@
 #include <atomic>
 #include <bit>
 #include <chrono>
-#include <exception>
 #include <map>
 #include <thread>
 #include <utility>
@@ -69,17 +68,6 @@ constexpr size_t kGateWordStride = 16;
 constexpr size_t kIdPairs = 65536;
 constexpr size_t kIdPairsOfALaunch = kIdPairs / 4;
 constexpr size_t kIdBytes = kIdPairs * 2 * sizeof(uint32_t);
-
-Status run_task(StreamTask& task) {
-  try {
-    return task();
-  } catch (const std::exception& exception) {
-    return make_error(ErrorCode::kInternal,
-                      format_text("a task on a stream threw: {}", exception.what()));
-  } catch (...) {
-    return make_error(ErrorCode::kInternal, "a task on a stream threw what is no std::exception");
-  }
-}
 
 }  // namespace
 
