@@ -142,9 +142,10 @@ def leader_of(llm, options: Options):
 
 def show_last_statistics(llm):
     """What was counted after the last look at it is shown with a later step: one that neither stores nor loads."""
+    from kvbm.vllm_integration.connector.dynamo_connector import STATS_INTERVAL_SECONDS
     from vllm import SamplingParams
 
-    time.sleep(0.2)
+    time.sleep(2 * STATS_INTERVAL_SECONDS)  # until the connector looks again
     llm.generate([{"prompt_token_ids": [5]}], SamplingParams(temperature=0, max_tokens=2), use_tqdm=False)
 
 
