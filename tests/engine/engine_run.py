@@ -3,20 +3,25 @@
 """Runs the real vLLM on a tiny model through conversations; prints one line of JSON.
 
   engine_run.py '{"connector": true, "load_mode": "auto", ...}'      (see Options)
+  engine_run.py --serve FD      (imports the engine once, and runs each job of a socket in a fork; see serve())
 
 The engine runs in this process, or with "processes" in one of its own and each worker in another. Each round plays all conversations turn by turn, and ends with a reset of the engine's own prefix cache.
 """
 
 import dataclasses
+import gc
 import json
 import os
 import pathlib
 import random
 import resource
+import signal
+import socket
 import sys
 import time
 import urllib.request
 
+MAX_JOB_BYTES = 1 << 20
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support" / "python"))
 
@@ -235,10 +240,50 @@ def play(llm, options: Options, salt=None):
     }
 
 
+def serve(connection):
+    """Forks for each message, a job as JSON with the files of standard output and error, and answers with the exit code.
+
+    Gives the options to the child. A job: "options", "environment", "seconds" until it is killed.
+    """
+    import vllm.v1.engine.llm_engine
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+    from vllm import LLM  # noqa: F401
+
+    gc.freeze()
+    while True:
+        message, files, _, _ = socket.recv_fds(connection, MAX_JOB_BYTES, 2)
+        if not message:
+            return None
+        job = json.loads(message)
+        child = os.fork()
+        if not child:
+            signal.alarm(job["seconds"])
+            os.environ.clear()
+            os.environ.update(job["environment"])
+            for stream, file in zip((1, 2), files):
+                os.dup2(file, stream)
+        for file in files:
+            os.close(file)
+        if not child:
+            connection.close()
+            return job["options"]
+        _, status = os.waitpid(child, 0)
+        connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+
 def main():
+    if sys.argv[1:2] == ["--serve"]:
+        options = serve(socket.socket(fileno=int(sys.argv[2])))
+        if options is None:
+            return
+    else:
+        options = json.loads(sys.argv[1] if len(sys.argv) > 1 else "{}")
+    run(Options(**options))
+
+
+def run(options: Options):
     import msgspec
 
-    options = Options(**json.loads(sys.argv[1] if len(sys.argv) > 1 else "{}"))
     os.environ.update(engine_environment(options))
     llm = make_engine(options)
     leader = leader_of(llm, options)
