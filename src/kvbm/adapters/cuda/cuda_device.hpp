@@ -17,6 +17,13 @@
 
 namespace kvbm {
 
+namespace internal {
+class CudaContext;
+class CudaMemory;
+class CudaPinner;
+class CudaStreams;
+}  // namespace internal
+
 /// A GPU as `kvbm doctor` tells it; no context is made on it.
 struct CudaDeviceInfo {
   int32_t ordinal = 0;
@@ -97,11 +104,15 @@ class CudaDevice final : public Device {
   [[nodiscard]] Executor& executor() const noexcept override;
 
  private:
-  class Core;
+  CudaDevice(std::shared_ptr<const internal::CudaContext> context,
+             std::shared_ptr<internal::CudaMemory> memory,
+             std::shared_ptr<internal::CudaPinner> pinner,
+             std::shared_ptr<internal::CudaStreams> streams);
 
-  explicit CudaDevice(std::shared_ptr<Core> core);
-
-  std::shared_ptr<Core> core_;
+  const std::shared_ptr<const internal::CudaContext> context_;
+  const std::shared_ptr<internal::CudaMemory> memory_;
+  const std::shared_ptr<internal::CudaPinner> pinner_;
+  const std::shared_ptr<internal::CudaStreams> streams_;
 };
 
 }  // namespace kvbm

@@ -118,6 +118,10 @@ struct CudaStream {
   uint32_t first_gate KVBM_GUARDED_BY(mutex) = 1;
   volatile uint32_t* gate_word KVBM_GUARDED_BY(mutex) = nullptr;  // the last open one, for the GPU
 
+  /// A capture would take our operations into the engine's graph, or be broken by them.
+  /// Requires: a Scope of the context. Errors: kRejected.
+  [[nodiscard]] Status check_not_capturing() const;
+
   /// An operation of a segment has ended.
   void note(uint64_t of_segment, const Status& outcome) KVBM_REQUIRES(mutex) {
     if (outcome) return;

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// CudaCopier: puts the copies of a batch on a native stream, by the copy engine or by kernels.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "kvbm/adapters/cuda/internal/copy_list.hpp"
+#include "kvbm/adapters/cuda/internal/cuda_context.hpp"
+#include "kvbm/adapters/cuda/internal/cuda_pinner.hpp"
+#include "kvbm/adapters/cuda/internal/cuda_stream.hpp"
+#include "kvbm/adapters/cuda/internal/kernel_copy.hpp"
+#include "kvbm/base/mutex.hpp"
+#include "kvbm/base/result.hpp"
+
+namespace kvbm::internal {
+
+/// Threads: any thread, for one stream one at a time.
+class CudaCopier {
+ public:
+  CudaCopier(std::shared_ptr<const CudaContext> context, std::shared_ptr<CudaPinner> pinner)
+      : context_(std::move(context)), pinner_(std::move(pinner)) {}
+
+  /// Loads the kernels, before anything waits in the GPU. Without them there is one method less.
+  void find_kernels();
+  /// Requires: find_kernels() has ended.
+  [[nodiscard]] KernelSupport kernels() const noexcept { return kernels_; }
+
+  /// A copy with ids left is to be called with again once there is room for them; one on an adopted
+  /// stream has none left. Left out, without an error, where the stream has failed before.
+  /// Requires: a Scope of the context; the caller calls the driver for this stream. Errors: only if
+  /// nothing was put on the stream (kInvalidArgument, kExhausted, kDevice); what fails later is
+  /// noted in the stream.
+  [[nodiscard]] Status copy(CudaStream& stream, QueuedCopy& copy);
+
+  /// Requires: the stream is drained, and will not be used again.
+  void forget(CudaStream& stream);
+  /// Gives the memory back. Requires: a Scope of the context; all copies have ended.
+  void close() noexcept;
+
+ private:
+  Status copy_by_engine(CudaStream& stream, QueuedCopy& copy);
+  Status copy_by_kernel(CudaStream& stream, QueuedCopy& copy);
+
+  /// Memory for ids that the host and the GPU share. It comes back when its stream has gone, and
+  /// stays until close(): giving it to the driver would wait for the GPU.
+  [[nodiscard]] Result<std::byte*> take_id_memory();
+  void give_back_id_memory(std::byte* memory);
+
+  [[nodiscard]] std::unique_ptr<CopyList> take_list();
+  void give_back(std::unique_ptr<CopyList> list);
+
+  const std::shared_ptr<const CudaContext> context_;
+  const std::shared_ptr<CudaPinner> pinner_;
+  KernelSupport kernels_ = KernelSupport::kNone;
+
+  Mutex lists_mutex_{LockRank::kDevice, "device.cuda_lists", 0};
+  std::vector<std::unique_ptr<CopyList>> lists_ KVBM_GUARDED_BY(lists_mutex_);
+
+  Mutex ids_mutex_{LockRank::kDevice, "device.cuda_ids", 0};
+  std::vector<void*> id_memory_ KVBM_GUARDED_BY(ids_mutex_);
+  std::vector<std::byte*> free_id_memory_ KVBM_GUARDED_BY(ids_mutex_);
+};
+
+}  // namespace kvbm::internal

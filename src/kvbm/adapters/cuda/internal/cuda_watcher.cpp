@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/adapters/cuda/internal/cuda_watcher.hpp"
+
+#include <cuda_runtime_api.h>
+#include <sys/prctl.h>
+
+#include <chrono>
+#include <thread>
+#include <utility>
+
+namespace kvbm::internal {
+
+namespace {
+
+/// How long the watcher spins after the last thing that happened, and how long it sleeps then.
+/// Where a nap takes longer than kLongNap (a virtual machine whose timers are late) it spins for
+/// longer.
+constexpr Duration kSpin = std::chrono::microseconds(60);
+constexpr Duration kLongSpin = std::chrono::milliseconds(20);
+constexpr Duration kNap = std::chrono::microseconds(20);
+constexpr Duration kLongNap = std::chrono::microseconds(50);
+/// Rounds of the watcher after which copies that nobody records an event behind get a mark.
+constexpr uint32_t kPatience = 3;
+
+/// Whether the watcher does not know the stream yet.
+[[nodiscard]] bool push(CudaStream& stream, CudaMark mark) KVBM_REQUIRES(stream.mutex) {
+  mark.arrivals = std::exchange(stream.arrivals, std::exchange(stream.spare, {}));
+  stream.native_since_mark = false;
+  stream.marks.push(std::move(mark));
+  return !std::exchange(stream.watched, true);
+}
+
+}  // namespace
+
+CudaWatcher::CudaWatcher(Listener& listener, std::shared_ptr<const CudaContext> context,
+                         CudaHealth& health, Executor& executor, std::unique_ptr<TaskQueue> queue)
+    : listener_(listener),
+      context_(std::move(context)),
+      health_(health),
+      executor_(executor),
+      events_(context_),
+      queue_(std::move(queue)) {}
+
+Status CudaWatcher::start() {
+  return queue_->post([this] { watch(); });
+}
+
+void CudaWatcher::stop() {
+  {
+    const MutexLock lock(mutex_);
+    ends_ = true;
+    wake_.notify_all();
+  }
+  queue_->stop();
+}
+
+Result<std::shared_ptr<NativeCudaEvent>> CudaWatcher::record_native(CudaStream& stream) {
+  KVBM_ASSIGN_OR_RETURN(auto event, events_.take());
+  if (const cudaError_t code = ::cudaEventRecord(event->handle, stream.native)) {
+    return health_.lose(cuda_error("cannot record an event", code));
+  }
+  return event;
+}
+
+Result<std::shared_ptr<const NativeEvent>> CudaWatcher::record_mark(const StreamPointer& stream,
+                                                                    CompletionSource source) {
+  CudaMark mark;
+  auto event = record_native(*stream);
+  if (!event) {
+    source.resolve(make_error(event.error()));
+    return make_error(std::move(event).error());
+  }
+  mark.event = *std::move(event);
+  mark.source.emplace(std::move(source));
+  std::shared_ptr<const NativeEvent> native;
+  bool wake = false;
+  {
+    const MutexLock lock(stream->mutex);
+    mark.segment = stream->close_segment();
+    mark.outcome = stream->recorded;
+    if (stream->gates.empty()) {
+      mark.event->outcome = stream->recorded;
+      native = mark.event;
+    }
+    wake = push(*stream, std::move(mark));  // a gate that opens from now on finds it
+  }
+  if (wake) watch_too(stream);
+  return native;
+}
+
+void CudaWatcher::push_mark(const StreamPointer& stream, CudaMark mark) {
+  bool wake = false;
+  {
+    const MutexLock lock(stream->mutex);
+    wake = push(*stream, std::move(mark));
+  }
+  if (wake) watch_too(stream);
+}
+
+void CudaWatcher::watch_arrivals(const StreamPointer& stream) {
+  bool wake = false;
+  {
+    const MutexLock lock(stream->mutex);
+    if (!stream->arrivals.empty()) wake = !std::exchange(stream->watched, true);
+  }
+  if (wake) watch_too(stream);
+}
+
+void CudaWatcher::watch_too(const StreamPointer& stream) {
+  const MutexLock lock(mutex_);
+  fresh_.push_back(stream);
+  if (sleeps_) wake_.notify_one();
+}
+
+void CudaWatcher::watch() {
+  static_cast<void>(::prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL));
+  const CudaContext::Scope scope(*context_);
+  std::vector<StreamPointer> active;
+  TimePoint last_progress = executor_.clock().now();
+  Duration nap_average = kNap;
+  bool naps_are_late = false;
+  bool progress = true;
+  for (;;) {
+    {
+      const MutexLock lock(mutex_);
+      while (fresh_.empty()) {
+        if (active.empty()) {
+          if (ends_) return;
+          sleeps_ = true;
+          wake_.wait(mutex_);
+        } else {
+          const TimePoint now = executor_.clock().now();
+          if (progress) last_progress = now;
+          if (now - last_progress < (naps_are_late ? kLongSpin : kSpin)) break;
+          sleeps_ = true;
+          if (!wake_.wait_until(mutex_, now + kNap)) {
+            const Duration nap = executor_.clock().now() - now;
+            nap_average += (nap - nap_average) / 8;
+            naps_are_late = nap_average > kLongNap;
+          }
+          sleeps_ = false;
+          break;
+        }
+        sleeps_ = false;
+      }
+      if (!fresh_.empty()) last_progress = executor_.clock().now();
+      for (StreamPointer& stream : fresh_) active.push_back(std::move(stream));
+      fresh_.clear();
+    }
+    progress = false;
+    std::erase_if(active, [&](const StreamPointer& stream) { return look_at(stream, progress); });
+    if (!progress) std::this_thread::yield();
+  }
+}
+
+bool CudaWatcher::look_at(const StreamPointer& stream, bool& progress) {
+  for (;;) {
+    std::shared_ptr<NativeCudaEvent> oldest;
+    bool gone = false;
+    {
+      const MutexLock lock(stream->mutex);
+      if (stream->marks.empty()) {
+        if (!stream->arrivals.empty()) {
+          if (++stream->polls_without_mark < kPatience) return false;
+        } else {
+          stream->polls_without_mark = 0;
+          stream->watched = false;
+          gone = stream->destroyed && stream->is_drained();
+          if (!gone) return true;
+        }
+      } else {
+        oldest = stream->marks.front().event;
+      }
+    }
+    if (gone) {
+      listener_.on_drained(stream);
+      return true;
+    }
+    if (oldest == nullptr) {
+      mark_arrivals(stream);
+      continue;
+    }
+    Status outcome = health_.alive();
+    if (outcome) {
+      const cudaError_t code = ::cudaEventQuery(oldest->handle);
+      if (code == cudaErrorNotReady) {
+        static_cast<void>(::cudaGetLastError());
+        return false;
+      }
+      if (code != cudaSuccess) outcome = health_.lose(cuda_error("the GPU failed", code));
+    }
+    oldest.reset();
+    CudaMark mark;
+    {
+      const MutexLock lock(stream->mutex);
+      mark = stream->marks.pop();
+    }
+    progress = true;
+    finish(stream, std::move(mark), outcome);
+  }
+}
+
+/// Copies have no event behind them after a while: gives them one. What is in `arrivals` is on
+/// the native stream already, so the event comes behind it.
+void CudaWatcher::mark_arrivals(const StreamPointer& stream) {
+  std::vector<Arrival> lost;
+  const MutexLock lock(stream->mutex);
+  stream->polls_without_mark = 0;
+  if (stream->arrivals.empty() || (health_.alive() && !stream->check_not_capturing())) return;
+  CudaMark mark;
+  if (auto event = record_native(*stream)) {
+    mark.event = *std::move(event);
+    static_cast<void>(push(*stream, std::move(mark)));
+  } else {
+    lost.swap(stream->arrivals);  // the GPU is gone, and touches nothing any more
+  }
+}
+
+void CudaWatcher::finish(const StreamPointer& stream, CudaMark mark, const Status& gpu) {
+  for (Arrival& arrival : mark.arrivals) {
+    arrival.ids.reset();
+    if (gpu && arrival.counter != nullptr) {
+      arrival.counter->fetch_add(arrival.bytes, std::memory_order_relaxed);
+    }
+    arrival.counter.reset();
+  }
+  if (mark.arrivals.capacity() > 0) {
+    mark.arrivals.clear();
+    const MutexLock lock(stream->mutex);
+    if (stream->spare.capacity() < mark.arrivals.capacity()) stream->spare.swap(mark.arrivals);
+  }
+  mark.event.reset();
+  if (mark.source.has_value()) {
+    mark.source->resolve(gpu ? mark.outcome : gpu);
+  } else {
+    listener_.on_reached(stream, std::move(mark));
+  }
+}
+
+}  // namespace kvbm::internal
