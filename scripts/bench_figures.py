@@ -35,6 +35,8 @@ FIGURES = [
      counter("ratio"), "x", 0.8, True),
     ("256 blocks of 64 KiB, host to host / memcpy", "BM_TransferHostToHost/blocks:256/layout:0/manual_time",
      counter("ratio"), "x", 0.8, True),
+    ("a blocked thread goes on after the end, median", "BM_CompletionWakesAThread/iterations:1000/manual_time",
+     counter("median_us"), "us", 50.0, False),
 ]
 
 

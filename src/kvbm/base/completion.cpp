@@ -5,7 +5,6 @@
 #include <array>
 #include <atomic>
 #include <new>
-#include <optional>
 #include <vector>
 
 #include "kvbm/base/latch.hpp"
@@ -55,21 +54,17 @@ class CompletionState {
     return true;
   }
 
-  void add_callback(Completion::Callback callback) {
-    {
-      const MutexLock lock(mutex_);
-      if (!done()) {
-        const auto room =
-            std::ranges::find_if(callbacks_, [](const auto& taken) { return !taken; });
-        if (room != callbacks_.end()) {
-          *room = std::move(callback);
-        } else {
-          more_callbacks_.push_back(std::move(callback));
-        }
-        return;
-      }
+  /// False if it is done: then `callback` is untouched.
+  bool try_add_callback(Completion::Callback& callback) {
+    const MutexLock lock(mutex_);
+    if (done()) return false;
+    const auto room = std::ranges::find_if(callbacks_, [](const auto& taken) { return !taken; });
+    if (room != callbacks_.end()) {
+      *room = std::move(callback);
+    } else {
+      more_callbacks_.push_back(std::move(callback));
     }
-    callback(status_);
+    return true;
   }
 
  private:
@@ -87,36 +82,25 @@ class CompletionState {
 
 namespace {
 
-/// Gathers the parts of Completion::all.
+/// Keeps the parts of Completion::all until the last one is done.
 class Gathering {
  public:
-  Gathering(Executor& executor, size_t num_parts) : source_(executor), num_open_(num_parts) {}
+  Gathering(Executor& executor, std::span<const Completion> parts)
+      : source_(executor), parts_(parts.begin(), parts.end()), num_open_(parts.size()) {}
 
   [[nodiscard]] Completion completion() const { return source_.completion(); }
 
-  void on_part(size_t index, const Status& status) noexcept {
-    if (!status) {
-      const MutexLock lock(mutex_);
-      if (!first_failed_ || index < *first_failed_) {
-        first_failed_ = index;
-        outcome_ = status;
-      }
-    }
+  void on_part() noexcept {
     if (num_open_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-    Status outcome;
-    {
-      const MutexLock lock(mutex_);
-      outcome = std::move(outcome_);
-    }
-    source_.resolve(std::move(outcome));
+    const auto failed =
+        std::ranges::find_if(parts_, [](const auto& part) { return !part.status(); });
+    source_.resolve(failed == parts_.end() ? Status() : internal::copy_of(failed->status()));
   }
 
  private:
   CompletionSource source_;
+  const std::vector<Completion> parts_;
   std::atomic<size_t> num_open_;
-  Mutex mutex_{LockRank::kLatch, "base.completion_all", 2};
-  std::optional<size_t> first_failed_ KVBM_GUARDED_BY(mutex_);
-  Status outcome_ KVBM_GUARDED_BY(mutex_);
 };
 
 }  // namespace
@@ -146,13 +130,26 @@ Status Completion::wait_for(Duration timeout) const {
   return wait(saturating_add(state->executor().clock().now(), timeout));
 }
 
+Executor* Completion::executor() const noexcept {
+  const auto* state = std::get_if<std::shared_ptr<internal::CompletionState>>(&outcome_);
+  return state == nullptr ? nullptr : &(*state)->executor();
+}
+
 void Completion::add_callback(Callback callback) const {
   if (const auto* status = std::get_if<Status>(&outcome_)) {
     callback(*status);
-  } else {
-    std::get<std::shared_ptr<internal::CompletionState>>(outcome_)->add_callback(
-        std::move(callback));
+    return;
   }
+  const auto& state = std::get<std::shared_ptr<internal::CompletionState>>(outcome_);
+  if (!state->try_add_callback(callback)) callback(state->status());
+}
+
+bool Completion::try_add_callback(Callback callback) const {
+  if (std::holds_alternative<Status>(outcome_)) return false;
+  // The callback may be called, and end whoever holds this completion, before the call below
+  // returns.
+  const auto state = std::get<std::shared_ptr<internal::CompletionState>>(outcome_);
+  return state->try_add_callback(callback);
 }
 
 Completion Completion::all(std::span<const Completion> parts) {
@@ -160,18 +157,17 @@ Completion Completion::all(std::span<const Completion> parts) {
   const Status* first_failure = nullptr;
   for (const Completion& part : parts) {
     if (!part.done()) {
-      executor = &std::get<std::shared_ptr<internal::CompletionState>>(part.outcome_)->executor();
+      executor = part.executor();
       break;
     }
     if (first_failure == nullptr && !part.status()) first_failure = &part.status();
   }
   if (executor == nullptr) return ready(first_failure == nullptr ? Status() : *first_failure);
 
-  const auto gathering = std::make_shared<Gathering>(*executor, parts.size());
+  const auto gathering = std::make_shared<Gathering>(*executor, parts);
   Completion whole = gathering->completion();
-  for (size_t i = 0; i < parts.size(); ++i) {
-    parts[i].on_done(
-        [gathering, i](const Status& status) noexcept { gathering->on_part(i, status); });
+  for (const Completion& part : parts) {
+    part.on_done([gathering](const Status&) noexcept { gathering->on_part(); });
   }
   return whole;
 }

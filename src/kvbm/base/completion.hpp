@@ -18,6 +18,7 @@ namespace kvbm {
 namespace internal {
 class CompletionState;
 }
+class CompletionAwaiter;
 
 /// Says whether an operation has ended and how. Copies share the outcome; a ready one allocates
 /// nothing. Ownership: unresolved ones refer to the Executor of their source, which outlives them.
@@ -32,10 +33,13 @@ class Completion {
     return Completion(std::move(status));
   }
 
-  /// Done when all are; fails with the failure that comes first in `parts`. Of none: succeeded.
+  /// Done when all are; fails with the failure that comes first in `parts`. Of none: succeeded. If
+  /// all are done this costs no allocation (but for the message of a failure).
   [[nodiscard]] static Completion all(std::span<const Completion> parts);
 
   [[nodiscard]] bool done() const noexcept;
+  /// Whether co_await would suspend now. Once false, it stays false.
+  [[nodiscard]] bool could_yield() const noexcept { return !done(); }
 
   /// The outcome. Contract: done().
   [[nodiscard]] const Status& status() const;
@@ -56,16 +60,51 @@ class Completion {
     add_callback(Callback(std::forward<F>(callback)));
   }
 
+  /// `const Status outcome = co_await completion;` goes on where a callback would: at once if done,
+  /// else on the thread that resolves or drops the source, so what follows is short and does not
+  /// wait. For other work, go to a queue: `co_await resume_on(queue)`. It always goes on. Needs no
+  /// memory where a callback needs none.
+  /// Requires: the coroutine is not destroyed while it waits; an exception that leaves it after
+  /// that ends the process, unless its promise keeps it.
+  [[nodiscard]] CompletionAwaiter operator co_await() const;
+
+  /// Through which wait() goes. Null if it was ready from the start.
+  [[nodiscard]] Executor* executor() const noexcept;
+
  private:
+  friend class CompletionAwaiter;
   friend class CompletionSource;
   explicit Completion(Status status) : outcome_(std::move(status)) {}
   explicit Completion(std::shared_ptr<internal::CompletionState> state)
       : outcome_(std::move(state)) {}
 
   void add_callback(Callback callback) const;
+  /// False if it is done: then nobody calls.
+  [[nodiscard]] bool try_add_callback(Callback callback) const;
 
   std::variant<Status, std::shared_ptr<internal::CompletionState>> outcome_;
 };
+
+/// What `co_await completion` works with.
+// NOLINTNEXTLINE(bugprone-exception-escape): moving a Status or a pointer does not throw.
+class CompletionAwaiter {
+ public:
+  explicit CompletionAwaiter(Completion completion) : completion_(std::move(completion)) {}
+
+  [[nodiscard]] bool await_ready() const noexcept { return completion_.done(); }
+  /// Once the callback is there, another thread may have ended the coroutine and this with it.
+  template <class Handle>
+  [[nodiscard]] bool await_suspend(Handle coroutine) const {
+    return completion_.try_add_callback(
+        [coroutine](const Status&) noexcept { coroutine.resume(); });
+  }
+  [[nodiscard]] Status await_resume() const { return completion_.status(); }
+
+ private:
+  Completion completion_;
+};
+
+inline CompletionAwaiter Completion::operator co_await() const { return CompletionAwaiter(*this); }
 
 /// The side that resolves, exactly once. Dropped unresolved, it resolves as kInternal: nobody waits
 /// for ever, and only a deliberate resolve says succeeded or cancelled. Ownership: move-only;

@@ -33,6 +33,24 @@ using Status = Result<void>;
   return tl::unexpected<Error>(Error::from_errno(std::move(message), error_number));
 }
 
+namespace internal {
+
+/// A copy; without memory for its message, one that has the same codes and a short one.
+[[nodiscard]] inline Error copy_of(const Error& error) noexcept {
+  try {
+    return error;
+  } catch (...) {
+    return Error(error.code(), "out of memory", error.native_domain(), error.native_code());
+  }
+}
+
+[[nodiscard]] inline Status copy_of(const Status& status) noexcept {
+  if (status) return {};
+  return make_error(copy_of(status.error()));
+}
+
+}  // namespace internal
+
 }  // namespace kvbm
 
 #define KVBM_INTERNAL_CONCAT2(a, b) a##b

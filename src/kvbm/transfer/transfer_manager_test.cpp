@@ -20,6 +20,7 @@
 #include "kvbm/memory/system_memory.hpp"
 
 #include "tests/support/allocation_meter.hpp"
+#include "tests/support/coroutine.hpp"
 #include "tests/support/faulty_device.hpp"
 #include "tests/support/guarded_place.hpp"
 #include "tests/support/seed.hpp"
@@ -1111,6 +1112,45 @@ TEST(TransferManager, DroppedItCancelsWhatHasNotStarted) {
   never.signal();
   rig.stepped->run_until_idle();
   EXPECT_TRUE(pair.dst.untouched(BlockId{0}));
+}
+
+testing::Coroutine note_end(TransferCompleteNotification notification,
+                            std::vector<std::optional<ErrorCode>>& ends) {
+  const Status outcome = co_await notification;
+  ends.push_back(outcome ? std::nullopt : std::optional(outcome.error().code()));
+}
+
+TEST(TransferManager, CoroutinesGoOnOnceWhateverEndsTheirTransfer) {
+  TransferRig rig({.seed = 3});
+  Pair pair(rig);
+  EventSource never = rig.device->create_event();
+  EventSource failing = rig.device->create_event();
+  const auto copy = [&](uint32_t id, TransferOptions options) {
+    return rig
+        .execute(pair.src_handle, block_ids({id}), pair.dst_handle, block_ids({id}),
+                 std::move(options))
+        .value();
+  };
+  const std::vector<TransferCompleteNotification> parts = {
+      copy(0, {}), copy(1, {.wait_for = {failing.event()}}),
+      copy(2, {.wait_for = {never.event()}, .deadline = rig.after(seconds(1))}),
+      copy(3, {.wait_for = {never.event()}, .deadline = rig.after(seconds(1000))})};
+  std::vector<std::optional<ErrorCode>> ends;
+  std::vector<std::optional<ErrorCode>> end_of_all;
+  for (const TransferCompleteNotification& part : parts) note_end(part, ends);
+  note_end(TransferCompleteNotification::aggregate(parts), end_of_all);
+  EXPECT_TRUE(ends.empty());
+  failing.signal(make_error(ErrorCode::kDevice, "lost"));
+  rig.stepped->run_for(seconds(2));
+  EXPECT_EQ(ends.size(), 3U);
+  EXPECT_TRUE(end_of_all.empty());
+  rig.manager.reset();
+  ASSERT_EQ(ends.size(), 4U);
+  EXPECT_EQ(ends[3], ErrorCode::kCancelled);
+  EXPECT_EQ(std::ranges::count(ends, std::optional<ErrorCode>()), 1);
+  EXPECT_EQ(std::ranges::count(ends, ErrorCode::kDevice), 1);
+  EXPECT_EQ(std::ranges::count(ends, ErrorCode::kTimeout), 1);
+  EXPECT_EQ(end_of_all, std::vector<std::optional<ErrorCode>>{ErrorCode::kDevice});
 }
 
 TEST(TransferManager, DroppedItWaitsForCopiesThatRun) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -30,15 +31,32 @@ struct TransferResult {
 };
 
 /// When it is done, nothing touches the blocks any more, whatever the outcome.
-/// Ownership: a value; copies share the outcome. Until it is done it refers to the manager's
-/// executor, which outlives it. It may be dropped; the transfer goes on. Threads: any thread (with
-/// a SteppedExecutor: its owner thread).
+/// Ownership: a value; copies share the outcome, and one that is done from the start allocates
+/// nothing. Until it is done it refers to the manager's executor, which outlives it. It may be
+/// dropped; the transfer goes on. Threads: any thread (with a SteppedExecutor: its owner thread).
 class TransferCompleteNotification {
  public:
   /// Done, succeeded, nothing moved.
   TransferCompleteNotification() = default;
 
+  /// Done from the start.
+  [[nodiscard]] static TransferCompleteNotification ready(TransferResult result) {
+    TransferCompleteNotification notification;
+    notification.ready_ = std::move(result);
+    return notification;
+  }
+
+  /// One for any number of them, done when all are. Its bytes are their sum, its status that of the
+  /// first in `parts` that failed, and `failed` has the positions in `parts` of those that did;
+  /// what failed of each is in its own result. If all are done and succeeded this costs no
+  /// allocation. The event is done when all parts are; a stream that waits for each part's event
+  /// instead need not wait for the host.
+  [[nodiscard]] static TransferCompleteNotification aggregate(
+      std::span<const TransferCompleteNotification> parts);
+
   [[nodiscard]] bool done() const noexcept { return !state_ || state_->completion.done(); }
+  /// Whether co_await would suspend now. Once false, it stays false.
+  [[nodiscard]] bool could_yield() const noexcept { return !done(); }
 
   /// Contract: done().
   [[nodiscard]] const TransferResult& result() const;
@@ -46,6 +64,12 @@ class TransferCompleteNotification {
   /// Waits through the executor: the result's status, or kTimeout at `deadline` (the transfer goes
   /// on).
   [[nodiscard]] Status wait(TimePoint deadline = kNever) const;
+
+  /// `const Status outcome = co_await notification;` See Completion: it goes on on the thread that
+  /// ends the transfer.
+  [[nodiscard]] CompletionAwaiter operator co_await() const {
+    return CompletionAwaiter(completion());
+  }
 
   /// Calls `callback(const TransferResult&) noexcept` once; see Completion::on_done.
   template <class F>
@@ -64,11 +88,11 @@ class TransferCompleteNotification {
 
   /// For streams and others to wait for. Done when the bytes are where they should be (which may be
   /// shortly before done()); fails if any block failed.
-  [[nodiscard]] Event event() const { return state_ ? state_->event : Event(); }
+  [[nodiscard]] Event event() const { return state_ ? state_->event : Event::ready(ready_.status); }
 
   /// The status in the words of everything that is not a transfer.
   [[nodiscard]] Completion completion() const {
-    return state_ ? state_->completion : Completion::ready();
+    return state_ ? state_->completion : Completion::ready(ready_.status);
   }
 
  private:
@@ -81,7 +105,8 @@ class TransferCompleteNotification {
 
   explicit TransferCompleteNotification(std::shared_ptr<State> state) : state_(std::move(state)) {}
 
-  std::shared_ptr<State> state_;
+  std::shared_ptr<State> state_;  ///< null: done from the start, with ready_
+  TransferResult ready_;
 };
 
 /// The side that resolves, exactly once. Dropped unresolved, the transfer fails as kInternal.

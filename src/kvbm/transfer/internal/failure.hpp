@@ -37,20 +37,6 @@ inline constexpr const char* kOutOfMemory = "out of memory";
   }
 }
 
-/// A copy; without memory for its message, one that has the same codes.
-[[nodiscard]] inline Error copy_of(const Error& error) noexcept {
-  try {
-    return error;
-  } catch (...) {
-    return Error(error.code(), kOutOfMemory, error.native_domain(), error.native_code());
-  }
-}
-
-[[nodiscard]] inline Status copy_of(const Status& status) noexcept {
-  if (status) return {};
-  return make_error(copy_of(status.error()));
-}
-
 /// What `work()` returns, or the exception that it throws.
 template <class F>
 [[nodiscard]] Status guarded(F&& work) noexcept {
