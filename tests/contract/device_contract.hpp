@@ -469,6 +469,9 @@ TYPED_TEST_P(DeviceContract, StridedCopiesMatchAnElementWiseOracle) {
     if (kernels && random.chance(0.5)) {
       batch.method = CopyMethod::kKernel;
       batch.max_ctas = static_cast<uint32_t>(random.uniform(5));
+      if (random.chance(0.5)) {
+        batch.max_bytes_per_second = random.uniform_between(1'000'000'000, 100'000'000'000);
+      }
     }
     ASSERT_EQ(planned_bytes(batch).value(), planned);
     const StreamRef stream = this->stream();
@@ -489,6 +492,18 @@ TYPED_TEST_P(DeviceContract, RefusesAMethodThatItLacks) {
   batch.method = CopyMethod::kKernel;
   const StreamRef stream = this->stream();
   EXPECT_EQ(code_of(this->device().copy(stream, std::move(batch))), ErrorCode::kUnsupported);
+  EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
+}
+
+TYPED_TEST_P(DeviceContract, RefusesALimitOfKernelsForTheCopyEngine) {
+  const DeviceMemory memory = this->device().allocate(64, 1).value();
+  const StreamRef stream = this->stream();
+  StridedCopyBatch few = this->plain_copy(memory.data(), memory.data() + 32, 32);
+  few.max_ctas = 1;
+  EXPECT_EQ(code_of(this->device().copy(stream, std::move(few))), ErrorCode::kInvalidArgument);
+  StridedCopyBatch slow = this->plain_copy(memory.data(), memory.data() + 32, 32);
+  slow.max_bytes_per_second = 1'000'000;
+  EXPECT_EQ(code_of(this->device().copy(stream, std::move(slow))), ErrorCode::kInvalidArgument);
   EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
 }
 
@@ -695,9 +710,10 @@ REGISTER_TYPED_TEST_SUITE_P(
     RefusesAStreamItDoesNotKnow, ADestroyedStreamFinishesWhatItHasAndTakesNoMore, StreamsComeAndGo,
     AllocatesAlignedMemoryThatReadsAsZero, RefusesMemoryThatItDoesNotHave,
     RefusesMemoryOfNoByteOrOddAlignment, StridedCopiesMatchAnElementWiseOracle,
-    RefusesAMethodThatItLacks, ABatchKeepsItsBlockListsUntilItIsDone,
-    CopiesFollowTheOrderOfTheirStream, RefusesBatchesThatMakeNoSense, TakesEmptyBatches,
-    ThousandsOfEventsPassBetweenTwoStreams, RandomWorkKeepsEveryOrderThatEventsAskFor,
-    ADeviceThatIsDestroyedEndsEverythingThatIsQueued, MemoryMayOutliveItsDevice);
+    RefusesAMethodThatItLacks, RefusesALimitOfKernelsForTheCopyEngine,
+    ABatchKeepsItsBlockListsUntilItIsDone, CopiesFollowTheOrderOfTheirStream,
+    RefusesBatchesThatMakeNoSense, TakesEmptyBatches, ThousandsOfEventsPassBetweenTwoStreams,
+    RandomWorkKeepsEveryOrderThatEventsAskFor, ADeviceThatIsDestroyedEndsEverythingThatIsQueued,
+    MemoryMayOutliveItsDevice);
 
 }  // namespace kvbm::testing

@@ -98,6 +98,13 @@ Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
                     "holds none; leave max_ctas at 0",
                     batch.max_ctas));
   }
+  if (batch.method == CopyMethod::kEngine && batch.max_bytes_per_second != 0) {
+    return make_error(
+        ErrorCode::kInvalidArgument,
+        format_text("a copy batch for the copy engine is to move at most {} bytes per "
+                    "second, and keeps no pace; leave max_bytes_per_second at 0",
+                    batch.max_bytes_per_second));
+  }
   if (batch.from->empty()) return 0;
 
   const uint64_t last_from = highest(*batch.from);

@@ -76,6 +76,10 @@ struct StridedCopyBatch {
   /// Thread blocks that a kernel may hold at a time, so that an engine's own kernels find room; 0:
   /// as the device finds best. With kEngine it has no meaning and is refused.
   uint32_t max_ctas = 0;
+  /// Bytes per second that a kernel moves at most; 0: as fast as it goes. Writes to the host that
+  /// come faster than the link takes them hold up the memory accesses of every other kernel. With
+  /// kEngine it has no meaning and is refused.
+  uint64_t max_bytes_per_second = 0;
 
   /// If set, grows by the bytes that arrived, not later than the next event of the stream is done.
   /// A batch that was skipped or failed leaves it short. The device keeps it until the copies have
@@ -86,7 +90,8 @@ struct StridedCopyBatch {
 
 /// The bytes that a batch asks for, after a look at its shape.
 /// Errors: kInvalidArgument (a list missing or of another length than its twin, a null base of a
-/// piece that is not empty, a sum or an offset of 2^64 bytes and more, max_ctas for a copy engine).
+/// piece that is not empty, a sum or an offset of 2^64 bytes and more, max_ctas or
+/// max_bytes_per_second for a copy engine).
 [[nodiscard]] Result<uint64_t> planned_bytes(const StridedCopyBatch& batch);
 
 }  // namespace kvbm

@@ -79,6 +79,14 @@ TEST(PlannedBytes, RefusesACtaBudgetForACopyEngine) {
   EXPECT_EQ(planned_bytes(batch), 16u);
 }
 
+TEST(PlannedBytes, RefusesAPaceForACopyEngine) {
+  StridedCopyBatch batch = batch_of({.bytes = 8});
+  batch.max_bytes_per_second = 1;
+  EXPECT_EQ(code_of(planned_bytes(batch)), ErrorCode::kInvalidArgument);
+  batch.method = CopyMethod::kKernel;
+  EXPECT_EQ(planned_bytes(batch), 16u);
+}
+
 TEST(Fold, JoinsRunsThatTouchOnBothSides) {
   const StridedPiece piece = fold({.bytes = 8, .axes = {{{3, 32, 64}, {1, 7, 7}, {4, 8, 8}}}});
   EXPECT_EQ(piece.bytes, 32u);

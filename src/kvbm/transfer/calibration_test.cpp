@@ -56,6 +56,7 @@ class TwoMethodDevice final : public Device {
   std::atomic<int> engine_copies = 0;
   std::atomic<int> kernel_copies = 0;
   std::atomic<uint32_t> last_max_ctas = 0;
+  std::atomic<uint64_t> last_pace = 0;
 
   [[nodiscard]] DeviceInfo info() const override {
     DeviceInfo info = inner_.info();
@@ -72,6 +73,7 @@ class TwoMethodDevice final : public Device {
   Status copy(StreamRef stream, StridedCopyBatch batch) override {
     ++(batch.method == CopyMethod::kKernel ? kernel_copies : engine_copies);
     last_max_ctas = std::exchange(batch.max_ctas, 0);
+    last_pace = std::exchange(batch.max_bytes_per_second, 0);
     batch.method = CopyMethod::kEngine;
     return inner_.copy(stream, std::move(batch));
   }
@@ -135,61 +137,78 @@ TEST(Calibration, WhatDoesNotFitTheBudgetIsLeftOut) {
   EXPECT_EQ(device.engine_copies + device.kernel_copies, 0);
 }
 
-/// Kernels are ten times as fast on the way to the device, where memory is the "device's".
-TEST(Calibration, TheManagerPlansByIt) {
-  Machine machine;
-  TwoMethodDevice device(*machine.host);
-  Calibration calibration;
-  calibration.set(TransferRoute::kHostToDevice,
-                  {rates({{64, 1e9}}), rates({{64, 1e9}}), rates({{64, 1e10}})});
-  calibration.set(TransferRoute::kDeviceToHost,
-                  {rates({{64, 1e10}}), rates({{64, 1e10}}), rates({{64, 1e9}})});
-  const auto manager = TransferManager::create({.device = device,
-                                                .executor = machine.executor,
-                                                .log = machine.log,
-                                                .calibration = calibration})
-                           .value();
-  constexpr LayoutConfig kConfig{.num_blocks = 4,
-                                 .num_layers = 2,
-                                 .outer_dim = 1,
-                                 .page_size = 4,
-                                 .inner_dim = 16,
-                                 .dtype_width_bytes = 1};
-  const uint64_t bytes = required_bytes(kConfig, LayoutKind::kFullyContiguous).value();
-  const DeviceMemory near = device.allocate(bytes, 64).value();
-  const DeviceMemory far = device.allocate(bytes, 64).value();
-  const LayoutHandle on_host =
-      manager
-          ->register_layout(
-              PhysicalLayout::fully_contiguous(
-                  kConfig, MemoryRegion::of_bytes(StorageKind::kPinned, near.data(), bytes))
-                  .value())
-          .value();
-  const LayoutHandle on_device =
-      manager
-          ->register_layout(
-              PhysicalLayout::fully_contiguous(kConfig, MemoryRegion::of(far)).value())
-          .value();
-  const std::vector<BlockId> ids = testing::block_ids({3, 0});
-  const auto transfer = [&](LayoutHandle src, LayoutHandle dst, TransferOptions options = {}) {
+/// A manager with a layout in pinned memory and one in memory of a device that has two methods.
+struct PlanningRig {
+  explicit PlanningRig(const Calibration& calibration)
+      : manager(TransferManager::create({.device = device,
+                                         .executor = machine.executor,
+                                         .log = machine.log,
+                                         .calibration = calibration})
+                    .value()) {
+    near.data()[bytes - 1] = std::byte{7};
+  }
+
+  [[nodiscard]] LayoutHandle add(const MemoryRegion& region) const {
+    return manager->register_layout(PhysicalLayout::fully_contiguous(kConfig, region).value())
+        .value();
+  }
+  [[nodiscard]] Status transfer(LayoutHandle src, LayoutHandle dst,
+                                TransferOptions options = {}) const {
+    const std::vector<BlockId> ids = testing::block_ids({3, 0});
     return manager
         ->execute_transfer(
             {.src = src, .src_ids = ids, .dst = dst, .dst_ids = ids, .options = std::move(options)})
         .value()
         .wait();
-  };
-  near.data()[bytes - 1] = std::byte{7};
-  ASSERT_TRUE(transfer(on_host, on_device));
-  EXPECT_EQ(device.kernel_copies, 1);
-  EXPECT_EQ(device.last_max_ctas, 4u);
-  EXPECT_EQ(far.data()[bytes - 1], std::byte{7});
-  ASSERT_TRUE(transfer(on_device, on_host));
-  EXPECT_EQ(device.kernel_copies, 1);
-  EXPECT_EQ(device.engine_copies, 1);
-  EXPECT_EQ(device.last_max_ctas, 0u);
-  const StreamRef stream = device.create_stream("caller").value();
-  ASSERT_TRUE(transfer(on_host, on_device, {.stream = stream}));
-  EXPECT_EQ(device.kernel_copies, 1) << "a caller's stream takes the engine";
+  }
+
+  static constexpr LayoutConfig kConfig{.num_blocks = 4,
+                                        .num_layers = 2,
+                                        .outer_dim = 1,
+                                        .page_size = 4,
+                                        .inner_dim = 16,
+                                        .dtype_width_bytes = 1};
+  const uint64_t bytes = required_bytes(kConfig, LayoutKind::kFullyContiguous).value();
+  Machine machine;
+  TwoMethodDevice device{*machine.host};
+  DeviceMemory near = device.allocate(bytes, 64).value();
+  DeviceMemory far = device.allocate(bytes, 64).value();
+  std::unique_ptr<TransferManager> manager;
+  LayoutHandle on_host = add(MemoryRegion::of_bytes(StorageKind::kPinned, near.data(), bytes));
+  LayoutHandle on_device = add(MemoryRegion::of(far));
+};
+
+/// Kernels are ten times as fast on the way to the device, where memory is the "device's".
+TEST(Calibration, TheManagerPlansByIt) {
+  Calibration calibration;
+  calibration.set(TransferRoute::kHostToDevice,
+                  {rates({{64, 1e9}}), rates({{64, 1e9}}), rates({{64, 1e10}})});
+  calibration.set(TransferRoute::kDeviceToHost,
+                  {rates({{64, 1e10}}), rates({{64, 1e10}}), rates({{64, 1e9}})});
+  PlanningRig rig(calibration);
+  ASSERT_TRUE(rig.transfer(rig.on_host, rig.on_device));
+  EXPECT_EQ(rig.device.kernel_copies, 1);
+  EXPECT_EQ(rig.device.last_max_ctas, 4u);
+  EXPECT_EQ(rig.device.last_pace, 0u);
+  EXPECT_EQ(rig.far.data()[rig.bytes - 1], std::byte{7});
+  ASSERT_TRUE(rig.transfer(rig.on_device, rig.on_host));
+  EXPECT_EQ(rig.device.kernel_copies, 1);
+  EXPECT_EQ(rig.device.engine_copies, 1);
+  EXPECT_EQ(rig.device.last_max_ctas, 0u);
+  const StreamRef stream = rig.device.create_stream("caller").value();
+  ASSERT_TRUE(rig.transfer(rig.on_host, rig.on_device, {.stream = stream}));
+  EXPECT_EQ(rig.device.kernel_copies, 1) << "a caller's stream takes the engine";
+}
+
+TEST(Calibration, TheManagerHoldsKernelsBackThatWriteToTheHost) {
+  Calibration calibration;
+  calibration.set(TransferRoute::kDeviceToHost,
+                  {rates({{64, 1e9}}), rates({{64, 1e9}}), rates({{64, 1e10}})});
+  PlanningRig rig(calibration);
+  ASSERT_TRUE(rig.transfer(rig.on_device, rig.on_host));
+  EXPECT_EQ(rig.device.kernel_copies, 1);
+  EXPECT_EQ(rig.device.last_max_ctas, 2u);
+  EXPECT_EQ(rig.device.last_pace, 9'500'000'000u);
 }
 
 }  // namespace

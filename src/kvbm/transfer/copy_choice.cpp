@@ -24,8 +24,18 @@ uint32_t ctas_for(TransferRoute route) {
   }
 }
 
+double pace_on(TransferRoute route) {
+  return route == TransferRoute::kDeviceToHost ? kPaceToHost : 1;
+}
+
 const FormCost& cost_of(const RouteCost& route, CopyForm form) {
   return route[static_cast<size_t>(form)];
+}
+
+std::string pace_in_words(uint64_t bytes_per_second) {
+  if (bytes_per_second == 0) return {};
+  const uint64_t tenths = (bytes_per_second + 50'000'000) / 100'000'000;
+  return format_text(" and {}.{} GB/s", tenths / 10, tenths % 10);
 }
 
 int64_t whole(CopyCost cost) { return std::llround(cost.count()); }
@@ -35,11 +45,12 @@ struct Estimate {
   CopyCost kernel{0};
   bool has_rows = false;
   bool has_runs = false;
+  double kernel_rate = 0;  ///< bytes per second, of the slowest piece
 };
 
 /// Of one piece for all blocks, without submissions.
 Estimate estimate_piece(const StridedPiece& piece, uint64_t num_blocks, uint64_t num_groups,
-                        const RouteCost& cost) {
+                        const RouteCost& cost, double pace) {
   uint64_t steps = 1;
   uint64_t longest = 1;
   for (const StridedAxis& axis : piece.axes) {
@@ -48,31 +59,34 @@ Estimate estimate_piece(const StridedPiece& piece, uint64_t num_blocks, uint64_t
   }
   Estimate estimate;
   if (steps == 0 || piece.bytes == 0) return estimate;
-  const auto time = [&](CopyForm form, double num_steps) {
-    const FormCost& form_cost = cost_of(cost, form);
+  const auto time = [&](CopyForm form, double num_steps, double bytes_per_second) {
     const double bytes = static_cast<double>(steps) * static_cast<double>(num_blocks) *
                          static_cast<double>(piece.bytes);
-    return form_cost.step * num_steps +
-           CopyCost(bytes / form_cost.bytes_per_second(piece.bytes) * 1e6);
+    return cost_of(cost, form).step * num_steps + CopyCost(bytes / bytes_per_second * 1e6);
+  };
+  const auto rate = [&](CopyForm form) {
+    return cost_of(cost, form).bytes_per_second(piece.bytes);
   };
   const double inside = static_cast<double>(steps);
   const bool rows_of_blocks = num_blocks / num_groups > longest;
   const uint64_t rows = rows_of_blocks ? num_blocks / num_groups : longest;
   if (rows >= kLeastRows) {
     estimate.has_rows = true;
-    estimate.engine =
-        time(CopyForm::kEngineRows, rows_of_blocks ? inside * static_cast<double>(num_groups)
-                                                   : inside / static_cast<double>(longest) *
-                                                         static_cast<double>(num_blocks));
+    const double num_rects =
+        rows_of_blocks ? inside * static_cast<double>(num_groups)
+                       : inside / static_cast<double>(longest) * static_cast<double>(num_blocks);
+    estimate.engine = time(CopyForm::kEngineRows, num_rects, rate(CopyForm::kEngineRows));
   } else {
     estimate.has_runs = true;
-    estimate.engine = time(CopyForm::kEngineRuns, inside * static_cast<double>(num_blocks));
+    estimate.engine = time(CopyForm::kEngineRuns, inside * static_cast<double>(num_blocks),
+                           rate(CopyForm::kEngineRuns));
   }
-  estimate.kernel = time(CopyForm::kKernel, 1);
+  estimate.kernel_rate = rate(CopyForm::kKernel) * pace;
+  estimate.kernel = time(CopyForm::kKernel, 1, estimate.kernel_rate);
   return estimate;
 }
 
-Estimate estimate_all(const MethodQuestion& question, const RouteCost& cost) {
+Estimate estimate_all(const MethodQuestion& question, const RouteCost& cost, double pace) {
   const uint64_t num_groups = question.num_groups == 0 ? question.num_blocks : question.num_groups;
   Estimate sum;
   Estimate one;
@@ -80,13 +94,15 @@ Estimate estimate_all(const MethodQuestion& question, const RouteCost& cost) {
   for (const StridedPiece& piece : question.pieces) {
     // Layers are alike.
     if (last == nullptr || piece.bytes != last->bytes || piece.axes != last->axes) {
-      one = estimate_piece(piece, question.num_blocks, num_groups, cost);
+      one = estimate_piece(piece, question.num_blocks, num_groups, cost, pace);
       last = &piece;
     }
     sum.engine += one.engine;
     sum.kernel += one.kernel;
     sum.has_rows = sum.has_rows || one.has_rows;
     sum.has_runs = sum.has_runs || one.has_runs;
+    const bool is_slowest = sum.kernel_rate == 0 || one.kernel_rate < sum.kernel_rate;
+    if (one.kernel_rate > 0 && is_slowest) sum.kernel_rate = one.kernel_rate;
   }
   CopyCost submission{0};
   if (sum.has_rows) submission = cost_of(cost, CopyForm::kEngineRows).submission;
@@ -106,13 +122,18 @@ MethodChoice choose_method(const MethodQuestion& question) noexcept {
   if (question.num_blocks == 0) return {.reason = Reason::kNothingToMove};
   const RouteCost* const cost = question.calibration.find(question.route);
   if (cost == nullptr) return {.reason = Reason::kNotMeasured};
-  const Estimate estimate = estimate_all(question, *cost);
+  const double pace = pace_on(question.route);
+  const Estimate estimate = estimate_all(question, *cost, pace);
   if (!estimate.has_rows && !estimate.has_runs) return {.reason = Reason::kNothingToMove};
   MethodChoice choice{
       .reason = Reason::kCheaper, .engine = estimate.engine, .kernel = estimate.kernel};
   if (estimate.kernel < estimate.engine * kKernelMustSave) {
     choice.method = CopyMethod::kKernel;
     choice.max_ctas = ctas_for(question.route);
+    if (pace < 1) {
+      // At least one: 0 would be no limit.
+      choice.max_bytes_per_second = static_cast<uint64_t>(std::max(estimate.kernel_rate, 1.0));
+    }
   } else if (estimate.kernel < estimate.engine) {
     choice.reason = Reason::kEngineInDoubt;
   }
@@ -132,10 +153,11 @@ std::string describe(const MethodChoice& choice) {
       break;
   }
   if (choice.method == CopyMethod::kKernel) {
-    return format_text("kernel, {}: {} us, the engine would take {} us",
+    return format_text("kernel, {}{}: {} us, the engine would take {} us",
                        choice.max_ctas == 0 ? std::string("as many CTAs as fit")
                                             : format_text("at most {} CTAs", choice.max_ctas),
-                       whole(choice.kernel), whole(choice.engine));
+                       pace_in_words(choice.max_bytes_per_second), whole(choice.kernel),
+                       whole(choice.engine));
   }
   return format_text("engine: {} us, a kernel would take {} us{}", whole(choice.engine),
                      whole(choice.kernel),

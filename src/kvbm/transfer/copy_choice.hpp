@@ -35,7 +35,8 @@ struct MethodChoice {
   };
 
   CopyMethod method = CopyMethod::kEngine;
-  uint32_t max_ctas = 0;  ///< of StridedCopyBatch
+  uint32_t max_ctas = 0;              ///< of StridedCopyBatch
+  uint64_t max_bytes_per_second = 0;  ///< of StridedCopyBatch
   Reason reason = Reason::kOnlyMethod;
   CopyCost engine{0};  ///< estimated; of the last two reasons
   CopyCost kernel{0};
@@ -44,12 +45,17 @@ struct MethodChoice {
 /// Below this share of the engine's time a kernel is taken.
 inline constexpr double kKernelMustSave = 0.95;
 
+/// Of the rate that kernels reach alone on the way to the host, what they are held to there: at
+/// full speed they stall the memory accesses of all other kernels.
+inline constexpr double kPaceToHost = 0.95;
+
 /// A pure function: no device is asked, and nothing is allocated. A copy engine gets rows where an
 /// axis, or a group of blocks, has eight and more in equal steps.
 /// Requires: planned_bytes() takes pieces and blocks.
 [[nodiscard]] MethodChoice choose_method(const MethodQuestion& question) noexcept;
 
-/// The choice in words: "kernel, at most 4 CTAs: 95 us, the engine would take 130 us".
+/// The choice in words: "kernel, at most 2 CTAs and 49.9 GB/s: 95 us, the engine would take 130
+/// us".
 [[nodiscard]] std::string describe(const MethodChoice& choice);
 
 /// The groups that a list falls into when each is as long as source and destination go up in equal

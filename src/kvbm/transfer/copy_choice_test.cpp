@@ -104,6 +104,39 @@ TEST(CopyChoice, AKernelTakesManyShortRuns) {
   EXPECT_EQ(choose(layers(160, 32 * kKiB), 16, TransferRoute::kDeviceToDevice).max_ctas, 0u);
 }
 
+TEST(CopyChoice, AKernelThatWritesToTheHostIsHeldBack) {
+  const auto pieces = layers(160, 32 * kKiB);
+  EXPECT_EQ(choose(pieces, 16, TransferRoute::kHostToDevice).max_bytes_per_second, 0u);
+  EXPECT_EQ(choose(pieces, 16, TransferRoute::kDeviceToDevice).max_bytes_per_second, 0u);
+  const MethodChoice choice = choose(pieces, 16, TransferRoute::kDeviceToHost);
+  ASSERT_EQ(choice.method, CopyMethod::kKernel);
+  EXPECT_EQ(choice.max_bytes_per_second, 43'700'000'000u);
+  EXPECT_NEAR(choice.kernel.count(), 15 + 16 + 83886080 / 43.7e3, 1e-6);
+  EXPECT_EQ(describe(choice),
+            "kernel, at most 2 CTAs and 43.7 GB/s: 1951 us, the engine would take 2107 us");
+}
+
+TEST(CopyChoice, ThePaceIsThatOfTheSlowestPiece) {
+  Calibration calibration;
+  const FormCost slow = cost(1000, 10, {{256, 1e9}});
+  calibration.set(TransferRoute::kDeviceToHost,
+                  {slow, slow, cost(0, 0, {{64, 10e9}, {4 * kKiB, 50e9}})});
+  const auto pace = [&](const std::vector<StridedPiece>& pieces) {
+    return choose_method({.pieces = pieces,
+                          .num_blocks = 5,
+                          .route = TransferRoute::kDeviceToHost,
+                          .capabilities = kKernels,
+                          .calibration = calibration})
+        .max_bytes_per_second;
+  };
+  auto pieces = layers(2, 4 * kKiB);
+  EXPECT_EQ(pace(pieces), 47'500'000'000u);
+  pieces[1].bytes = 64;
+  EXPECT_EQ(pace(pieces), 9'500'000'000u);
+  pieces[1].bytes = 0;
+  EXPECT_EQ(pace(pieces), 47'500'000'000u) << "nothing moves there";
+}
+
 TEST(CopyChoice, TheEngineTakesLongRuns) {
   const MethodChoice choice = choose(layers(1, 5 * kMiB), 16);
   EXPECT_EQ(choice.method, CopyMethod::kEngine);

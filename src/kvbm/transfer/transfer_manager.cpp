@@ -321,6 +321,7 @@ class TransferManager::Core {
                        .calibration = context_->config().calibration});
     batch.method = choice.method;
     batch.max_ctas = choice.max_ctas;
+    batch.max_bytes_per_second = choice.max_bytes_per_second;
   }
 
   /// `frame` without block_bytes.

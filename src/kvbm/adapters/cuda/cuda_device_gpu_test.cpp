@@ -276,6 +276,25 @@ TEST_F(CudaDeviceTest, AnyNumberOfTransfersIsOnItsWay) {
 // --- copies by kernels
 // ---------------------------------------------------------------------------------
 
+TEST_F(CudaDeviceTest, AKernelKeepsItsPace) {
+  constexpr uint64_t kSize = 64 * kMiB;
+  constexpr uint64_t kPace = 4'000'000'000;  // bytes per second, fewer than a link takes
+  const PinnedMemory host = pinned(kSize);
+  const DeviceMemory device = memory(kSize);
+  const StreamRef stream = device_->create_stream("s").value();
+  const BlockList one = make_block_list({BlockId(0)});
+  const auto start = std::chrono::steady_clock::now();
+  ASSERT_TRUE(
+      device_->copy(stream, {.from = one,
+                             .to = one,
+                             .pieces = {{.src = device.data(), .dst = host.data(), .bytes = kSize}},
+                             .method = CopyMethod::kKernel,
+                             .max_bytes_per_second = kPace}));
+  ASSERT_TRUE(device_->synchronize(stream, soon()));
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  EXPECT_GT(took.count(), 0.9 * static_cast<double>(kSize) / static_cast<double>(kPace));
+}
+
 TEST_F(CudaDeviceTest, KernelsGatherAndScatterLayersInPinnedMemory) {
   ASSERT_TRUE(device_->info().capabilities.kernel_copies);
   constexpr uint64_t kChunk = 4 * kKiB;

@@ -160,8 +160,9 @@ Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids, CUstream
   for (const StridedPiece& piece : batch.pieces) {
     if (!is_empty(piece)) pieces.push_back(native_piece(piece));
   }
-  const kvbm_strided_copy_options options{
-      .max_ctas = batch.max_ctas, .max_bytes_per_second = 0, .digests = nullptr};
+  const kvbm_strided_copy_options options{.max_ctas = batch.max_ctas,
+                                          .max_bytes_per_second = batch.max_bytes_per_second,
+                                          .digests = nullptr};
   const int code = ::kvbm_kernels_launch_strided_copy(pieces.data(), pieces.size(), ids.from,
                                                       ids.to, ids.count, &options, stream);
   if (code == KVBM_KERNELS_INVALID_VALUE) {
