@@ -9,6 +9,7 @@
 
 #include "kvbm/base/text.hpp"
 #include "kvbm/base/units.hpp"
+#include "kvbm/runtime/devices.hpp"
 
 #include "apps/kvbm/build_info.hpp"
 
@@ -119,6 +120,27 @@ CLI::Option* add_size(CLI::App& app, const std::string& name, uint64_t& target,
 CLI::Option* add_size(CLI::App& app, const std::string& name, std::optional<uint64_t>& target,
                       const std::string& help) {
   return add_size_to(app, name, target, help);
+}
+
+CLI::Option* add_device(CLI::App& app, std::string& target) {
+  return app
+      .add_option("--device", target, "host, or cuda:N (default: the first GPU, else the host)")
+      ->type_name("NAME");
+}
+
+std::string device_or_default(const std::string& asked) {
+  if (!asked.empty()) return asked;
+  const auto found = find_accelerators();
+  return found && !found->empty() ? found->front().device : "host";
+}
+
+CLI::Option* add_calibration_dir(CLI::App& app, std::string& target) {
+  return app
+      .add_option("--calibration-dir", target,
+                  "Keeps what was measured; off: nowhere (default: kvbm in XDG_CACHE_HOME or "
+                  "~/.cache)")
+      ->type_name("DIR")
+      ->envname("KVBM_CALIBRATION_DIR");
 }
 
 }  // namespace kvbm

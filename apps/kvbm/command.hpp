@@ -27,6 +27,7 @@ struct Command {
 [[nodiscard]] std::vector<Command> add_trace_commands(CLI::App& program, Console& console);
 [[nodiscard]] Command add_replay_command(CLI::App& program, Console& console);
 [[nodiscard]] std::vector<Command> add_config_commands(CLI::App& program, Console& console);
+[[nodiscard]] std::vector<Command> add_bench_commands(CLI::App& program, Console& console);
 [[nodiscard]] Command add_doctor_command(CLI::App& program, Console& console);
 
 /// A subcommand with --help and --version.
@@ -55,6 +56,14 @@ CLI::Option* add_size(CLI::App& app, const std::string& name, uint64_t& target,
                       const std::string& help);
 CLI::Option* add_size(CLI::App& app, const std::string& name, std::optional<uint64_t>& target,
                       const std::string& help);
+
+/// --device, empty if not given.
+CLI::Option* add_device(CLI::App& app, std::string& target);
+/// The device that `asked` names; empty: the first GPU, or the host where there is none.
+[[nodiscard]] std::string device_or_default(const std::string& asked);
+
+/// --calibration-dir, which KVBM_CALIBRATION_DIR gives as well.
+CLI::Option* add_calibration_dir(CLI::App& app, std::string& target);
 
 /// What a reading command does on a signal.
 [[nodiscard]] inline tl::unexpected<Error> interruption() {

@@ -30,7 +30,7 @@ constexpr char kFooter[] =
 std::vector<Command> add_commands(CLI::App& program, Console& console) {
   std::vector<Command> commands;
   commands.push_back(add_replay_command(program, console));
-  for (auto add : {add_trace_commands, add_config_commands}) {
+  for (auto add : {add_trace_commands, add_config_commands, add_bench_commands}) {
     for (Command& command : add(program, console)) commands.push_back(std::move(command));
   }
   commands.push_back(add_doctor_command(program, console));
@@ -56,7 +56,9 @@ ExitCode end(Console& console, ExitCode code) {
 
 int run(int argc, char** argv) {
   Console console;
-  CLI::App program("KV block manager: replays traces, makes them, looks at this machine.", "kvbm");
+  CLI::App program(
+      "KV block manager: replays traces, makes them, looks at this machine and measures it.",
+      "kvbm");
   program.set_version_flag("--version", kProgramVersion, "Print the version and exit");
   program.set_help_flag("-h,--help", "Print this help and exit");
   program.require_subcommand(1);

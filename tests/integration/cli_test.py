@@ -431,6 +431,33 @@ class ConfigTest(CliTest):
         self.assert_succeeds(self.show(*model, KVBM_CONVERSATION_TRACE="x", KVBM_BENCH_TRACE="x", KVBM_SEED="1"))
 
 
+class BenchTest(CliTest):
+    """kvbm bench on the host device, which every machine has."""
+
+    def calibrate(self, *arguments, **variables):
+        return kvbm("bench", "calibrate", *arguments, env=environment(HOME=str(self.folder), **variables))
+
+    def test_the_host_needs_no_calibration(self):
+        out = self.assert_succeeds(self.calibrate("--device", "host"))
+        self.assertRegex(out, r"(?m)^device +host$")
+        self.assertRegex(out, r"(?m)^calibration +none: ")
+        report = json.loads(self.assert_succeeds(self.calibrate("--device", "host", "--refresh", "--json")))
+        self.assertEqual(report, {"device": "host", "source": "not_needed", "file": None, "calibration": None})
+        self.assertEqual(self.entries(), [])
+
+    def test_a_device_that_is_none_is_refused(self):
+        self.assert_fails(self.calibrate("--device", "gpu"), 'no device "gpu"')
+
+    def test_a_folder_comes_from_the_environment_too(self):
+        for variables in ({}, {"KVBM_CALIBRATION_DIR": "off"}):
+            self.assert_succeeds(self.calibrate("--device", "host", **variables))
+        self.assert_fails(self.calibrate("--calibration-dir"), "--calibration-dir")
+
+    def test_bench_says_what_it_has(self):
+        self.assert_fails(kvbm("bench"), "kvbm bench --help")
+        self.assertIn("calibrate", self.assert_succeeds(kvbm("bench", "--help")))
+
+
 class DoctorTest(CliTest):
     NAMES = ["cpu cores", "memory", "huge pages", "locked memory", "disk", "adapters", "nvidia driver", "gpus", "io_uring"]
 

@@ -20,6 +20,7 @@
 #include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/layout/slot_format.hpp"
 #include "kvbm/memory/posix_file_engine.hpp"
+#include "kvbm/runtime/calibration_cache.hpp"
 #include "kvbm/runtime/resolved_config.hpp"
 #include "kvbm/worker/worker.hpp"
 
@@ -214,11 +215,17 @@ Status BlockManager::Impl::make_device(uint16_t rank) {
 
 Status BlockManager::Impl::make_worker(uint16_t rank) {
   Rank& to = ranks[rank];
+  KVBM_ASSIGN_OR_RETURN(CalibrationFound costs,
+                        calibrate({.device = *to.device,
+                                   .executor = *executor,
+                                   .log = log,
+                                   .folder = calibration_folder(config.calibration_dir)}));
   KVBM_ASSIGN_OR_RETURN(to.worker, Worker::create({.rank = RankId(rank),
                                                    .worker = WorkerId(rank),
                                                    .model = model,
                                                    .disk_directory = config.offload_path,
-                                                   .metrics = &metrics},
+                                                   .metrics = &metrics,
+                                                   .calibration = std::move(costs.calibration)},
                                                   *to.device, to.files.get(), *executor, log));
   for (const PlaceSpec& place : places) {
     if (place.place.tier != TierId::kG1) {

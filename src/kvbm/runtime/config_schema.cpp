@@ -145,6 +145,11 @@ std::vector<ConfigKey> make_schema() {
        .doc = "Threads that read and write files, on each rank. Only with a disk tier.",
        .min = 1,
        .max = 256},
+      {.name = "calibration_dir",
+       .member = &Values::calibration_dir,
+       .doc =
+           "The folder that keeps what copies cost, as measured on this machine. Empty: `kvbm` in "
+           "`XDG_CACHE_HOME`, or in `~/.cache`; `off`: kept nowhere."},
       {.name = "log_level",
        .member = &Values::log_level,
        .doc =

@@ -37,7 +37,7 @@ TEST(ConfigSchema, HasEveryKeyOnceWithADocument) {
     EXPECT_TRUE(each.doc.ends_with('.')) << each.name;
     EXPECT_EQ(each.doc.find_first_of("\n|"), std::string_view::npos) << each.name;
   }
-  EXPECT_EQ(names.size(), 23U);
+  EXPECT_EQ(names.size(), 24U);
 }
 
 TEST(ConfigSchema, NoTwoKeysShareAMember) {
@@ -61,7 +61,7 @@ TEST(ConfigSchema, DefaultsAreThoseOfTheStructure) {
       {"policy", "\"lineage\""},   {"model", "\"\""},
       {"cache_salt", "\"\""},      {"transfer_timeout", "30000"},
       {"copy_threads", "2"},       {"disk_threads", "4"},
-      {"log_level", "\"info\""},
+      {"calibration_dir", "\"\""}, {"log_level", "\"info\""},
   };
   for (const ConfigKey& each : config_schema()) {
     EXPECT_EQ(each.default_value(), defaults.at(each.name)) << each.name;

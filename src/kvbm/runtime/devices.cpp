@@ -20,7 +20,8 @@ Result<OpenedDevice> open_device(const OpenDeviceOptions& options) {
                                                            .num_threads = options.num_threads,
                                                            .name = options.queue_name,
                                                            .ordinal = options.host_ordinal}));
-    return OpenedDevice{.device = std::move(device), .pinner = nullptr};
+    return OpenedDevice{
+        .device = std::move(device), .pinner = nullptr, .identity = {.name = options.queue_name}};
   }
   if (rest == kCuda) return internal::open_cuda_device(0, options);
   if (rest.starts_with(kCuda) && rest.size() > kCuda.size() + 1 && rest[kCuda.size()] == ':') {

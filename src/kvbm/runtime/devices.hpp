@@ -33,6 +33,17 @@ struct AcceleratorInfo {
 /// GPU), kDevice.
 [[nodiscard]] Result<std::vector<AcceleratorInfo>> find_accelerators();
 
+/// By which a device, and what drives it, is told from another. Empty and 0: nothing to tell.
+struct DeviceIdentity {
+  std::string name = {};         ///< as DeviceInfo has it
+  std::string pci_address = {};  ///< "0000:3b:00.0"
+  std::string driver = {};       ///< the kernel's part of it: "580.95.05"
+  int32_t driver_version = 0;    ///< the CUDA that the driver knows: 13000 is 13.0
+  int32_t runtime_version = 0;
+
+  friend bool operator==(const DeviceIdentity&, const DeviceIdentity&) = default;
+};
+
 struct OpenDeviceOptions {
   std::string name = "host";  ///< "host", "cuda:N", or "cuda", which is "cuda:0"
   Executor& executor;
@@ -44,6 +55,7 @@ struct OpenDeviceOptions {
 struct OpenedDevice {
   std::unique_ptr<Device> device;
   std::shared_ptr<HostPinner> pinner;  ///< null for the host, which copies any memory
+  DeviceIdentity identity = {};
 };
 
 /// Errors: kInvalidArgument (no such name), those of find_accelerators, kNotFound (no such GPU),

@@ -44,6 +44,7 @@ struct KvBlockManagerConfig {
   std::chrono::milliseconds transfer_timeout{30'000};  ///< 0: no limit
   uint32_t copy_threads = 2;
   uint32_t disk_threads = 4;
+  std::string calibration_dir = {};  ///< see calibration_folder()
   LogLevel log_level = LogLevel::kInfo;
 
   [[nodiscard]] bool has_host_tier() const noexcept { return host_blocks > 0 || host_bytes > 0; }

@@ -10,6 +10,7 @@
 #include "kvbm/device/host_device.hpp"
 #include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/memory/posix_file_engine.hpp"
+#include "kvbm/runtime/calibration_cache.hpp"
 #include "kvbm/runtime/internal/rank_link.hpp"
 
 namespace kvbm {
@@ -105,6 +106,11 @@ Result<std::unique_ptr<KvbmWorker>> KvbmWorker::create(KvbmWorkerOptions options
                                                                 .name = "kvbm-disk" + suffix}));
   }
   KVBM_ASSIGN_OR_RETURN(impl->compute, impl->device->create_stream("compute"));
+  KVBM_ASSIGN_OR_RETURN(CalibrationFound costs,
+                        calibrate({.device = *impl->device,
+                                   .executor = impl->executor,
+                                   .log = log,
+                                   .folder = calibration_folder(options.calibration_dir)}));
   ModelLayout model;
   for (size_t i = 0; i < options.groups.size(); ++i) {
     model.groups.push_back({.id = GroupId(static_cast<uint16_t>(i)),
@@ -117,7 +123,8 @@ Result<std::unique_ptr<KvbmWorker>> KvbmWorker::create(KvbmWorkerOptions options
                                         .disk_directory = options.disk_directory,
                                         .direct_io = options.direct_io,
                                         .zero_fill = options.zero_fill,
-                                        .metrics = &impl->metrics},
+                                        .metrics = &impl->metrics,
+                                        .calibration = std::move(costs.calibration)},
                                        *impl->device, impl->files.get(), impl->executor, log));
   for (size_t i = 0; i < options.groups.size(); ++i) {
     KVBM_ASSIGN_OR_RETURN(PhysicalLayout tensors,

@@ -41,6 +41,7 @@ struct KvbmWorkerOptions {
   bool zero_fill = false;               ///< of the disk tier, see FileOptions
   uint32_t copy_threads = 2;
   uint32_t disk_threads = 4;
+  std::string calibration_dir = {};  ///< as the configuration key of that name
 };
 
 /// Ownership: owns threads, device and worker; borrows the engine's tensors, which stay until

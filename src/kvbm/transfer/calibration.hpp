@@ -31,6 +31,9 @@ inline constexpr size_t kNumCopyForms = 3;
 /// "engine runs", "engine rows", "kernel".
 [[nodiscard]] std::string_view to_string(CopyForm form) noexcept;
 
+/// Changes with what is measured, with how, and with what a figure means.
+inline constexpr int32_t kCalibrationVersion = 1;
+
 struct RunRate {
   uint64_t run_bytes = 0;
   double bytes_per_second = 0;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/transfer/calibration.hpp"
 
-#include <atomic>
 #include <chrono>
 #include <memory>
 #include <utility>
@@ -16,11 +15,13 @@
 
 #include "tests/support/pinner_double.hpp"
 #include "tests/support/transfer_rig.hpp"
+#include "tests/support/two_method_device.hpp"
 
 namespace kvbm {
 namespace {
 
 using std::chrono::seconds;
+using testing::TwoMethodDevice;
 
 FormCost rates(std::vector<RunRate> all) { return {.rates = std::move(all)}; }
 
@@ -47,46 +48,6 @@ TEST(Calibration, KeepsWhatWasSetAndRefusesWhatMakesNoSense) {
                  ContractViolation);
   }
 }
-
-/// The host device, with a second method that is the first.
-class TwoMethodDevice final : public Device {
- public:
-  explicit TwoMethodDevice(Device& inner) : inner_(inner) {}
-
-  std::atomic<int> engine_copies = 0;
-  std::atomic<int> kernel_copies = 0;
-  std::atomic<uint32_t> last_max_ctas = 0;
-  std::atomic<uint64_t> last_pace = 0;
-
-  [[nodiscard]] DeviceInfo info() const override {
-    DeviceInfo info = inner_.info();
-    info.capabilities.kernel_copies = true;
-    return info;
-  }
-  [[nodiscard]] Result<StreamRef> create_stream(std::string_view name) override {
-    return inner_.create_stream(name);
-  }
-  Status destroy_stream(StreamRef stream) override { return inner_.destroy_stream(stream); }
-  [[nodiscard]] Result<DeviceMemory> allocate(uint64_t size_bytes, uint64_t alignment) override {
-    return inner_.allocate(size_bytes, alignment);
-  }
-  Status copy(StreamRef stream, StridedCopyBatch batch) override {
-    ++(batch.method == CopyMethod::kKernel ? kernel_copies : engine_copies);
-    last_max_ctas = std::exchange(batch.max_ctas, 0);
-    last_pace = std::exchange(batch.max_bytes_per_second, 0);
-    batch.method = CopyMethod::kEngine;
-    return inner_.copy(stream, std::move(batch));
-  }
-  Status launch(StreamRef stream, StreamTask task) override {
-    return inner_.launch(stream, std::move(task));
-  }
-  [[nodiscard]] Event record(StreamRef stream) override { return inner_.record(stream); }
-  Status wait(StreamRef stream, const Event& event) override { return inner_.wait(stream, event); }
-  [[nodiscard]] Executor& executor() const noexcept override { return inner_.executor(); }
-
- private:
-  Device& inner_;
-};
 
 struct Machine {
   NullLogSink log;

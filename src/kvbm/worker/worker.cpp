@@ -168,9 +168,12 @@ Status Worker::Core::set_up() {
     return make_error(ErrorCode::kInvalidArgument,
                       "max_running_operations is 0; no operation would ever start");
   }
-  KVBM_ASSIGN_OR_RETURN(
-      Calibration calibration,
-      measure_calibration({.device = device_, .executor = executor_, .pinner = options_.pinner}));
+  std::optional<Calibration> calibration = options_.calibration;
+  if (!calibration) {
+    KVBM_ASSIGN_OR_RETURN(
+        calibration,
+        measure_calibration({.device = device_, .executor = executor_, .pinner = options_.pinner}));
+  }
   KVBM_ASSIGN_OR_RETURN(transfers_, TransferManager::create(TransferConfig{
                                         .worker = options_.worker,
                                         .device = device_,
@@ -178,7 +181,7 @@ Status Worker::Core::set_up() {
                                         .log = log_,
                                         .files = files_,
                                         .metrics = options_.metrics,
-                                        .calibration = std::move(calibration),
+                                        .calibration = *std::move(calibration),
                                     }));
   KVBM_ASSIGN_OR_RETURN(timers_,
                         executor_.create_queue({.name = "kvbm-timer-" + to_string(options_.rank),

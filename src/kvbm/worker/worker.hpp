@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -22,6 +23,7 @@
 #include "kvbm/memory/file_engine.hpp"
 #include "kvbm/memory/host_pinner.hpp"
 #include "kvbm/protocol/messages.hpp"
+#include "kvbm/transfer/calibration.hpp"
 
 namespace kvbm {
 
@@ -37,6 +39,8 @@ struct WorkerOptions {
   /// Pins the places in host memory, for a device that does not copy pageable memory. Null: they
   /// are pageable.
   std::shared_ptr<HostPinner> pinner = nullptr;
+  /// What copies cost; none: measured, where the device has more than one method.
+  std::optional<Calibration> calibration = std::nullopt;
 };
 
 /// Called once for every operation, on any thread, with no lock held.

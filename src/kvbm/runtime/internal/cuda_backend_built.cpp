@@ -1,9 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fstream>
+
 #include "kvbm/adapters/cuda/cuda_device.hpp"
 #include "kvbm/base/text.hpp"
 #include "kvbm/runtime/internal/cuda_backend.hpp"
 
 namespace kvbm::internal {
+namespace {
+
+/// Of the kernel's module; empty where the kernel does not tell.
+std::string driver_release() {
+  std::ifstream in("/sys/module/nvidia/version");
+  std::string release;
+  std::getline(in, release);
+  return release;
+}
+
+Result<DeviceIdentity> identity_of(int32_t ordinal) {
+  KVBM_ASSIGN_OR_RETURN(const std::vector<CudaDeviceInfo> all, CudaDevice::find_all());
+  for (const CudaDeviceInfo& gpu : all) {
+    if (gpu.ordinal != ordinal) continue;
+    return DeviceIdentity{.name = gpu.name,
+                          .pci_address = gpu.pci_address,
+                          .driver = driver_release(),
+                          .driver_version = gpu.driver_version,
+                          .runtime_version = gpu.runtime_version};
+  }
+  return make_error(ErrorCode::kNotFound, format_text("cuda:{} is not there any more", ordinal));
+}
+
+}  // namespace
 
 Result<std::vector<AcceleratorInfo>> find_cuda_devices() {
   KVBM_ASSIGN_OR_RETURN(std::vector<CudaDeviceInfo> all, CudaDevice::find_all());
@@ -27,7 +53,9 @@ Result<OpenedDevice> open_cuda_device(int32_t ordinal, const OpenDeviceOptions& 
                                                          .ordinal = ordinal,
                                                          .num_threads = options.num_threads}));
   std::shared_ptr<HostPinner> pinner = device->pinner();
-  return OpenedDevice{.device = std::move(device), .pinner = std::move(pinner)};
+  KVBM_ASSIGN_OR_RETURN(DeviceIdentity identity, identity_of(ordinal));
+  return OpenedDevice{
+      .device = std::move(device), .pinner = std::move(pinner), .identity = std::move(identity)};
 }
 
 }  // namespace kvbm::internal

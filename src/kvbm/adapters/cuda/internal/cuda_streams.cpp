@@ -293,7 +293,7 @@ Event CudaStreams::record(StreamRef ref) {
   Completion completion = source.completion();
   auto native = watcher_.record_mark(stream, std::move(source));
   if (!native) return Event::ready(make_error(std::move(native).error()));
-  return Event(std::move(completion), *std::move(native));
+  return Event(completion, *std::move(native));
 }
 
 Status CudaStreams::wait_now(CudaStream& stream, const Event& event) {

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// TwoMethodDevice: a host device that says it copies by kernels too.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string_view>
+#include <utility>
+
+#include "kvbm/device/device.hpp"
+
+namespace kvbm::testing {
+
+/// The host device, with a second method that is the first.
+class TwoMethodDevice final : public Device {
+ public:
+  explicit TwoMethodDevice(Device& inner) : inner_(inner) {}
+
+  std::atomic<int> engine_copies = 0;
+  std::atomic<int> kernel_copies = 0;
+  std::atomic<uint32_t> last_max_ctas = 0;
+  std::atomic<uint64_t> last_pace = 0;
+
+  [[nodiscard]] DeviceInfo info() const override {
+    DeviceInfo info = inner_.info();
+    info.capabilities.kernel_copies = true;
+    return info;
+  }
+  [[nodiscard]] Result<StreamRef> create_stream(std::string_view name) override {
+    return inner_.create_stream(name);
+  }
+  Status destroy_stream(StreamRef stream) override { return inner_.destroy_stream(stream); }
+  [[nodiscard]] Result<DeviceMemory> allocate(uint64_t size_bytes, uint64_t alignment) override {
+    return inner_.allocate(size_bytes, alignment);
+  }
+  Status copy(StreamRef stream, StridedCopyBatch batch) override {
+    ++(batch.method == CopyMethod::kKernel ? kernel_copies : engine_copies);
+    last_max_ctas = std::exchange(batch.max_ctas, 0);
+    last_pace = std::exchange(batch.max_bytes_per_second, 0);
+    batch.method = CopyMethod::kEngine;
+    return inner_.copy(stream, std::move(batch));
+  }
+  Status launch(StreamRef stream, StreamTask task) override {
+    return inner_.launch(stream, std::move(task));
+  }
+  [[nodiscard]] Event record(StreamRef stream) override { return inner_.record(stream); }
+  Status wait(StreamRef stream, const Event& event) override { return inner_.wait(stream, event); }
+  [[nodiscard]] Executor& executor() const noexcept override { return inner_.executor(); }
+
+ private:
+  Device& inner_;
+};
+
+}  // namespace kvbm::testing
