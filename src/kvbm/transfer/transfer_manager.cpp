@@ -2,7 +2,6 @@
 #include "kvbm/transfer/transfer_manager.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <map>
 #include <set>
 #include <utility>
@@ -14,9 +13,10 @@
 #include "kvbm/transfer/internal/file_transfer.hpp"
 #include "kvbm/transfer/internal/layout_directory.hpp"
 #include "kvbm/transfer/internal/memory_transfer.hpp"
+#include "kvbm/transfer/internal/request_check.hpp"
 #include "kvbm/transfer/internal/transfer_context.hpp"
 #include "kvbm/transfer/transfer_plan.hpp"
-#include "kvbm/transfer/transfer_route.hpp"
+#include "kvbm/transfer/transfer_strategy.hpp"
 
 namespace kvbm {
 namespace {
@@ -25,61 +25,6 @@ constexpr size_t kMaxLayouts = 65536;
 
 tl::unexpected<Error> invalid(std::string message) {
   return make_error(ErrorCode::kInvalidArgument, std::move(message));
-}
-
-/// A set of block ids of one layout: a table of twice as many places as ids, so that its cost is
-/// that of the ids, however large the layout is.
-class BlockSet {
- public:
-  explicit BlockSet(size_t num_ids)
-      : places_(std::bit_ceil(std::max<size_t>(2 * num_ids, 2)), kFree),
-        shift_(static_cast<uint32_t>(64 - std::countr_zero(places_.size()))) {}
-
-  /// False if it was there. Requires: no more of them than it was made for.
-  bool insert(BlockId id) {
-    uint32_t& place = places_[place_of(id)];
-    return std::exchange(place, id.value()) != id.value();
-  }
-  [[nodiscard]] bool contains(BlockId id) const { return places_[place_of(id)] == id.value(); }
-
- private:
-  static constexpr uint32_t kFree = 0xffff'ffff;  // no layout has a block of this id
-
-  /// Where the id is or would be.
-  [[nodiscard]] size_t place_of(BlockId id) const {
-    // 2^64 / the golden ratio: the high bits of the product are far apart for ids that are near.
-    size_t at = (id.value() * 0x9e37'79b9'7f4a'7c15) >> shift_;
-    while (places_[at] != kFree && places_[at] != id.value()) at = (at + 1) & (places_.size() - 1);
-    return at;
-  }
-
-  std::vector<uint32_t> places_;
-  uint32_t shift_;
-};
-
-Status check_range(std::span<const BlockId> ids, uint32_t num_blocks, const char* side) {
-  for (const BlockId id : ids) {
-    if (id.value() >= num_blocks) {
-      return invalid(format_text("{} block {} of a layout of {} blocks", side, id, num_blocks));
-    }
-  }
-  return {};
-}
-
-/// Requires: ids in range.
-Status check_distinct(const TransferRequest& request) {
-  BlockSet destinations(request.dst_ids.size());
-  for (const BlockId id : request.dst_ids) {
-    if (!destinations.insert(id))
-      return invalid(format_text("block {} is a destination twice", id));
-  }
-  if (request.src != request.dst) return {};
-  for (const BlockId id : request.src_ids) {
-    if (destinations.contains(id)) {
-      return invalid(format_text("block {} is a source and a destination", id));
-    }
-  }
-  return {};
 }
 
 std::vector<Event> not_done(std::span<const Event> events) {
@@ -101,6 +46,14 @@ WorkerAddress address_of(const TransferConfig& config) {
           config.agent_name.empty() ? format_text("worker-{}", config.worker) : config.agent_name};
 }
 
+Status check_cuda_device(const TransferConfig& config) {
+  if (!config.cuda_device_id) return {};
+  const DeviceInfo info = config.device.info();
+  if (info.kind == DeviceKind::kCuda && info.ordinal == *config.cuda_device_id) return {};
+  return invalid(format_text("transfer config: cuda_device_id is {}, the device is {} {}",
+                             *config.cuda_device_id, info.kind, info.ordinal));
+}
+
 std::vector<BlockId> copy_of(std::span<const BlockId> ids) { return {ids.begin(), ids.end()}; }
 
 }  // namespace
@@ -113,7 +66,9 @@ class TransferManager::Core {
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
 
-  [[nodiscard]] const internal::TransferContext& context() const noexcept { return *context_; }
+  [[nodiscard]] const std::shared_ptr<internal::TransferContext>& context() const noexcept {
+    return context_;
+  }
 
   Result<LayoutHandle> register_layout(PhysicalLayout layout) {
     auto shared = std::make_shared<const PhysicalLayout>(std::move(layout));
@@ -200,22 +155,45 @@ class TransferManager::Core {
     return ask(directory_);
   }
 
+  /// What a layout of this worker is registered as. Errors: kNotFound.
+  [[nodiscard]] Result<LayoutHandle> handle_of(const PhysicalLayout& layout) const {
+    const MutexLock lock(mutex_);
+    const auto found = std::ranges::find_if(
+        layouts_, [&](const auto& entry) { return entry.second.get() == &layout; });
+    if (found == layouts_.end()) {
+      return make_error(ErrorCode::kNotFound,
+                        "the layout of these blocks is not registered here: make KvBlocks of what "
+                        "find_layout() gives");
+    }
+    return LayoutHandle{address_.worker, found->first};
+  }
+
   Result<TransferCompleteNotification> execute_transfer(const TransferRequest& request) {
-    const std::shared_ptr<const PhysicalLayout> src = find_layout(request.src);
-    if (!src) return not_here(request.src);
-    const std::shared_ptr<const PhysicalLayout> dst = find_layout(request.dst);
-    if (!dst) return not_here(request.dst);
-    KVBM_TRY(check_blocks(request, *src, *dst));
-    KVBM_ASSIGN_OR_RETURN(const TransferRoute route,
-                          choose_route(src->storage_kind(), dst->storage_kind(), capabilities_));
-    KVBM_TRY(check_options(request, route, src->config()));
+    KVBM_ASSIGN_OR_RETURN(const CheckedTransfer checked, check(request));
     if (request.src_ids.empty()) return TransferCompleteNotification();
-    const internal::TransferFrame frame{.context = context_,
-                                        .route = route,
-                                        .num_blocks = request.src_ids.size(),
-                                        .deadline = request.options.deadline,
-                                        .layouts = {src, dst}};
-    return is_file(route) ? transfer_file(request, frame) : transfer_memory(request, frame);
+    internal::TransferFrame frame{.context = context_,
+                                  .route = checked.strategy.first.route(),
+                                  .num_blocks = request.src_ids.size(),
+                                  .block_bytes = checked.plan.bytes_per_block(),
+                                  .deadline = request.options.deadline,
+                                  .priority = request.options.priority,
+                                  .layouts = {checked.src, checked.dst}};
+    return checked.strategy.first.kind == HopKind::kFile
+               ? transfer_file(request, std::move(frame))
+               : transfer_memory(request, checked.plan, std::move(frame));
+  }
+
+  Result<std::string> explain_transfer(const TransferRequest& request) const {
+    KVBM_ASSIGN_OR_RETURN(const CheckedTransfer checked, check(request));
+    std::string text = describe(checked.strategy);
+    if (checked.strategy.first.kind != HopKind::kDevice || request.options.stream ||
+        request.src_ids.empty()) {
+      return text;
+    }
+    const MethodChoice choice =
+        choose(checked.plan.with_addresses(*checked.src, *checked.dst), request.src_ids,
+               request.dst_ids, checked.strategy.first.route());
+    return format_text("{}; {}", text, describe(choice));
   }
 
  private:
@@ -235,63 +213,66 @@ class TransferManager::Core {
                     to_string(handle), remote->tier));
   }
 
-  Status check_blocks(const TransferRequest& request, const PhysicalLayout& src,
-                      const PhysicalLayout& dst) const {
-    if (request.src_ids.size() != request.dst_ids.size()) {
-      return invalid(format_text("{} source blocks and {} destination blocks",
-                                 request.src_ids.size(), request.dst_ids.size()));
-    }
-    KVBM_TRY(check_range(request.src_ids, src.config().num_blocks, "source"));
-    KVBM_TRY(check_range(request.dst_ids, dst.config().num_blocks, "destination"));
-    KVBM_TRY(check_distinct(request));
-    KVBM_TRY(check_same_block_shape(src.config(), dst.config()));
-    if (request.options.layer_range) {
-      KVBM_TRY(check_layer_range(src.config(), *request.options.layer_range));
-    }
-    const MutexLock lock(mutex_);
-    if (request.src != request.dst &&
-        aliases_.contains(std::minmax(request.src.layout, request.dst.layout))) {
-      return make_error(ErrorCode::kUnsupported,
-                        format_text("layouts {} and {} may share bytes, so a copy between them may "
-                                    "overwrite what it reads",
-                                    request.src.layout, request.dst.layout));
-    }
-    return {};
-  }
+  /// A request that nothing is wrong with.
+  struct CheckedTransfer {
+    std::shared_ptr<const PhysicalLayout> src;
+    std::shared_ptr<const PhysicalLayout> dst;
+    TransferPlan plan;
+    TransferStrategy strategy;
+  };
 
-  [[nodiscard]] static bool is_file(TransferRoute route) {
-    return route == TransferRoute::kMemoryToFile || route == TransferRoute::kFileToMemory;
-  }
-
-  Status check_options(const TransferRequest& request, TransferRoute route,
-                       const LayoutConfig& config) const {
+  [[nodiscard]] Result<CheckedTransfer> check(const TransferRequest& request) const {
     const TransferOptions& options = request.options;
+    const internal::TransferSide src{find_layout(request.src), request.src_ids};
+    if (!src.layout) return not_here(request.src);
+    const internal::TransferSide dst{find_layout(request.dst), request.dst_ids};
+    if (!dst.layout) return not_here(request.dst);
+    KVBM_TRY(internal::check_ids(src, dst));
+    KVBM_ASSIGN_OR_RETURN(const LayoutView from,
+                          internal::view_of(*src.layout, options.src_kv_layout, options.layer_range,
+                                            options.src_heads));
+    KVBM_ASSIGN_OR_RETURN(const LayoutView to,
+                          internal::view_of(*dst.layout, options.dst_kv_layout, options.layer_range,
+                                            options.dst_heads));
+    KVBM_ASSIGN_OR_RETURN(TransferPlan plan, TransferPlan::create(from, to));
+    KVBM_TRY(check_apart(request.src, request.dst));
+    KVBM_ASSIGN_OR_RETURN(TransferStrategy strategy,
+                          choose_strategy({.src = {.storage = src.layout->storage_kind()},
+                                           .dst = {.storage = dst.layout->storage_kind()},
+                                           .match = internal::match_of(from, to),
+                                           .device = context_->capabilities(),
+                                           .allowed = context_->config().capabilities,
+                                           .preferences = context_->config().preferences}));
+    KVBM_TRY(check_possible(strategy));
+    KVBM_TRY(internal::check_options(options, strategy, request.src_ids.size()));
     if (options.deadline <= context_->now()) {
       return make_error(ErrorCode::kTimeout, "the deadline of the transfer has passed already");
     }
-    if (!is_file(route)) {
-      if (!options.tags.empty()) {
-        return invalid("tags are kept in files; memory has no place for them");
-      }
-      return {};
-    }
-    if (context_->config().files == nullptr) {
+    return CheckedTransfer{src.layout, dst.layout, std::move(plan), strategy};
+  }
+
+  Status check_apart(LayoutHandle src, LayoutHandle dst) const {
+    const MutexLock lock(mutex_);
+    if (src == dst || !aliases_.contains(std::minmax(src.layout, dst.layout))) return {};
+    return make_error(ErrorCode::kUnsupported,
+                      format_text("layouts {} and {} may share bytes, so a copy between them may "
+                                  "overwrite what it reads",
+                                  src.layout, dst.layout));
+  }
+
+  /// What this manager has for it.
+  Status check_possible(const TransferStrategy& strategy) const {
+    const bool has_file = strategy.first.kind == HopKind::kFile ||
+                          (strategy.second && strategy.second->kind == HopKind::kFile);
+    if (has_file && context_->config().files == nullptr) {
       return make_error(ErrorCode::kUnsupported,
                         "the transfer manager was made without a file engine");
     }
-    if (options.tags.size() != request.src_ids.size()) {
-      return invalid(format_text("{} tags for {} blocks; a file asks for one each",
-                                 options.tags.size(), request.src_ids.size()));
-    }
-    if (options.stream) {
-      return make_error(
-          ErrorCode::kUnsupported,
-          "file transfers do not run on a stream: give events to wait for, and let the stream "
-          "wait for the event of the notification");
-    }
-    if (options.layer_range && *options.layer_range != config.all_layers()) {
+    if (strategy.is_staged() || strategy.first.kind == HopKind::kHost) {
       return make_error(ErrorCode::kUnsupported,
-                        "a slot of a file is written and checked as a whole: transfer all layers");
+                        format_text("transfers through the host are not there yet ({}): copy the "
+                                    "blocks to pinned host memory first",
+                                    describe(strategy)));
     }
     return {};
   }
@@ -308,37 +289,36 @@ class TransferManager::Core {
     return transfer->notification();
   }
 
-  /// A caller's stream may have no room for what a kernel needs, and cannot wait for it; there the
-  /// copy engine is left as it is.
-  void choose(StridedCopyBatch& batch, TransferRoute route) const {
-    if (!capabilities_.kernel_copies) return;
-    const MethodChoice choice =
-        choose_method({.pieces = batch.pieces,
-                       .num_blocks = batch.from->size(),
-                       .num_groups = count_equal_steps(*batch.from, *batch.to),
-                       .route = route,
-                       .capabilities = capabilities_,
-                       .calibration = context_->config().calibration});
-    batch.method = choice.method;
-    batch.max_ctas = choice.max_ctas;
-    batch.max_bytes_per_second = choice.max_bytes_per_second;
+  [[nodiscard]] MethodChoice choose(std::span<const StridedPiece> pieces,
+                                    std::span<const BlockId> from, std::span<const BlockId> to,
+                                    TransferRoute route) const {
+    const DeviceCapabilities& capabilities = context_->capabilities();
+    return choose_method(
+        {.pieces = pieces,
+         .num_blocks = from.size(),
+         .num_groups = capabilities.kernel_copies ? count_equal_steps(from, to) : 0,
+         .route = route,
+         .capabilities = capabilities,
+         .calibration = context_->config().calibration});
   }
 
-  /// `frame` without block_bytes.
   Result<TransferCompleteNotification> transfer_memory(const TransferRequest& request,
+                                                       const TransferPlan& plan,
                                                        internal::TransferFrame frame) {
     const TransferOptions& options = request.options;
-    const PhysicalLayout& src = *frame.layouts[0];
-    const PhysicalLayout& dst = *frame.layouts[1];
-    KVBM_ASSIGN_OR_RETURN(
-        const TransferPlan plan,
-        TransferPlan::create(src, dst, options.layer_range.value_or(src.config().all_layers())));
-    frame.block_bytes = plan.bytes_per_block();
     StridedCopyBatch batch{.from = make_block_list(copy_of(request.src_ids)),
                            .to = make_block_list(copy_of(request.dst_ids)),
-                           .pieces = plan.with_addresses(src, dst),
+                           .pieces = plan.with_addresses(*frame.layouts[0], *frame.layouts[1]),
                            .bytes_moved = nullptr};
-    if (!options.stream) choose(batch, frame.route);
+    // A caller's stream may have no room for what a kernel needs, and cannot wait for it; there the
+    // copy engine is left as it is.
+    if (!options.stream) {
+      const MethodChoice choice =
+          choose(batch.pieces, request.src_ids, request.dst_ids, frame.route);
+      batch.method = choice.method;
+      batch.max_ctas = choice.max_ctas;
+      batch.max_bytes_per_second = choice.max_bytes_per_second;
+    }
     auto transfer = std::make_shared<internal::MemoryTransfer>(std::move(frame), std::move(batch));
     const std::vector<Event> events = not_done(options.wait_for);
     return launch(transfer, [&](internal::MemoryTransfer& starting) -> Status {
@@ -357,25 +337,15 @@ class TransferManager::Core {
     });
   }
 
-  /// `frame` without block_bytes.
   Result<TransferCompleteNotification> transfer_file(const TransferRequest& request,
                                                      internal::TransferFrame frame) {
     const PhysicalLayout& src = *frame.layouts[0];
     const PhysicalLayout& dst = *frame.layouts[1];
-    if (src.kv_block_layout().requires_transform(dst.kv_block_layout())) {
-      return make_error(
-          ErrorCode::kUnsupported,
-          format_text("a slot of a file is written and read in the format of its memory, not as {} "
-                      "on one side and {} on the other: copy the blocks to memory of the other "
-                      "format first",
-                      to_string(src.kv_block_layout()), to_string(dst.kv_block_layout())));
-    }
     const bool writes = frame.route == TransferRoute::kMemoryToFile;
     const PhysicalLayout& file = writes ? dst : src;
     KVBM_TRY(internal::check_slot_alignment(file));
     std::vector<internal::AddressedRun> runs = internal::addressed_runs(writes ? src : dst);
     const std::span<const SlotTag> tags = request.options.tags;
-    frame.block_bytes = file.config().block_bytes();
     KVBM_ASSIGN_OR_RETURN(
         const auto transfer,
         internal::FileTransfer::create(
@@ -393,7 +363,6 @@ class TransferManager::Core {
 
   const std::shared_ptr<internal::TransferContext> context_;
   const WorkerAddress address_;
-  const DeviceCapabilities capabilities_ = context_->device().info().capabilities;
   mutable Mutex mutex_{LockRank::kTransfer, "transfer.layouts"};
   std::map<uint16_t, std::shared_ptr<const PhysicalLayout>> layouts_ KVBM_GUARDED_BY(mutex_);
   std::set<std::pair<uint16_t, uint16_t>> aliases_ KVBM_GUARDED_BY(mutex_);
@@ -407,12 +376,16 @@ Result<std::unique_ptr<TransferManager>> TransferManager::create(const TransferC
     return invalid(format_text("transfer config: {} is 0", name));
   };
   KVBM_TRY(check("streams_per_direction", config.streams_per_direction));
+  KVBM_TRY(check("side_streams", config.side_streams));
   KVBM_TRY(check("num_threads", config.num_threads));
   KVBM_TRY(check("file_requests_per_transfer", config.file_requests_per_transfer));
   KVBM_TRY(check("max_transfers", config.max_transfers));
-  KVBM_ASSIGN_OR_RETURN(auto streams,
-                        internal::StreamPool::create(config.device, config.streams_per_direction,
-                                                     config.max_waiting_streams));
+  KVBM_TRY(check_cuda_device(config));
+  KVBM_ASSIGN_OR_RETURN(
+      auto streams,
+      internal::StreamPool::create(config.device, {.per_direction = config.streams_per_direction,
+                                                   .side = config.side_streams,
+                                                   .waiting = config.max_waiting_streams}));
   KVBM_ASSIGN_OR_RETURN(
       auto queue,
       config.executor.create_queue(
@@ -442,10 +415,56 @@ std::shared_ptr<const PhysicalLayout> TransferManager::find_layout(LayoutHandle 
   return core_->find_layout(handle);
 }
 
+Status TransferConfig::nixl_backend(std::string_view name) {
+  return make_error(
+      ErrorCode::kUnsupported,
+      format_text("the NIXL backend {} is asked for, and this version of kvbm has no NIXL adapter: "
+                  "leave it out, transfers inside a worker need none",
+                  name));
+}
+
 Result<TransferCompleteNotification> TransferManager::execute_transfer(
     const TransferRequest& request) {
   return core_->execute_transfer(request);
 }
+
+Result<TransferCompleteNotification> TransferManager::execute_transfer(
+    const KvBlocks& src, const KvBlocks& dst, const TransferOptions& options) {
+  const auto format = [](const KvBlocks& blocks, std::optional<KvBlockLayout>& option,
+                         const char* side) -> Status {
+    if (!blocks.has_override()) return {};
+    if (option && option->requires_transform(blocks.kv_block_layout())) {
+      return invalid(format_text("the {} blocks are to be taken as {}, the option says {}", side,
+                                 to_string(blocks.kv_block_layout()), to_string(*option)));
+    }
+    option = blocks.kv_block_layout();
+    return {};
+  };
+  KVBM_ASSIGN_OR_RETURN(const LayoutHandle from, core_->handle_of(*src.layout()));
+  KVBM_ASSIGN_OR_RETURN(const LayoutHandle to, core_->handle_of(*dst.layout()));
+  TransferRequest request{
+      .src = from, .src_ids = src.ids(), .dst = to, .dst_ids = dst.ids(), .options = options};
+  KVBM_TRY(format(src, request.options.src_kv_layout, "source"));
+  KVBM_TRY(format(dst, request.options.dst_kv_layout, "destination"));
+  return core_->execute_transfer(request);
+}
+
+Result<TransferCompleteNotification> TransferManager::execute_transfer(
+    const LogicalTransferRequest& request) {
+  KVBM_ASSIGN_OR_RETURN(const LayoutHandle src, resolve(worker_id(), request.src, request.group));
+  KVBM_ASSIGN_OR_RETURN(const LayoutHandle dst, resolve(worker_id(), request.dst, request.group));
+  return core_->execute_transfer({.src = src,
+                                  .src_ids = request.src_ids,
+                                  .dst = dst,
+                                  .dst_ids = request.dst_ids,
+                                  .options = request.options});
+}
+
+Result<std::string> TransferManager::explain_transfer(const TransferRequest& request) const {
+  return core_->explain_transfer(request);
+}
+
+ManagerContext TransferManager::context() const { return ManagerContext(core_->context()); }
 
 Result<LogicalLayoutDescriptor> TransferManager::build_logical_descriptor(LayoutHandle handle,
                                                                           LogicalLayoutHandle tier,
@@ -486,9 +505,9 @@ Result<LayoutHandle> TransferManager::resolve(WorkerId worker, LogicalLayoutHand
       [&](const auto& directory) { return directory.resolve(worker, tier, group); });
 }
 
-size_t TransferManager::in_flight() const { return core_->context().in_flight(); }
+size_t TransferManager::in_flight() const { return core_->context()->in_flight(); }
 
-WorkerId TransferManager::worker_id() const noexcept { return core_->context().config().worker; }
+WorkerId TransferManager::worker_id() const noexcept { return core_->context()->config().worker; }
 
 const WorkerAddress& TransferManager::worker_address() const noexcept { return core_->address(); }
 

@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kvbm/base/clock.hpp"
@@ -17,13 +18,17 @@
 #include "kvbm/base/metrics.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/device/device.hpp"
+#include "kvbm/layout/kv_blocks.hpp"
 #include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/memory/file_engine.hpp"
 #include "kvbm/transfer/calibration.hpp"
 #include "kvbm/transfer/layout_handle.hpp"
 #include "kvbm/transfer/logical_layout.hpp"
+#include "kvbm/transfer/manager_context.hpp"
 #include "kvbm/transfer/serialized_layout.hpp"
 #include "kvbm/transfer/transfer_notification.hpp"
+#include "kvbm/transfer/transfer_options.hpp"
+#include "kvbm/transfer/transfer_preferences.hpp"
 
 namespace kvbm {
 
@@ -37,7 +42,9 @@ struct TransferConfig {
   /// What choose_method() goes by between memory and memory; empty: the copy engine moves all.
   Calibration calibration = {};
 
-  size_t streams_per_direction = 2;  ///< for transfers that need not wait
+  /// For transfers that need not wait, to the device and as many to the host. All streams are made
+  /// by create(), none later.
+  size_t streams_per_direction = 4;
   /// For transfers that wait for events, one each; beyond it they wait on the host instead.
   size_t max_waiting_streams = 8;
   size_t num_threads = 2;                  ///< that checksum file transfers
@@ -46,37 +53,15 @@ struct TransferConfig {
 
   /// By which other workers know this one, besides its id. Empty: "worker-" and the id.
   std::string agent_name = {};
-};
 
-struct TransferOptions {
-  /// Default: all layers. With a file side only all layers are supported.
-  std::optional<LayerRange> layer_range = std::nullopt;
+  size_t side_streams = 2;  ///< for copies on the device, and on the host
+  TransferCapabilities capabilities = {};
+  TransferPreferences preferences = {};
+  /// If set, create() refuses a device that is not this CUDA device.
+  std::optional<int32_t> cuda_device_id = std::nullopt;
 
-  /// Put the copies on this stream, in its order; the host does not wait. Memory to memory only.
-  std::optional<StreamRef> stream = std::nullopt;
-
-  /// The transfer touches nothing before all of them are done. If one fails the transfer fails with
-  /// that error, and all its blocks have failed.
-  std::vector<Event> wait_for = {};
-
-  /// Blocks that have not been handed to a device or a file engine by then fail with kTimeout; what
-  /// has been handed over is finished first. Copies are handed over at the call if there is nothing
-  /// to wait for, or if the caller gives a stream.
-  TimePoint deadline = kNever;
-
-  /// One a block where a side is a file, else empty. Written to the file, or compared with what it
-  /// says. Read during the call alone.
-  std::span<const SlotTag> tags = {};
-};
-
-/// Copies block src_ids[i] of `src` to block dst_ids[i] of `dst`, for every i.
-/// Ownership: the spans are read during the call alone.
-struct TransferRequest {
-  LayoutHandle src;
-  std::span<const BlockId> src_ids;
-  LayoutHandle dst;
-  std::span<const BlockId> dst_ids;
-  TransferOptions options = {};
+  /// Asks for a backend of NIXL. Errors: kUnsupported, always: there is no NIXL adapter yet.
+  Status nixl_backend(std::string_view name);
 };
 
 /// Memory to memory goes through Device::copy, on the caller's stream, always by the copy engine,
@@ -151,13 +136,32 @@ class TransferManager {
   /// Never waits. An empty id list is done at once, whatever it waits for.
   /// Errors: kNotFound (a handle), kInvalidArgument (lists of different lengths; an id out of
   /// range; a destination twice; a destination that is also a source of the same layout; shapes
-  /// that differ; a layer range outside; tags missing, too many or without a file), kUnsupported
-  /// (the layout of another worker; see choose_route; part of the layers, a stream, or another
-  /// format with a file; a format that is known on one side only; layouts that may share bytes; a
-  /// direct file and memory that is not aligned for it), kTimeout (the deadline has passed),
-  /// kExhausted (max_transfers; the queue of the stream), kDevice and others from the device.
+  /// that differ after slices; layers or heads outside; a format that LayoutView::as refuses; tags
+  /// missing, too many or without a file), kUnsupported (the layout of another worker; a way that
+  /// choose_strategy() refuses, or an option that the way cannot honour; a format that is known on
+  /// one side only; layouts that may share bytes; a direct file and memory that is not aligned for
+  /// it), kTimeout (the deadline has passed), kExhausted (max_transfers; the queue of the stream; a
+  /// moment at which other threads hold all streams), kDevice and others from the device.
   [[nodiscard]] Result<TransferCompleteNotification> execute_transfer(
       const TransferRequest& request);
+
+  /// The same for blocks of layouts that find_layout() gave, in the format that they say.
+  /// Errors: as above; kNotFound (a layout that is not registered, or no longer), kInvalidArgument
+  /// (a format that an option says otherwise).
+  [[nodiscard]] Result<TransferCompleteNotification> execute_transfer(
+      const KvBlocks& src, const KvBlocks& dst, const TransferOptions& options = {});
+
+  /// The same between two tiers of this worker. Errors: as above; kNotFound (it has no such
+  /// layout).
+  [[nodiscard]] Result<TransferCompleteNotification> execute_transfer(
+      const LogicalTransferRequest& request);
+
+  /// By which way the request would go, and why, in words; moves nothing. Errors: those of
+  /// execute_transfer that are known without a device.
+  [[nodiscard]] Result<std::string> explain_transfer(const TransferRequest& request) const;
+
+  /// Streams and events for callers.
+  [[nodiscard]] ManagerContext context() const;
 
   /// Transfers that are not done.
   [[nodiscard]] size_t in_flight() const;

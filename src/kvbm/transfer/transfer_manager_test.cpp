@@ -719,7 +719,7 @@ TEST(TransferManager, ATransferThatWaitsHoldsUpNoOther) {
     EXPECT_TRUE(pair.dst.holds(BlockId{i}, i));
   }
   for (const auto& transfer : waiting) EXPECT_FALSE(transfer.done());
-  EXPECT_EQ(device.num_streams, 3 * 2 + 2);
+  EXPECT_EQ(device.num_streams, 4 + 4 + 2 + 2);
   never.signal();
   for (uint32_t i = 0; i < 4; ++i) {
     EXPECT_TRUE(waiting[i].wait());
@@ -1241,7 +1241,7 @@ TEST(TransferManager, ItGivesItsStreamsBack) {
     soon.signal();
     ASSERT_TRUE(copied->wait());
   }
-  EXPECT_EQ(device.num_streams, 3 * 2 + 1);
+  EXPECT_EQ(device.num_streams, 4 + 4 + 2 + 8);
   rig.manager.reset();
   EXPECT_EQ(device.num_streams, 0);
 }

@@ -12,7 +12,8 @@
 namespace kvbm::internal {
 namespace {
 
-constexpr Duration kSealRetry = std::chrono::milliseconds(1);
+/// When the device, or all streams, are busy.
+constexpr Duration kRetry = std::chrono::milliseconds(1);
 
 }  // namespace
 
@@ -63,7 +64,8 @@ Status MemoryTransfer::start_on_waiting(StreamRef stream, std::span<const Event>
 
 Status MemoryTransfer::start_now() {
   open();
-  return put_on_pool(EventOf::kDevice);
+  KVBM_ASSIGN_OR_RETURN(const StreamPool::Held held, context().streams().take(frame().route));
+  return put_on_pool(held, EventOf::kDevice);
 }
 
 Status MemoryTransfer::start_on_host(std::span<const Event> events) {
@@ -72,8 +74,19 @@ Status MemoryTransfer::start_on_host(std::span<const Event> events) {
 }
 
 void MemoryTransfer::run() noexcept {
-  const Status put = guarded([this] { return put_on_pool(EventOf::kTransfer); });
+  const Status put = guarded([this]() -> Status {
+    const Result<StreamPool::Held> held = context().streams().take(frame().route);
+    if (!held) return try_later();
+    return put_on_pool(*held, EventOf::kTransfer);
+  });
   if (!put) fail_all(put.error());
+}
+
+/// When all streams are held.
+Status MemoryTransfer::try_later() {
+  return context().post_after(kRetry, [weak = weak_from_this()] {
+    if (const std::shared_ptr<Transfer> self = weak.lock()) self->run();
+  });
 }
 
 bool MemoryTransfer::ends_by_itself() const noexcept {
@@ -81,11 +94,10 @@ bool MemoryTransfer::ends_by_itself() const noexcept {
          std::ranges::all_of(waits_for_, [](const Event& event) { return event.done(); });
 }
 
-Status MemoryTransfer::put_on_pool(EventOf event_of) {
-  KVBM_ASSIGN_OR_RETURN(const StreamRef stream, context().streams().take(frame().route));
-  Status put = put_on(stream, {});
-  if (put) close_group(stream, event_of);
-  context().streams().give_back(frame().route, stream);
+Status MemoryTransfer::put_on_pool(const StreamPool::Held& held, EventOf event_of) noexcept {
+  Status put = put_on(held.stream, {});
+  if (put) close_group(held.stream, event_of);
+  context().streams().give_back(held);
   return put;
 }
 
@@ -158,7 +170,7 @@ void MemoryTransfer::seal(StreamRef stream) noexcept {
         self->await_batch();
       }
     });
-    static_cast<void>(context().post_after(kSealRetry, std::move(again)));
+    static_cast<void>(context().post_after(kRetry, std::move(again)));
   } catch (...) {
     await_batch();
   }

@@ -10,6 +10,7 @@
 
 #include "kvbm/base/result.hpp"
 #include "kvbm/device/device.hpp"
+#include "kvbm/transfer/internal/stream_pool.hpp"
 #include "kvbm/transfer/internal/transfer.hpp"
 
 namespace kvbm::internal {
@@ -27,7 +28,7 @@ class MemoryTransfer final : public Transfer {
   Status start_on(StreamRef stream, std::span<const Event> events);
   /// Waits on a stream that it keeps until it is done. Errors: those of the device.
   Status start_on_waiting(StreamRef stream, std::span<const Event> events);
-  /// On a stream of the pool. Errors: those of the device.
+  /// On a stream of the pool. Errors: those of the device, kExhausted (all are held).
   Status start_now();
   /// On a stream of the pool once the events are done. Errors: those of start_after.
   Status start_on_host(std::span<const Event> events);
@@ -41,7 +42,8 @@ class MemoryTransfer final : public Transfer {
   struct BatchEnd;
 
   Status put_on(StreamRef stream, std::span<const Event> events) noexcept;
-  Status put_on_pool(EventOf event_of);
+  Status put_on_pool(const StreamPool::Held& held, EventOf event_of) noexcept;
+  Status try_later();
   void close_group(StreamRef stream, EventOf event_of) noexcept;
   void seal(StreamRef stream) noexcept;
   void sealed() noexcept;

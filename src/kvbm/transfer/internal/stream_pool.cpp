@@ -1,98 +1,114 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/transfer/internal/stream_pool.hpp"
 
-#include <string_view>
 #include <utility>
 
 namespace kvbm::internal {
 namespace {
 
-constexpr std::array<std::string_view, 3> kNames{"transfer.in", "transfer.out", "transfer.side"};
+constexpr std::array<std::string_view, kNumStreamDirections> kNames{"transfer.in", "transfer.out",
+                                                                    "transfer.side"};
 
-size_t direction_of(TransferRoute route) {
-  if (route == TransferRoute::kHostToDevice) return 0;
-  if (route == TransferRoute::kDeviceToHost) return 1;
-  return 2;
-}
+size_t index_of(StreamDirection direction) { return static_cast<size_t>(direction); }
 
 }  // namespace
 
-Result<std::unique_ptr<StreamPool>> StreamPool::create(Device& device, size_t streams_per_direction,
-                                                       size_t max_waiting_streams) {
-  std::unique_ptr<StreamPool> pool(new StreamPool(device, max_waiting_streams));
-  {
+StreamDirection direction_of(TransferRoute route) noexcept {
+  if (route == TransferRoute::kHostToDevice) return StreamDirection::kToDevice;
+  if (route == TransferRoute::kDeviceToHost) return StreamDirection::kToHost;
+  return StreamDirection::kSide;
+}
+
+Result<std::unique_ptr<StreamPool>> StreamPool::create(Device& device,
+                                                       const StreamPoolOptions& options) {
+  std::unique_ptr<StreamPool> pool(new StreamPool(device));
+  const std::array<size_t, kNumStreamDirections> counts{options.per_direction,
+                                                        options.per_direction, options.side};
+  for (size_t i = 0; i < kNumStreamDirections; ++i) {
+    std::vector<StreamRef> idle;
+    KVBM_TRY(pool->make(kNames[i], counts[i], idle));
     const MutexLock lock(pool->mutex_);
-    pool->waiting_idle_.reserve(max_waiting_streams);  // give_back_waiting() must not fail
+    pool->idle_[i] = std::move(idle);
+    pool->num_lendable_[i] = counts[i] == 0 ? 0 : counts[i] - 1;
   }
-  for (size_t direction = 0; direction < kNumDirections; ++direction) {
-    for (size_t i = 0; i < streams_per_direction; ++i) {
-      KVBM_ASSIGN_OR_RETURN(const StreamRef stream, pool->make(kNames[direction]));
-      const MutexLock lock(pool->mutex_);
-      pool->idle_[direction].push_back(stream);
-    }
-  }
+  std::vector<StreamRef> waiting;
+  KVBM_TRY(pool->make("transfer.wait", options.waiting, waiting));
+  const MutexLock lock(pool->mutex_);
+  pool->waiting_idle_ = std::move(waiting);
   return pool;
 }
 
 StreamPool::~StreamPool() { close(); }
 
-Result<StreamRef> StreamPool::make(std::string_view name) {
-  KVBM_ASSIGN_OR_RETURN(const StreamRef stream, device_.create_stream(name));
+Status StreamPool::make(std::string_view name, size_t count, std::vector<StreamRef>& idle) {
+  idle.reserve(count);  // giving back must not fail
+  for (size_t i = 0; i < count; ++i) {
+    KVBM_ASSIGN_OR_RETURN(const StreamRef stream, device_.create_stream(name));
+    idle.push_back(stream);
+    const MutexLock lock(mutex_);
+    all_.push_back(stream);
+  }
+  return {};
+}
+
+Result<StreamPool::Held> StreamPool::take(TransferRoute route) {
+  const size_t first = index_of(direction_of(route));
   const MutexLock lock(mutex_);
-  all_.push_back(stream);
+  for (size_t i = 0; i < kNumStreamDirections; ++i) {
+    const size_t at = (first + i) % kNumStreamDirections;
+    std::vector<StreamRef>& idle = idle_[at];
+    if (idle.empty()) continue;
+    const StreamRef stream = idle.front();
+    idle.erase(idle.begin());
+    return Held{.stream = stream, .direction = static_cast<StreamDirection>(at)};
+  }
+  return make_error(ErrorCode::kExhausted,
+                    "each stream of the transfer manager has a call that puts something on it");
+}
+
+void StreamPool::give_back(const Held& held) noexcept {
+  const MutexLock lock(mutex_);
+  idle_[index_of(held.direction)].push_back(held.stream);  // has room
+}
+
+Result<StreamRef> StreamPool::lend(StreamDirection direction) {
+  const MutexLock lock(mutex_);
+  std::vector<StreamRef>& idle = idle_[index_of(direction)];
+  size_t& num_lendable = num_lendable_[index_of(direction)];
+  if (num_lendable == 0 || idle.empty()) {
+    return make_error(ErrorCode::kExhausted,
+                      "the streams of this direction are lent, but for one that the transfer "
+                      "manager keeps: give one back, or make more (TransferConfig)");
+  }
+  --num_lendable;
+  const StreamRef stream = idle.front();
+  idle.erase(idle.begin());
   return stream;
 }
 
-Result<StreamRef> StreamPool::take(TransferRoute route) {
-  const size_t direction = direction_of(route);
-  {
-    const MutexLock lock(mutex_);
-    std::deque<StreamRef>& idle = idle_[direction];
-    if (!idle.empty()) {
-      const StreamRef stream = idle.front();
-      idle.pop_front();
-      return stream;
-    }
-  }
-  return make(kNames[direction]);
-}
-
-void StreamPool::give_back(TransferRoute route, StreamRef stream) noexcept {
+void StreamPool::end_loan(StreamDirection direction, StreamRef stream) noexcept {
   const MutexLock lock(mutex_);
-  try {
-    idle_[direction_of(route)].push_back(stream);
-  } catch (...) {  // NOLINT(bugprone-empty-catch): rests until close(); take() makes another one
-  }
+  ++num_lendable_[index_of(direction)];
+  idle_[index_of(direction)].push_back(stream);  // has room
 }
 
 std::optional<StreamRef> StreamPool::take_waiting() {
-  {
-    const MutexLock lock(mutex_);
-    if (!waiting_idle_.empty()) {
-      const StreamRef stream = waiting_idle_.back();
-      waiting_idle_.pop_back();
-      return stream;
-    }
-    if (num_waiting_ == max_waiting_streams_) return std::nullopt;
-    ++num_waiting_;
-  }
-  Result<StreamRef> stream = make("transfer.wait");
-  if (stream) return *stream;
   const MutexLock lock(mutex_);
-  --num_waiting_;
-  return std::nullopt;
+  if (waiting_idle_.empty()) return std::nullopt;
+  const StreamRef stream = waiting_idle_.back();
+  waiting_idle_.pop_back();
+  return stream;
 }
 
 void StreamPool::give_back_waiting(StreamRef stream) noexcept {
   const MutexLock lock(mutex_);
-  waiting_idle_.push_back(stream);
+  waiting_idle_.push_back(stream);  // has room
 }
 
 void StreamPool::discard_waiting(StreamRef stream) noexcept {
   {
     const MutexLock lock(mutex_);
     if (std::erase(all_, stream) == 0) return;  // closed
-    --num_waiting_;
   }
   static_cast<void>(device_.destroy_stream(stream));
 }
@@ -102,9 +118,8 @@ void StreamPool::close() noexcept {
   {
     const MutexLock lock(mutex_);
     streams = std::exchange(all_, {});
-    for (std::deque<StreamRef>& idle : idle_) idle.clear();
+    for (std::vector<StreamRef>& idle : idle_) idle.clear();
     waiting_idle_.clear();
-    num_waiting_ = max_waiting_streams_;
   }
   for (const StreamRef stream : streams) static_cast<void>(device_.destroy_stream(stream));
 }

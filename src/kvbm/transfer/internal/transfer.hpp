@@ -28,6 +28,7 @@ struct TransferFrame {
   size_t num_blocks = 0;
   uint64_t block_bytes = 0;
   TimePoint deadline = kNever;
+  TransferPriority priority = TransferPriority::kNormal;
   /// Kept until the transfer has ended, with the memory that they own.
   std::array<std::shared_ptr<const PhysicalLayout>, 2> layouts = {};
 };
@@ -53,6 +54,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
     return source_.value().notification();
   }
   [[nodiscard]] TimePoint deadline() const noexcept { return frame_.deadline; }
+  [[nodiscard]] TransferPriority priority() const noexcept { return frame_.priority; }
 
   virtual void run() noexcept = 0;
   void expire() noexcept;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/transfer/internal/transfer_context.hpp"
 
+#include <algorithm>
 #include <vector>
 
 #include "kvbm/base/text.hpp"
@@ -12,9 +13,13 @@ namespace kvbm::internal {
 TransferContext::TransferContext(const TransferConfig& config, std::unique_ptr<StreamPool> streams,
                                  std::unique_ptr<TaskQueue> queue)
     : config_(config),
+      capabilities_(config.device.info().capabilities),
       metrics_(config.metrics),
       streams_(std::move(streams)),
-      queue_(std::move(queue)) {}
+      queue_(std::move(queue)) {
+  const MutexLock lock(mutex_);
+  ready_.reserve(queue_capacity(config.max_transfers));
+}
 
 Status TransferContext::admit(std::shared_ptr<Transfer> transfer) {
   const MutexLock lock(mutex_);
@@ -51,12 +56,42 @@ size_t TransferContext::in_flight() const {
   return in_flight_;
 }
 
+bool TransferContext::comes_later(const Ready& a, const Ready& b) noexcept {
+  const TransferPriority of_a = a.transfer->priority();
+  const TransferPriority of_b = b.transfer->priority();
+  return of_a == of_b ? a.turn > b.turn : of_a > of_b;
+}
+
 void TransferContext::schedule(std::shared_ptr<Transfer> transfer) noexcept {
-  // There is room: a transfer has one task at most. Only a stopped queue refuses, or one without
-  // memory.
-  const Status posted =
-      guarded([&] { return queue_->try_post(Task([transfer] { transfer->run(); })); });
-  if (!posted) transfer->run();
+  const Status posted = guarded([&]() -> Status {
+    {
+      const MutexLock lock(mutex_);
+      // There is room: a transfer is here once at most.
+      ready_.push_back({transfer, num_scheduled_++});
+      std::push_heap(ready_.begin(), ready_.end(), comes_later);
+    }
+    transfer = nullptr;
+    return queue_->try_post(Task([this] { run_next(); }));
+  });
+  // Only a stopped queue refuses, or one without memory.
+  if (posted) return;
+  if (transfer != nullptr) {
+    transfer->run();
+  } else {
+    run_next();
+  }
+}
+
+/// There are as many calls of it as transfers that are ready.
+void TransferContext::run_next() noexcept {
+  std::shared_ptr<Transfer> transfer;
+  {
+    const MutexLock lock(mutex_);
+    std::pop_heap(ready_.begin(), ready_.end(), comes_later);
+    transfer = std::move(ready_.back().transfer);
+    ready_.pop_back();
+  }
+  transfer->run();
 }
 
 Status TransferContext::post_after(Duration delay, Task task) {

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "kvbm/base/clock.hpp"
 #include "kvbm/base/executor.hpp"
@@ -37,6 +38,7 @@ class TransferContext {
 
   [[nodiscard]] const TransferConfig& config() const noexcept { return config_; }
   [[nodiscard]] Device& device() const noexcept { return config_.device; }
+  [[nodiscard]] const DeviceCapabilities& capabilities() const noexcept { return capabilities_; }
   [[nodiscard]] Executor& executor() const noexcept { return config_.executor; }
   [[nodiscard]] LogSink& log() const noexcept { return config_.log; }
   [[nodiscard]] const TransferMetrics& metrics() const noexcept { return metrics_; }
@@ -53,7 +55,8 @@ class TransferContext {
   void forget(const Transfer& transfer) noexcept;
   [[nodiscard]] size_t in_flight() const;
 
-  /// Calls transfer->run() in a task, at once where there are no tasks any more.
+  /// Calls transfer->run() in a task, those of a higher priority first, else in the order of these
+  /// calls; at once where there are no tasks any more.
   /// Requires: no other run() of it is on its way.
   void schedule(std::shared_ptr<Transfer> transfer) noexcept;
   /// Errors: those of TaskQueue::post_after. A task that is delayed when the manager goes never
@@ -71,10 +74,19 @@ class TransferContext {
 
   using TimerKey = std::pair<TimePoint, const Transfer*>;
 
+  struct Ready {
+    std::shared_ptr<Transfer> transfer;
+    uint64_t turn = 0;  ///< of schedule()
+  };
+  /// The order of a heap: whether `a` comes after `b`.
+  [[nodiscard]] static bool comes_later(const Ready& a, const Ready& b) noexcept;
+
+  void run_next() noexcept;
   void tick();
   Status set_alarm(TimePoint time);
 
   const TransferConfig config_;
+  const DeviceCapabilities capabilities_;
   const TransferMetrics metrics_;
   const std::unique_ptr<StreamPool> streams_;
   PagePool pages_{kMaxKeptBytes};
@@ -85,6 +97,8 @@ class TransferContext {
   std::map<const Transfer*, std::shared_ptr<Transfer>> transfers_ KVBM_GUARDED_BY(mutex_);
   std::map<TimerKey, std::weak_ptr<Transfer>> timers_ KVBM_GUARDED_BY(mutex_);
   TimePoint alarm_ KVBM_GUARDED_BY(mutex_) = kNever;
+  std::vector<Ready> ready_ KVBM_GUARDED_BY(mutex_);  // a heap; each has a task on its way
+  uint64_t num_scheduled_ KVBM_GUARDED_BY(mutex_) = 0;
 
   const std::unique_ptr<TaskQueue> queue_;  // last: its tasks use what is above
 };

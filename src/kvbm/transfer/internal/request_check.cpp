@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/transfer/internal/request_check.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvbm/base/text.hpp"
+
+namespace kvbm::internal {
+namespace {
+
+tl::unexpected<Error> invalid(std::string message) {
+  return make_error(ErrorCode::kInvalidArgument, std::move(message));
+}
+
+tl::unexpected<Error> unsupported(std::string message) {
+  return make_error(ErrorCode::kUnsupported, std::move(message));
+}
+
+/// A set of block ids of one layout: a table of twice as many places as ids, so that its cost is
+/// that of the ids, however large the layout is.
+class BlockSet {
+ public:
+  explicit BlockSet(size_t num_ids)
+      : places_(std::bit_ceil(std::max<size_t>(2 * num_ids, 2)), kFree),
+        shift_(static_cast<uint32_t>(64 - std::countr_zero(places_.size()))) {}
+
+  /// False if it was there. Requires: no more of them than it was made for.
+  bool insert(BlockId id) {
+    uint32_t& place = places_[place_of(id)];
+    return std::exchange(place, id.value()) != id.value();
+  }
+  [[nodiscard]] bool contains(BlockId id) const { return places_[place_of(id)] == id.value(); }
+
+ private:
+  static constexpr uint32_t kFree = 0xffff'ffff;  // no layout has a block of this id
+
+  /// Where the id is or would be.
+  [[nodiscard]] size_t place_of(BlockId id) const {
+    // 2^64 / the golden ratio: the high bits of the product are far apart for ids that are near.
+    size_t at = (id.value() * 0x9e37'79b9'7f4a'7c15) >> shift_;
+    while (places_[at] != kFree && places_[at] != id.value()) at = (at + 1) & (places_.size() - 1);
+    return at;
+  }
+
+  std::vector<uint32_t> places_;
+  uint32_t shift_;
+};
+
+Status check_range(std::span<const BlockId> ids, uint32_t num_blocks, const char* side) {
+  for (const BlockId id : ids) {
+    if (id.value() >= num_blocks) {
+      return invalid(format_text("{} block {} of a layout of {} blocks", side, id, num_blocks));
+    }
+  }
+  return {};
+}
+
+/// Requires: ids in range.
+Status check_distinct(const TransferSide& src, const TransferSide& dst) {
+  BlockSet destinations(dst.ids.size());
+  for (const BlockId id : dst.ids) {
+    if (!destinations.insert(id))
+      return invalid(format_text("block {} is a destination twice", id));
+  }
+  if (src.layout != dst.layout) return {};
+  for (const BlockId id : src.ids) {
+    if (destinations.contains(id)) {
+      return invalid(format_text("block {} is a source and a destination", id));
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Status check_ids(const TransferSide& src, const TransferSide& dst) {
+  if (src.ids.size() != dst.ids.size()) {
+    return invalid(
+        format_text("{} source blocks and {} destination blocks", src.ids.size(), dst.ids.size()));
+  }
+  KVBM_TRY(check_range(src.ids, src.layout->config().num_blocks, "source"));
+  KVBM_TRY(check_range(dst.ids, dst.layout->config().num_blocks, "destination"));
+  return check_distinct(src, dst);
+}
+
+Result<LayoutView> view_of(const PhysicalLayout& layout, const std::optional<KvBlockLayout>& format,
+                           const std::optional<LayerRange>& layers,
+                           const std::optional<HeadRange>& heads) {
+  LayoutView view(layout);
+  if (format) KVBM_TRY(view.as(*format).map([&](const LayoutView& other) { view = other; }));
+  if (layers) KVBM_TRY(view.slice(*layers).map([&](const LayoutView& part) { view = part; }));
+  if (heads) KVBM_TRY(view.slice(*heads).map([&](const LayoutView& part) { view = part; }));
+  return view;
+}
+
+namespace {
+
+bool is_whole(const LayoutView& view) {
+  return view.block_bytes() == view.layout().config().block_bytes();
+}
+
+}  // namespace
+
+BlockMatch match_of(const LayoutView& src, const LayoutView& dst) {
+  if (!is_whole(dst)) return BlockMatch::kPartOfBlock;
+  if (!is_whole(src) || src.kv_block_layout().requires_transform(dst.kv_block_layout())) {
+    return BlockMatch::kReshaped;
+  }
+  return BlockMatch::kSameBytes;
+}
+
+Status check_options(const TransferOptions& options, const TransferStrategy& strategy,
+                     size_t num_blocks) {
+  const bool has_file = strategy.first.kind == HopKind::kFile ||
+                        (strategy.second && strategy.second->kind == HopKind::kFile);
+  if (!has_file && !options.tags.empty()) {
+    return invalid("tags are kept in files; memory has no place for them");
+  }
+  if (has_file && options.tags.size() != num_blocks) {
+    return invalid(format_text("{} tags for {} blocks; a file asks for one each",
+                               options.tags.size(), num_blocks));
+  }
+  if (options.write_notification) {
+    return unsupported(
+        "a write notification tells another worker; both sides of this transfer are here: wait "
+        "for its notification");
+  }
+  if (!options.stream) return {};
+  if (has_file) {
+    return unsupported(
+        "file transfers do not run on a stream: give events to wait for, and let the stream wait "
+        "for the event of the notification");
+  }
+  if (strategy.is_staged() || strategy.first.kind != HopKind::kDevice) {
+    return unsupported(format_text(
+        "this way takes the host, so it does not run on a stream ({}): give events to wait for, "
+        "and let the stream wait for the event of the notification",
+        describe(strategy)));
+  }
+  if (options.priority != TransferPriority::kNormal) {
+    return unsupported("on a caller's stream the order is the stream's: leave the priority out");
+  }
+  return {};
+}
+
+}  // namespace kvbm::internal

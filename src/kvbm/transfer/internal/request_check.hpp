@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is checked of a transfer before a byte moves.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "kvbm/base/ids.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/layout/layout_view.hpp"
+#include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/transfer/transfer_options.hpp"
+#include "kvbm/transfer/transfer_strategy.hpp"
+
+namespace kvbm::internal {
+
+/// One side of a transfer: a layout of this worker and blocks of it.
+struct TransferSide {
+  std::shared_ptr<const PhysicalLayout> layout;
+  std::span<const BlockId> ids;
+};
+
+/// Errors: kInvalidArgument (lists of different lengths; an id out of range; a destination twice;
+/// a destination that is also a source, if both are one layout).
+[[nodiscard]] Status check_ids(const TransferSide& src, const TransferSide& dst);
+
+/// The part of the blocks that an option names, in the format that one names.
+/// Errors: those of LayoutView.
+[[nodiscard]] Result<LayoutView> view_of(const PhysicalLayout& layout,
+                                         const std::optional<KvBlockLayout>& format,
+                                         const std::optional<LayerRange>& layers,
+                                         const std::optional<HeadRange>& heads);
+
+/// Requires: views that a plan has taken.
+[[nodiscard]] BlockMatch match_of(const LayoutView& src, const LayoutView& dst);
+
+/// Whether the options go with the strategy, and with `num_blocks` blocks.
+/// Errors: kInvalidArgument (tags missing, too many or without a file), kUnsupported (an option
+/// that this way cannot honour; says why).
+[[nodiscard]] Status check_options(const TransferOptions& options, const TransferStrategy& strategy,
+                                   size_t num_blocks);
+
+}  // namespace kvbm::internal
