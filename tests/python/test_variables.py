@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The variables DYN_KVBM_*: what each says, what it is without, and that a worker and a leader heed those of the disk."""
+
+import os
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+import kvbm
+from kvbm._core import dynamo_variables
+
+GUIDES = pathlib.Path(__file__).resolve().parents[2] / "docs" / "guides"
+
+DEFAULTS = {
+    "host_bytes": 0,
+    "disk_bytes": 0,
+    "host_blocks": 0,
+    "disk_blocks": 0,
+    "disk_filter": True,
+    "min_priority": 0,
+    "record_directory": "",
+    "disk_directory": "/tmp/",
+    "disk_direct_io": True,
+    "disk_zero_fill": False,
+    "metrics_port": None,
+    "init_timeout_secs": 120.0,
+}
+
+# The twelve of Dynamo's document, and the flight record: a value, and all that it changes.
+VARIABLES = {
+    "DYN_KVBM_CPU_CACHE_GB": ("1.5", {"host_bytes": 1_500_000_000}),
+    "DYN_KVBM_DISK_CACHE_GB": ("2", {"disk_bytes": 2_000_000_000}),
+    "DYN_KVBM_DISK_CACHE_DIR": ("/data", {"disk_directory": "/data"}),
+    "DYN_KVBM_DISK_ZEROFILL_FALLBACK": ("true", {"disk_zero_fill": True}),
+    "DYN_KVBM_DISK_DISABLE_O_DIRECT": ("true", {"disk_direct_io": False}),
+    "DYN_KVBM_LEADER_WORKER_INIT_TIMEOUT_SECS": ("7", {"init_timeout_secs": 7.0}),
+    "DYN_KVBM_METRICS": ("true", {"metrics_port": 6880}),
+    "DYN_KVBM_METRICS_PORT": ("9000", {}),  # of a page that nobody has asked for
+    "DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER": ("true", {"disk_filter": False}),
+    "DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY": ("35", {"min_priority": 35}),
+    "DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS": ("24", {"host_blocks": 24}),
+    "DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS": ("48", {"disk_blocks": 48}),
+    "DYN_KVBM_ENABLE_RECORD": ("true", {"record_directory": "/tmp/"}),
+}
+
+LEFT_OUT = {
+    "DYN_KVBM_MAX_CONCURRENT_TRANSFERS": "bounded by threads",
+    "DYN_KVBM_TRANSFER_BATCH_SIZE": "as large as what there is",
+    "DYN_KVBM_MAX_TRANSFER_BATCH_SIZE": "as large as what there is",
+    "DYN_KVBM_DISK_ALLOCATOR_TYPE": "DYN_KVBM_DISK_DISABLE_O_DIRECT",
+    "DYN_KVBM_LEADER_ZMQ_HOST": "a folder of the user's own",
+    "DYN_KVBM_LEADER_ZMQ_PUB_PORT": "a folder of the user's own",
+    "DYN_KVBM_LEADER_ZMQ_ACK_PORT": "a folder of the user's own",
+    "DYN_KVBM_TRTLLM_ZMQ_PORT": "TensorRT-LLM",
+    "DYN_KVBM_KV_EVENTS_ENABLE_CONSOLIDATOR": "the engine's own stream",
+    "DYN_KVBM_NCCL_MLA_MODE": "NCCL",
+    "DYN_KVBM_NIXL_BACKEND_UCX": "NIXL",
+    "DYN_KVBM_NIXL_POSIX_API": "NIXL",
+    **{
+        f"DYN_KVBM_OBJECT_{name}": "no remote tiers"
+        for name in ("ENABLED", "BUCKET", "ENDPOINT", "REGION", "ACCESS_KEY", "SECRET_KEY", "NUM_BLOCKS")
+    },
+    "DYN_KVBM_G3PB_ADMISSION_POLICY": "no remote tiers",
+    "DYN_KVBM_CACHE_STATS_MAX_REQUESTS": "the last 1000 look-ups",
+    "DYN_KVBM_CACHE_STATS_LOG_INTERVAL_SECS": "the last 1000 look-ups",
+    "DYN_KVBM_ENABLE_NUMA": "first touches it",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("DYN_KVBM_"):
+            monkeypatch.delenv(name)
+
+
+def test_without_variables_there_are_the_documents_defaults():
+    assert dynamo_variables() == DEFAULTS
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_each_variable_changes_what_it_is_for_and_nothing_else(monkeypatch, name):
+    value, changes = VARIABLES[name]
+    monkeypatch.setenv(name, value)
+    assert dynamo_variables() == {**DEFAULTS, **changes}
+
+
+def test_the_port_is_that_of_the_page(monkeypatch):
+    monkeypatch.setenv("DYN_KVBM_METRICS", "true")
+    monkeypatch.setenv("DYN_KVBM_METRICS_PORT", "9000")
+    assert dynamo_variables() == {**DEFAULTS, "metrics_port": 9000}
+
+
+@pytest.mark.parametrize("name", [n for n in VARIABLES if n != "DYN_KVBM_DISK_CACHE_DIR"])
+def test_a_value_that_makes_no_sense_is_refused_by_name(monkeypatch, name):
+    monkeypatch.setenv(name, "plenty")
+    with pytest.raises(kvbm.InvalidArgumentError, match=f'{name} = "plenty": allowed is '):
+        dynamo_variables()
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_nothing_acts_on_is_refused_with_the_reason(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(kvbm.UnsupportedError, match=f"{name} is not acted on: .*{LEFT_OUT[name]}.*; unset it"):
+        dynamo_variables()
+
+
+def test_a_name_that_nobody_knows_is_refused(monkeypatch):
+    monkeypatch.setenv("DYN_KVBM_CPU_CACHE", "4")
+    with pytest.raises(kvbm.InvalidArgumentError, match="there is no variable .*DYN_KVBM_CPU_CACHE"):
+        dynamo_variables()
+
+
+def named_in(guide):
+    """Names of variables, and their beginnings before a star."""
+    return set(re.findall(r"DYN_KVBM_[A-Z0-9_]+\*?", (GUIDES / guide).read_text()))
+
+
+def test_the_guides_name_all_of_them():
+    assert set(VARIABLES) <= named_in("vllm.md")
+    documented = named_in("migration.md")
+    starts = tuple(name.removesuffix("*") for name in documented if name.endswith("*"))
+    assert not [name for name in LEFT_OUT if name not in documented and not name.startswith(starts)]
+
+
+def takes_direct_io(folder):
+    try:
+        os.close(os.open(folder / "probe", os.O_CREAT | os.O_RDWR | os.O_DIRECT))
+    except OSError:
+        return False
+    finally:
+        (folder / "probe").unlink(missing_ok=True)
+    return True
+
+
+def flags_of_files_in(folder):
+    """Of the nameless files of a disk tier."""
+    found = []
+    for descriptor in pathlib.Path("/proc/self/fd").iterdir():
+        try:
+            if os.readlink(descriptor).startswith(f"{folder}/"):
+                info = pathlib.Path(f"/proc/self/fdinfo/{descriptor.name}").read_text()
+                found.append(int(re.search(r"flags:\s*([0-7]+)", info)[1], 8))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_the_disk_is_read_around_the_page_cache_unless_that_is_disabled(monkeypatch, tmp_path, disabled):
+    if not takes_direct_io(tmp_path):
+        pytest.skip(f"the file system of {tmp_path} takes no O_DIRECT")
+    monkeypatch.setenv("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", "4")
+    monkeypatch.setenv("DYN_KVBM_DISK_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("DYN_KVBM_DISK_DISABLE_O_DIRECT", str(disabled).lower())
+    worker = kvbm.KvbmWorker(8, 4, [np.zeros((8, 4096), np.uint8)])
+    leader = kvbm.KvbmLeader(1, workers=[worker])
+    flags = flags_of_files_in(tmp_path)
+    leader.stop()
+    worker.stop()
+    assert flags
+    assert [bool(flag & os.O_DIRECT) for flag in flags] == [not disabled] * len(flags)
