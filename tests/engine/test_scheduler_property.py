@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real Scheduler of vLLM with DynamoConnector in both roles, and a model whose KV is a function of token, position and
-layer, through random programs of add, step, abort, reset, and a disk that loses what was written. Every byte that a step reads
-is compared. When the connector is reset too, the function changes, as it would with new weights.
+layer, through random programs of add, step, abort, reset, pools so small that requests are preempted, and a disk that loses what
+was written. Every byte that a step reads is compared. When the connector is reset too, the function changes, as it would with new weights.
 
 KVBM_ENGINE_PROGRAMS programs (default 200) from KVBM_SEED (default 1); a failure names its own seed.
 """
@@ -123,7 +123,8 @@ class Engine:
         make_config, self.hash_function = parts
         self.rng = rng
         self.shape = rng.choice(SHAPES)
-        num_blocks = rng.randrange(42, 90)
+        # From what one request may need, up to more than all that run.
+        num_blocks = rng.randrange(24, 70) if len(self.shape) == 1 else rng.randrange(42, 80)
         self.config = make_config(num_blocks, rng.choice(["auto", "auto", "between_steps"]))
         memory = [np.zeros((num_blocks, PAGE_BYTES), dtype=np.uint8) for _ in range(2)]
         self.layers = {}  # by name: group, and the memory as [blocks, tokens, bytes]
@@ -163,6 +164,8 @@ class Engine:
         self.weights = 0  # changes with every reset of the connector
         self.is_damaged = False  # something on the disk is not what was written
         self.failed_loads = 0
+        self.preemptions = 0
+        self.held = 0  # requests that were aborted, and whose blocks a load still holds
         self.prefixes = [[rng.randrange(1, 50) for _ in range(BLOCK * rng.randrange(1, 12))] for _ in range(3)]
 
     @property
@@ -176,27 +179,39 @@ class Engine:
         ]
         self.add_request(prompt, self.rng.randrange(1, 20))
 
-    def add_request(self, prompt, max_tokens):
+    def make_request(self, prompt, max_tokens, **values):
         from vllm import SamplingParams
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher
         from vllm.v1.request import Request
 
         self.num_requests += 1
-        request = Request(
+        return Request(
             request_id=f"r{self.num_requests}",
             prompt_token_ids=prompt,
             sampling_params=SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0),
             pooling_params=None,
             block_hasher=get_request_block_hasher(self.hash_tokens, self.hash_function),
+            **values,
         )
+
+    def add_request(self, prompt, max_tokens):
+        request = self.make_request(prompt, max_tokens)
         self.requests[request.request_id] = request
         self.scheduler.add_request(request)
+
+    def loading(self):
+        from vllm.v1.request import RequestStatus
+
+        status = RequestStatus.WAITING_FOR_REMOTE_KVS
+        return [request_id for request_id, request in self.requests.items() if request.status == status]
 
     def abort(self):
         from vllm.v1.request import RequestStatus
 
         if self.requests:
-            self.scheduler.finish_requests(self.rng.choice(list(self.requests)), RequestStatus.FINISHED_ABORTED)
+            request_id = self.rng.choice(self.loading() or list(self.requests))
+            self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+            self.held += request_id in self.scheduler.requests
 
     def step(self):
         from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
@@ -242,7 +257,7 @@ class Engine:
         self.scheduler.update_from_output(planned, output)
         for request_id in list(self.requests):
             if self.requests[request_id].is_finished():
-                del self.requests[request_id]
+                self.preemptions += self.requests.pop(request_id).num_preemptions
         return bool(ids)
 
     def transfer_results(self, planned):
@@ -306,6 +321,13 @@ class Engine:
         pool = self.scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == self.kv_config.num_blocks - 1, "blocks are leaked"  # one is the null block
         assert (self.native.num_requests, self.native.num_open_loads) == (0, 0)
+        while self.num_open_copies():
+            assert time.monotonic() < deadline, "a copy does not end"
+            self.step()
+
+    def num_open_copies(self):
+        statistics = self.native.statistics()
+        return sum(statistics[f"kvbm_transfer_inflight{{operation={name}}}"] for name in ("offload", "onboard"))
 
     def change_weights(self):
         self.finish()
@@ -326,8 +348,9 @@ class Engine:
 
 def run_program(parts, seed, folder, monkeypatch):
     rng = random.Random(seed)
-    monkeypatch.setenv("DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", str(rng.randrange(8, 120)))
-    if rng.random() < 0.4:
+    has_disk = rng.random() < 0.5
+    monkeypatch.setenv("DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", str(rng.randrange(8, 40 if has_disk else 120)))
+    if has_disk:
         monkeypatch.setenv("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", str(rng.randrange(20, 200)))
         monkeypatch.setenv("DYN_KVBM_DISK_CACHE_DIR", str(folder))
         monkeypatch.setenv("DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER", rng.choice(["true", "false"]))
@@ -340,18 +363,19 @@ def run_program(parts, seed, folder, monkeypatch):
             what = rng.random()
             if what < 0.25 and len(engine.requests) < 8:
                 engine.add()
-            elif what < 0.28:
+            elif what < (0.35 if engine.loading() else 0.29):
                 engine.abort()
-            elif what < 0.31:
+            elif what < 0.38:
                 engine.scheduler.reset_prefix_cache()
-            elif what < 0.32:
+            elif what < 0.39:
                 engine.change_weights()
-            elif what < 0.35:
+            elif what < 0.43:
                 engine.damage_disk()
             else:
                 engine.step()
         engine.finish()
-        return engine.shape, {**engine.native.statistics(), "failed loads": engine.failed_loads}
+        counted = {"failed loads": engine.failed_loads, "preemptions": engine.preemptions, "held": engine.held}
+        return engine.shape, {**engine.native.statistics(), **counted}
     finally:
         engine.close()
 
@@ -376,7 +400,8 @@ def test_random_programs(vllm_parts, tmp_path, monkeypatch):
             assert loaded[str(shape)] > 0, shape
         for tier in ("g2", "g3"):
             assert moved[f"kvbm_forgotten_blocks_total{{tier={tier}}}"] > 0, tier
-        assert moved["failed loads"] > 0
+        for what in ("failed loads", "preemptions", "held"):
+            assert moved[what] > 0, what
 
 
 @pytest.mark.parametrize("seed", range(1, 7))
@@ -414,5 +439,36 @@ def test_what_the_scheduler_keeps_over_a_reset_is_not_stored(vllm_parts, tmp_pat
         assert num_stored() > 0, "what is computed anew is stored"
         assert scheduler.reset_prefix_cache()
         assert ask()
+    finally:
+        engine.close()
+
+
+def test_salts_adapters_and_images_share_nothing(vllm_parts, tmp_path, monkeypatch):
+    from vllm.lora.request import LoRARequest
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+    def image(name):
+        return [MultiModalFeatureSpec(None, "image", name, PlaceholderRange(offset=BLOCK, length=BLOCK))]
+
+    monkeypatch.setenv("DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", "200")
+    monkeypatch.setattr(sys.modules[__name__], "SHAPES", [[(BLOCK, None)]])
+    engine = Engine(vllm_parts, random.Random(1), tmp_path)
+    leader = engine.scheduler.connector._leader
+    prompt = list(range(1, 6 * BLOCK + 2))
+
+    def found(**values):
+        request = engine.make_request(prompt, 1, **values)
+        tokens, _ = leader.get_num_new_matched_tokens(request, 0)
+        leader.request_finished(request)
+        return tokens
+
+    try:
+        engine.add_request(prompt, 1)
+        engine.finish()
+        assert found() == 6 * BLOCK
+        assert found(cache_salt="theirs") == 0
+        assert found(lora_request=LoRARequest("adapter", 1, "path")) == 0
+        # What lies before an image is the same.
+        assert found(mm_features=image("cat")) == BLOCK
     finally:
         engine.close()

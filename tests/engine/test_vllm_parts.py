@@ -11,8 +11,9 @@ from vllm.distributed.kv_events import BlockRemoved, BlockStored
 
 import kvbm
 from kvbm.vllm_integration import connector_leader, connector_worker
-from kvbm.vllm_integration.connector_leader import options_of
+from kvbm.vllm_integration.connector_leader import options_of, priority_of
 from kvbm.vllm_integration.events import to_kv_cache_events, wants_events
+from kvbm.vllm_integration.layer_groups import layer_groups_of, window_blocks
 from kvbm.vllm_integration.layout import check_canary, check_declared, runs_of
 from kvbm.vllm_integration.start_checks import warn_at_start, warnings_of
 
@@ -46,6 +47,40 @@ def test_options_have_defaults_and_take_what_is_given():
 def test_options_that_make_no_sense_are_refused(extra):
     with pytest.raises(ValueError, match=next(iter(extra))):
         options_of(extra)
+
+
+@pytest.mark.parametrize("params, priority", [(None, None), ({}, None), ({"priority": 20}, 20), ({"priority": 100}, 100)])
+def test_a_request_may_say_what_its_blocks_are_worth(params, priority):
+    assert priority_of(SimpleNamespace(request_id="r", kv_transfer_params=params)) == priority
+
+
+@pytest.mark.parametrize("priority", [-1, 101, "20", True, 0.5])
+def test_a_priority_that_makes_no_sense_is_told_and_left_out(priority, caplog):
+    request = SimpleNamespace(request_id="r1", kv_transfer_params={"priority": priority})
+    assert priority_of(request) is None
+    assert f"request r1: kv_transfer_params priority is {priority!r}, not 0 to 100" in caplog.text
+
+
+# --- layer groups
+
+
+def spec(name, **values):
+    return type(name, (), {"block_size": 32, **values})()
+
+
+def test_a_window_is_so_many_blocks_that_the_next_token_sees_it():
+    for kind in ("FullAttentionSpec", "MLAAttentionSpec"):
+        assert window_blocks(spec(kind, sliding_window=128), 32) == 0  # the engine keeps all of it
+    for kind in ("SlidingWindowSpec", "SlidingWindowMLASpec"):
+        assert [window_blocks(spec(kind, sliding_window=n), 32) for n in (1, 2, 33, 34, 129)] == [1, 1, 1, 2, 4]
+    assert window_blocks(spec("SlidingWindowSpec", sliding_window=33, extra_retained_tokens=1), 32) == 2
+
+
+@pytest.mark.parametrize("kind", ["MambaSpec", "ChunkedLocalAttentionSpec", "CrossAttentionSpec", "NobodyKnowsSpec"])
+def test_a_group_of_another_kind_is_refused_by_its_name(kind):
+    groups = [SimpleNamespace(kv_cache_spec=spec(name)) for name in ("FullAttentionSpec", kind)]
+    with pytest.raises(NotImplementedError, match=f"layers with a {kind} are not supported: full attention and sliding"):
+        layer_groups_of(SimpleNamespace(kv_cache_groups=groups))
 
 
 # --- warnings
