@@ -20,6 +20,8 @@ from engine_run import engine_environment
 
 HERE = pathlib.Path(__file__).resolve().parent
 BAR = 40
+FROM_HOST = ("g2_to_g1",)
+FROM_DISK = ("g3_to_g2", "g3_to_g1")
 
 
 def run(variables, **options):
@@ -38,6 +40,12 @@ def run(variables, **options):
 
 def blocks(played, *routes):
     return sum(played["statistics"].get(f"kvbm_transfer_blocks_total{{route={route}}}", 0) for route in routes)
+
+
+def milliseconds(played, *routes):
+    """In which a copy of the routes was open."""
+    name = "kvbm_transfer_busy_nanoseconds_total"
+    return sum(played["statistics"].get(f"{name}{{route={route}}}", 0) for route in routes) / 1e6
 
 
 def main():
@@ -69,21 +77,27 @@ def main():
 
     expected = plain[0]["outputs"]
     print()
-    print(f"{'':<29} {'prompt':>8} {'computed':>9} {'cached':>8}   {'host':>5} {'disk':>5}   {'seconds':>7}  outputs")
-    print(f"{'':<29} {'tokens':>8} {'tokens':>9} {'tokens':>8}   {'blocks loaded':>11}")
+    print(
+        f"{'':<29} {'prompt':>8} {'computed':>9} {'cached':>8}   {'host':>5} {'':>7}   {'disk':>5} {'':>7}   "
+        f"{'round':>7}  outputs"
+    )
+    loaded = f"{'blocks':>5} {'ms':>7}"
+    print(f"{'':<29} {'tokens':>8} {'tokens':>9} {'tokens':>8}  {loaded}  {loaded}   {'seconds':>7}")
     for name, played in rows:
         computed = played["prompt_tokens"] - played["cached_tokens"]
         equal = "equal" if played["outputs"] == expected else "DIFFERENT"
         print(
             f"{name:<29} {played['prompt_tokens']:>8} {computed:>9} {played['cached_tokens']:>8}   "
-            f"{blocks(played, 'g2_to_g1'):>5} {blocks(played, 'g3_to_g1', 'g3_to_g2'):>5}   "
+            f"{blocks(played, *FROM_HOST):>5} {milliseconds(played, *FROM_HOST):>7.2f}   "
+            f"{blocks(played, *FROM_DISK):>5} {milliseconds(played, *FROM_DISK):>7.2f}   "
             f"{played['seconds']:>7.2f}  {equal}"
         )
     print("\nprompt tokens that the engine computed (#) and that were there (.)")
     for name, played in rows:
         computed = round(BAR * (1 - played["cached_tokens"] / played["prompt_tokens"]))
         print(f"{name:<29} {'#' * computed}{'.' * (BAR - computed)}")
-    print("\nWithin a round, later turns find the earlier ones in the engine's own prefix cache.")
+    print("\nHost and disk: blocks that were loaded, and the time in which such copies were under way.")
+    print("Within a round, later turns find the earlier ones in the engine's own prefix cache.")
     if any(played["outputs"] != expected for _, played in rows):
         sys.exit("the outputs differ")
 
