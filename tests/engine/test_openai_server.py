@@ -4,13 +4,15 @@
 import os
 import pathlib
 import random
+import subprocess
 
 import pytest
 from api_tester import ApiTester
 from determinism_tester import DeterminismTester
 from engine_run import ROOT, engine_environment
-from metrics_text import total
-from openai_server import OpenAiServer
+from metrics_text import fetch_kvbm_metrics, total
+from openai_server import OpenAiServer, free_port
+from test_vllm import PROGRAM
 
 TRANSFER_CONFIG = (
     '{"kv_connector":"DynamoConnector","kv_role":"kv_both",'
@@ -50,6 +52,17 @@ def start(tmp_path):
     return server
 
 
+def check_doctor(page, hits):
+    """What vLLM's page shows of kvbm may be older."""
+    doctor = subprocess.run([PROGRAM, "doctor", "--metrics", page], capture_output=True, text=True, timeout=60)
+    assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+    found = {line[8:23].strip(): line[23:] for line in doctor.stdout.splitlines()}
+    assert set(found) == {"hits", "host memory", "disk", "drops", "failures", "bypass"}
+    matched = int("".join(c for c in found["hits"].split(" tokens matched")[0] if c.isdigit()))
+    assert 0 < matched <= hits
+    assert "room for 100" in found["host memory"]
+
+
 def test_answers_over_http_equal_those_without_kvbm(start, tmp_path):
     prompts = make_prompts()
     chat = [{"role": "user", "content": prompts[0]}]
@@ -63,7 +76,10 @@ def test_answers_over_http_equal_those_without_kvbm(start, tmp_path):
 
     disk = tmp_path / "disk"
     disk.mkdir()
+    port = free_port()
     variables = {
+        "DYN_KVBM_METRICS": "true",
+        "DYN_KVBM_METRICS_PORT": str(port),
         "DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS": "100",
         "DYN_KVBM_DISK_CACHE_GB": "0.2",
         "DYN_KVBM_DISK_CACHE_DIR": str(disk),
@@ -78,6 +94,10 @@ def test_answers_over_http_equal_those_without_kvbm(start, tmp_path):
         hits = total(api.metrics(), "vllm:external_prefix_cache_hits_total")
         queries = total(api.metrics(), "vllm:external_prefix_cache_queries_total")
         assert hits > 0.4 * queries > 0, f"{hits} of {queries}"
+        own_page = f"http://127.0.0.1:{port}/metrics"
+        assert total(fetch_kvbm_metrics(own_page), "kvbm_matched_tokens") == hits
+        for page in (own_page, server.base_url + "/metrics"):
+            check_doctor(page, hits)
 
         # The user empties the connector too: nothing comes back, and the answers stay.
         api.reset_prefix_cache(external=True)
