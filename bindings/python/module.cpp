@@ -64,6 +64,16 @@ struct LocalWorker {
     check_process("KvbmWorker", worker.process());
     return *worker;
   }
+  void stop() {
+    KvbmWorker& to_stop = running();
+    Status stopped;
+    {
+      const nb::gil_scoped_release released;
+      stopped = to_stop.stop();
+    }
+    check(stopped);
+    kept.clear();
+  }
 };
 
 /// Per layer group (run_bytes, [(address, block_stride), ...]).
@@ -471,19 +481,13 @@ NB_MODULE(_core, module) {
            [](LocalWorker& worker) {
              return numbers(worker.running().hooks().take_failed_blocks());
            })
+      .def("stop", &LocalWorker::stop, "Waits for running copies; the tensors may go afterwards.")
       .def(
-          "stop",
-          [](LocalWorker& worker) {
-            KvbmWorker& running = worker.running();
-            Status stopped;
-            {
-              const nb::gil_scoped_release released;
-              stopped = running.stop();
-            }
-            check(stopped);
-            worker.kept.clear();
-          },
-          "Waits for running copies; the tensors may go afterwards.");
+          "__enter__", [](nb::object self) { return self; },
+          nb::sig("def __enter__(self) -> KvbmWorker"))
+      .def(
+          "__exit__", [](LocalWorker& self, nb::args /*exception*/) { self.stop(); },
+          nb::sig("def __exit__(self, *exception: object) -> None"));
 
   nb::class_<Leader>(module, "KvbmLeader",
                      "The scheduler's side: requests, tiers and steps.\n\n"
@@ -579,7 +583,13 @@ NB_MODULE(_core, module) {
              leader.running().poll();
              return statistics_of(leader.running().metrics());
            })
-      .def("stop", &Leader::stop, "Lets go of the workers. Nothing else can be called afterwards.");
+      .def("stop", &Leader::stop, "Lets go of the workers. Nothing else can be called afterwards.")
+      .def(
+          "__enter__", [](nb::object self) { return self; },
+          nb::sig("def __enter__(self) -> KvbmLeader"))
+      .def(
+          "__exit__", [](Leader& self, nb::args /*exception*/) { self.stop(); },
+          nb::sig("def __exit__(self, *exception: object) -> None"));
 
   nb::class_<MetricsReader>(module, "MetricsReader",
                             "What has changed in the series of a leader or a worker.")

@@ -687,6 +687,10 @@ class KvbmWorker:
     def stop(self) -> None:
         """Waits for running copies; the tensors may go afterwards."""
 
+    def __enter__(self) -> KvbmWorker: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
 class KvbmLeader:
     """
     The scheduler's side: requests, tiers and steps.
@@ -762,6 +766,10 @@ class KvbmLeader:
 
     def stop(self) -> None:
         """Lets go of the workers. Nothing else can be called afterwards."""
+
+    def __enter__(self) -> KvbmLeader: ...
+
+    def __exit__(self, *exception: object) -> None: ...
 
 class MetricsReader:
     """What has changed in the series of a leader or a worker."""

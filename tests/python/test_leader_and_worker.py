@@ -255,6 +255,24 @@ def test_a_reader_of_a_stopped_leader_is_told():
     worker.stop()
 
 
+def test_a_with_block_stops_both(monkeypatch):
+    monkeypatch.setenv("DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", "4")
+    tensors = layers()
+    references = sys.getrefcount(tensors[0])
+    with pytest.raises(ZeroDivisionError):
+        with kvbm.KvbmWorker(BLOCKS, PAGE, tensors) as worker, kvbm.KvbmLeader(1, workers=[worker]) as leader:
+            assert leader.num_host_blocks == 4
+            running = sys.getrefcount(tensors[0])
+            raise ZeroDivisionError
+    with pytest.raises(kvbm.UnavailableError, match="stopped"):
+        leader.num_host_blocks
+    stopped = sys.getrefcount(tensors[0])
+    assert running > references == stopped  # the worker lets go of its tensors when it stops
+    with leader, worker:  # a stop is not the last one
+        leader.stop()
+        worker.stop()
+
+
 FORKED = """
 import gc, os, signal, sys, time
 import numpy as np
