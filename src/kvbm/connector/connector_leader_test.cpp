@@ -24,9 +24,11 @@ namespace kvbm {
 namespace {
 
 using std::chrono::milliseconds;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using testing::RankRig;
 using testing::RankRigOptions;
 using testing::RecordingLogSink;
@@ -122,7 +124,7 @@ class ConnectorTest : public ::testing::Test {
   uint64_t stored() { return cluster_->leader().resident_blocks(TierId::kG2); }
 
   Retention retention_ = Retention::full_prefix();
-  RecordingLogSink log_{LogLevel::kError};
+  RecordingLogSink log_{LogLevel::kWarning};
   ManualClock clock_;  // the leader's
   ThreadExecutor executor_{log_};
   RecordingSink events_{256};
@@ -330,7 +332,10 @@ TEST_F(ConnectorTest, WhatKeepsFailingIsLeftAloneForAWhile) {
     EXPECT_FALSE(leader_->finished(request));
   };
   fail_a_load("b");
+  EXPECT_THAT(log_.messages(LogLevel::kError), Not(Contains(HasSubstr("in a row"))));
   fail_a_load("c");
+  EXPECT_THAT(log_.messages(LogLevel::kError),
+              Contains(HasSubstr("2 loads in a row have failed: nothing is offered")));
   EXPECT_THAT(metrics(), HasSubstr("\nkvbm_bypass_open 1\n"));
   EXPECT_EQ(leader_->match("short", 0, 2).num_tokens, 0U);  // has nothing to look up
   extend("d", 1, 3);
@@ -349,6 +354,8 @@ TEST_F(ConnectorTest, WhatKeepsFailingIsLeftAloneForAWhile) {
   settle();
   empty_step();
   EXPECT_THAT(metrics(), HasSubstr("\nkvbm_bypass_open 0\n"));
+  EXPECT_THAT(log_.messages(LogLevel::kWarning),
+              Contains(HasSubstr("loads succeed again: blocks are offered as before")));
 }
 
 TEST_F(ConnectorTest, BlocksFromTheFirstOneOfALowPriorityOnAreNotStored) {
