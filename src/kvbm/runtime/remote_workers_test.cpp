@@ -7,10 +7,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <gmock/gmock.h>
@@ -224,60 +227,112 @@ TEST_F(RemoteWorkersTest, ARankThatCannotMakeItsPlacesIsNamed) {
 }
 
 /// Forks before it has threads, unlike the fixture above.
-TEST(RemoteWorkers, AKilledWorkerIsNamedAndItsBlocksAreGone) {
-  const TemporaryFolder folder;
-  const std::string endpoint = "ipc://" + (folder.path() / "leader").string();
-  std::vector<pid_t> children;
-  for (const uint16_t rank : {uint16_t{0}, uint16_t{1}}) {
-    const pid_t child = ::fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
+/// A worker in a process of its own, which plays the steps that it is sent until it is killed.
+class WorkerProcess {
+ public:
+  WorkerProcess(uint16_t rank, const std::string& endpoint) {
+    std::array<int, 2> ends{};
+    if (::pipe(ends.data()) != 0) return;
+    child_ = ::fork();
+    if (child_ == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // whatever ends the test
       RecordingLogSink log;
       Rank of_rank(rank, log);
       if (!of_rank.worker->connect(endpoint, "")) ::_exit(1);
-      for (;;) ::pause();
+      for (;;) play(ends[0], of_rank.worker->hooks());
     }
-    children.push_back(child);
+    steps_ = ends[1];
+    ::close(ends[0]);
   }
+  ~WorkerProcess() {
+    kill();
+    if (steps_ >= 0) ::close(steps_);
+    if (runs()) ::waitpid(child_, nullptr, 0);
+  }
+  WorkerProcess(const WorkerProcess&) = delete;
+  WorkerProcess& operator=(const WorkerProcess&) = delete;
+
+  [[nodiscard]] bool runs() const { return child_ > 0; }
+  void kill() const {
+    if (runs()) ::kill(child_, SIGKILL);  // not -1, which is everybody
+  }
+  /// A step, of few bytes, in which nothing is computed.
+  [[nodiscard]] bool send(const std::vector<std::byte>& step) const {
+    const uint32_t size = static_cast<uint32_t>(step.size());
+    return ::write(steps_, &size, sizeof(size)) == ssize_t{sizeof(size)} &&
+           ::write(steps_, step.data(), size) == static_cast<ssize_t>(size);
+  }
+
+ private:
+  static void play(int steps, ConnectorWorker& hooks) {
+    uint32_t size = 0;
+    if (::read(steps, &size, sizeof(size)) != ssize_t{sizeof(size)}) ::_exit(2);
+    std::vector<std::byte> step(size);
+    if (::read(steps, step.data(), size) != static_cast<ssize_t>(size)) ::_exit(3);
+    if (!hooks.begin_step(step)) ::_exit(4);
+    hooks.end_step();
+  }
+
+  pid_t child_ = -1;
+  int steps_ = -1;
+};
+
+TEST(RemoteWorkers, AKilledWorkerIsNamedAndItsBlocksAreGone) {
+  const TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder.path() / "leader").string();
+  const WorkerProcess first(0, endpoint);
+  const WorkerProcess second(1, endpoint);
+  ASSERT_TRUE(first.runs() && second.runs());
   RecordingLogSink log;
   ThreadExecutor executor(log);
   auto created = KvbmLeader::create(
       leader_options(),
       {.endpoint = endpoint, .num_ranks = 2, .secret = {}, .keep_waiting = nullptr}, log);
-  EXPECT_TRUE(created);
-  if (created) {
-    KvbmLeader& leader = **created;
-    ::kill(children[1], SIGKILL);
-    const auto named = [&] {
-      leader.poll();
-      const auto errors = log.messages(LogLevel::kError);
-      return std::ranges::any_of(errors, [](const std::string& message) {
-        return message.find("rank 1 is lost; all stored blocks are dropped") != std::string::npos;
-      });
-    };
+  ASSERT_TRUE(created) << created.error();
+  KvbmLeader& leader = **created;
+  const auto eventually = [&](const std::function<bool()>& what) {
     const Latch never;
     const TimePoint deadline = executor.clock().now() + seconds(20);
-    while (!named() && executor.clock().now() < deadline) {
+    while (!what() && executor.clock().now() < deadline) {
       static_cast<void>(executor.wait(never, executor.clock().now() + milliseconds(5)));
     }
-    EXPECT_TRUE(named());
-    // The engine goes on and computes: its steps are built, and nothing is stored or offered.
-    leader.requests().extend("a", identities(2));
-    EXPECT_EQ(leader.requests().match("a", 0, 9).num_tokens, 0U);
-    const ScheduledRequest one = {.request = "a",
+    return what();
+  };
+  const auto build_step = [&](std::string_view request) {
+    const ScheduledRequest one = {.request = request,
                                   .blocks = {{BlockId(0), BlockId(1), BlockId(2)}},
                                   .replaces_blocks = true,
                                   .num_computed_tokens = 0,
                                   .num_scheduled_tokens = 9};
-    const auto step = decode_connector_step(leader.requests().build_step({&one, 1}));
-    EXPECT_TRUE(step && step->plan.stores.empty());
-    EXPECT_FALSE(leader.requests().finished("a"));
-  }
-  for (const pid_t child : children) {
-    ::kill(child, SIGKILL);
-    ::waitpid(child, nullptr, 0);
-  }
+    return leader.requests().build_step({&one, 1});
+  };
+  const auto found = [&](std::string_view request) {
+    return leader.requests().match(request, 0, 9).num_tokens;
+  };
+
+  leader.requests().extend("a", identities(2));
+  const auto step = build_step("a");
+  EXPECT_TRUE(first.send(step) && second.send(step));
+  EXPECT_FALSE(leader.requests().finished("a"));
+  leader.requests().extend("b", identities(2));
+  EXPECT_TRUE(eventually([&] { return found("b") == 8; }));  // both ranks have stored their parts
+
+  second.kill();
+  EXPECT_TRUE(eventually([&] {
+    leader.poll();
+    const auto errors = log.messages(LogLevel::kError);
+    return std::ranges::any_of(errors, [](const std::string& message) {
+      return message.find("rank 1 is lost; all stored blocks are dropped") != std::string::npos;
+    });
+  }));
+  // The engine goes on and computes: its steps are built, and nothing is stored or offered.
+  EXPECT_EQ(found("b"), 0U);
+  const auto after = decode_connector_step(build_step("b"));
+  EXPECT_TRUE(after && after->plan.stores.empty());
+  EXPECT_FALSE(leader.requests().finished("b"));
+  std::ostringstream page;
+  write_prometheus_text(leader.metrics(), page);
+  EXPECT_THAT(page.str(), HasSubstr("\nkvbm_lost_blocks_total{tier=\"g2\"} 2\n"));
 }
 
 }  // namespace
