@@ -53,28 +53,30 @@ elseif(EXISTS ${kvbm_scripts}/make_token_known_answers.py)
   kvbm_lint_test(token_known_answers ${kvbm_python} ${kvbm_scripts}/make_token_known_answers.py --check)
 endif()
 
-# --- the C++ of README.md --------------------------------------------------------------------------
-kvbm_lint_test(readme.can_fail ${kvbm_python} ${kvbm_scripts}/check_readme_snippets.py --self-test
+# --- the C++ of documents --------------------------------------------------------------------------
+kvbm_lint_test(snippets.can_fail ${kvbm_python} ${kvbm_scripts}/check_snippets.py --self-test
                --compiler ${CMAKE_CXX_COMPILER})
-if(TARGET kvbm_runtime AND EXISTS ${PROJECT_SOURCE_DIR}/README.md)
-  set_property(
-    DIRECTORY
-    APPEND
-    PROPERTY CMAKE_CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/README.md)
-  set(folder ${PROJECT_BINARY_DIR}/readme)
-  execute_process(
-    COMMAND ${kvbm_python} ${kvbm_scripts}/check_readme_snippets.py --extract
-            ${PROJECT_SOURCE_DIR}/README.md ${folder}
-    OUTPUT_VARIABLE snippets
-    OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
-  string(REPLACE "\n" ";" snippets "${snippets}")
-  foreach(snippet IN LISTS snippets)
-    string(REPLACE ".cpp" "" name "${snippet}")
-    add_executable(kvbm_readme_${name} ${folder}/${snippet})
-    target_link_libraries(kvbm_readme_${name} PRIVATE kvbm::runtime)
-    set_target_properties(kvbm_readme_${name} PROPERTIES EXPORT_COMPILE_COMMANDS OFF)
-    add_dependencies(kvbm_lint kvbm_readme_${name})
-    add_test(NAME lint.readme.${name} COMMAND kvbm_readme_${name} WORKING_DIRECTORY ${folder})
-    set_tests_properties(lint.readme.${name} PROPERTIES LABELS lint TIMEOUT 300)
+if(TARGET kvbm_runtime)
+  set(folder ${PROJECT_BINARY_DIR}/snippets)
+  foreach(document README.md docs/guides/migration.md)
+    set_property(
+      DIRECTORY
+      APPEND
+      PROPERTY CMAKE_CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${document})
+    execute_process(
+      COMMAND ${kvbm_python} ${kvbm_scripts}/check_snippets.py --extract
+              ${PROJECT_SOURCE_DIR}/${document} ${folder}
+      OUTPUT_VARIABLE snippets
+      OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+    string(REPLACE "\n" ";" snippets "${snippets}")
+    foreach(snippet IN LISTS snippets)
+      string(REPLACE ".cpp" "" name "${snippet}")
+      add_executable(kvbm_snippet_${name} ${folder}/${snippet})
+      target_link_libraries(kvbm_snippet_${name} PRIVATE kvbm::runtime)
+      set_target_properties(kvbm_snippet_${name} PROPERTIES EXPORT_COMPILE_COMMANDS OFF)
+      add_dependencies(kvbm_lint kvbm_snippet_${name})
+      add_test(NAME lint.snippets.${name} COMMAND kvbm_snippet_${name} WORKING_DIRECTORY ${folder})
+      set_tests_properties(lint.snippets.${name} PROPERTIES LABELS lint TIMEOUT 300)
+    endforeach()
   endforeach()
 endif()

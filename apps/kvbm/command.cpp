@@ -129,9 +129,7 @@ CLI::Option* add_device(CLI::App& app, std::string& target) {
 }
 
 std::string device_or_default(const std::string& asked) {
-  if (!asked.empty()) return asked;
-  const auto found = find_accelerators();
-  return found && !found->empty() ? found->front().device : "host";
+  return asked.empty() ? default_device() : asked;
 }
 
 CLI::Option* add_calibration_dir(CLI::App& app, std::string& target) {

@@ -12,6 +12,11 @@ namespace kvbm {
 
 Result<std::vector<AcceleratorInfo>> find_accelerators() { return internal::find_cuda_devices(); }
 
+std::string default_device() {
+  const auto found = find_accelerators();
+  return found && !found->empty() ? found->front().device : "host";
+}
+
 Result<OpenedDevice> open_device(const OpenDeviceOptions& options) {
   constexpr std::string_view kCuda = "cuda";
   std::string_view rest = options.name;

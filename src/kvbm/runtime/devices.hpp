@@ -33,6 +33,9 @@ struct AcceleratorInfo {
 /// GPU), kDevice.
 [[nodiscard]] Result<std::vector<AcceleratorInfo>> find_accelerators();
 
+/// Of the first of them; "host" where there is none.
+[[nodiscard]] std::string default_device();
+
 /// By which a device, and what drives it, is told from another. Empty and 0: nothing to tell.
 struct DeviceIdentity {
   std::string name = {};         ///< as DeviceInfo has it

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/runtime/transfer_manager_builder.hpp"
+
+#include <array>
+#include <span>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kvbm/transfer/fill.hpp"
+
+#include "tests/support/error_code.hpp"
+#include "tests/support/recording_log_sink.hpp"
+#include "tests/support/temporary_folder.hpp"
+
+namespace kvbm {
+namespace {
+
+using testing::code_of;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr LayoutConfig kConfig{.num_blocks = 8,
+                               .num_layers = 2,
+                               .outer_dim = 2,
+                               .page_size = 16,
+                               .inner_dim = 64,
+                               .dtype_width_bytes = 2};
+
+TEST(TransferManagerBuilder, MakesAManagerThatCopiesBetweenHostDeviceAndFile) {
+  testing::RecordingLogSink log{LogLevel::kWarning};
+  auto built = TransferManagerBuilder()
+                   .device("host")
+                   .worker_id(WorkerId(7))
+                   .agent_name("seven")
+                   .log(log)
+                   .build();
+  ASSERT_TRUE(built) << built.error();
+  OwnedTransferManager& manager = **built;
+  EXPECT_EQ(manager->worker_id(), WorkerId(7));
+  EXPECT_EQ(manager->worker_address().agent_name, "seven");
+
+  auto device = manager.layout()
+                    .with_config(kConfig)
+                    .fully_contiguous()
+                    .allocate_device(manager.device())
+                    .build();
+  ASSERT_TRUE(device) << device.error();
+  EXPECT_EQ(device->registration().agent_name, "seven");
+  auto pinned = manager.layout()
+                    .with_config(kConfig)
+                    .layer_separate(BlockDimension::kBlockIsFirst)
+                    .allocate_pinned(manager.pinned_memory())
+                    .build();
+  ASSERT_TRUE(pinned) << pinned.error();
+  EXPECT_EQ(pinned->storage_kind(), StorageKind::kPinned);
+
+  const testing::TemporaryFolder folder;
+  auto file = manager.layout()
+                  .with_config(kConfig)
+                  .fully_contiguous()
+                  .allocate_disk({.directory = folder.path().string()})
+                  .build();
+  ASSERT_TRUE(file) << file.error();
+
+  // From host memory to the device and back, then to the file and back.
+  const std::array<std::array<BlockId, 2>, 5> ids = {{{BlockId(0), BlockId(5)},
+                                                      {BlockId(3), BlockId(1)},
+                                                      {BlockId(7), BlockId(6)},
+                                                      {BlockId(2), BlockId(4)},
+                                                      {BlockId(1), BlockId(2)}}};
+  const std::array<SlotTag, 2> tags = {SlotTag{std::byte{1}}, SlotTag{std::byte{2}}};
+  const FillPattern pattern = FillPattern::position(1);
+  const PhysicalLayout host = *pinned;
+  ASSERT_TRUE(fill(host, ids[0], pattern));
+  const LayoutHandle host_handle = manager->register_layout(*std::move(pinned)).value();
+  const LayoutHandle device_handle = manager->register_layout(*std::move(device)).value();
+  const LayoutHandle file_handle = manager->register_layout(*std::move(file)).value();
+  const std::array places = {host_handle, device_handle, host_handle, file_handle, host_handle};
+  for (size_t i = 1; i < places.size(); ++i) {
+    const bool has_file = places[i - 1] == file_handle || places[i] == file_handle;
+    const auto copied =
+        manager->execute_transfer({.src = places[i - 1],
+                                   .src_ids = ids[i - 1],
+                                   .dst = places[i],
+                                   .dst_ids = ids[i],
+                                   .options = {.tags = has_file ? std::span<const SlotTag>(tags)
+                                                                : std::span<const SlotTag>()}});
+    ASSERT_TRUE(copied) << copied.error();
+    EXPECT_TRUE(copied->wait());
+  }
+  for (const size_t i : {2, 4}) {
+    const auto wrong = find_fill_mismatch(host, ids[i], ids[0], pattern);
+    ASSERT_TRUE(wrong) << wrong.error();
+    EXPECT_FALSE(wrong->has_value());
+  }
+  EXPECT_THAT(log.records(), IsEmpty());
+}
+
+TEST(TransferManagerBuilder, MemoryMayOutliveTheManager) {
+  auto built = TransferManagerBuilder().device("host").build();
+  ASSERT_TRUE(built) << built.error();
+  auto layout = (*built)
+                    ->layout()
+                    .with_config(kConfig)
+                    .fully_contiguous()
+                    .allocate_pinned((*built)->pinned_memory())
+                    .build();
+  ASSERT_TRUE(layout) << layout.error();
+  built->reset();
+  EXPECT_TRUE(fill(*layout, std::array{BlockId(7)}, FillPattern::sequential()));
+}
+
+TEST(TransferManagerBuilder, RefusesWhatIsNotThere) {
+  EXPECT_EQ(code_of(TransferManagerBuilder().device("tpu").build()), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(TransferManagerBuilder().cuda_device_id(-1).build()),
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(TransferManagerBuilder().device("host").streams_per_direction(0).build()),
+            ErrorCode::kInvalidArgument);
+  const auto nixl = TransferManagerBuilder().device("host").nixl_backend("UCX").build();
+  ASSERT_EQ(code_of(nixl), ErrorCode::kUnsupported);
+  EXPECT_THAT(nixl.error().message(), HasSubstr("UCX"));
+}
+
+}  // namespace
+}  // namespace kvbm
