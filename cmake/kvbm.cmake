@@ -316,6 +316,7 @@ function(kvbm_summary)
                  "warnings as errors ${KVBM_WERROR}, sanitizers [${KVBM_SANITIZE}], "
                  "coverage ${KVBM_COVERAGE}")
   message(STATUS "  rooms       ${rooms}")
+  message(STATUS "  BLAKE3      ${kvbm_blake3_line}")
   foreach(line IN LISTS backends)
     message(STATUS "  backend     ${line}")
   endforeach()

@@ -32,6 +32,8 @@ else()
   endif()
 endif()
 
+include(blake3)
+
 # What an adapter needs may be absent: kvbm_backend() sees to it.
 if(PkgConfig_FOUND)
   pkg_check_modules(cppzmq QUIET IMPORTED_TARGET cppzmq)

@@ -7,6 +7,7 @@
 
 #include "kvbm/base/random.hpp"
 #include "kvbm/base/text.hpp"
+#include "kvbm/transfer/internal/host_blocks.hpp"
 
 namespace kvbm {
 
@@ -63,65 +64,20 @@ class PatternBytes {
 
 namespace {
 
-Status check(const LayoutView& view, std::span<const BlockId> ids) {
-  const StorageKind kind = view.layout().storage_kind();
-  if (kind != StorageKind::kSystem && kind != StorageKind::kPinned) {
-    return make_error(ErrorCode::kUnsupported,
-                      format_text("the host fills and compares its own memory, not {} memory: copy "
-                                  "the blocks",
-                                  kind));
-  }
-  const uint32_t num_blocks = view.layout().config().num_blocks;
-  for (const BlockId id : ids) {
-    if (id.value() >= num_blocks) {
-      return make_error(ErrorCode::kInvalidArgument,
-                        format_text("block {} of a layout of {} blocks", id, num_blocks));
-    }
-  }
-  return {};
-}
+constexpr const char* kVerb = "fills and compares";
 
-/// Calls visit(position, address, first element in the chunk) for each run of a block that the view
-/// has, in canonical order, until it returns false.
-template <class F>
-bool for_each_run(const LayoutView& view, BlockId block, F&& visit) {
-  const LayoutConfig& config = view.layout().config();
-  const bool known = view.kv_block_layout().is_known();
-  const uint64_t head_dim = known ? config.inner_dim / *config.num_heads : 0;
-  for (uint64_t index = view.layers().begin(); index < view.layers().end(); ++index) {
-    const LayerId layer(static_cast<uint16_t>(index));
-    const uint32_t map_index = view.layout().page_map_of(layer);
-    const PageMap& map = view.layout().page_maps()[map_index];
-    const BlockStrides strides = view.strides(map_index);
-    std::byte* base =
-        map.region().base() + view.offset(layer, strides) + block.value() * map.block_stride();
-    for (uint32_t outer = 0; outer < config.outer_dim; ++outer) {
-      for (uint32_t page = 0; page < view.page_size(); ++page) {
-        for (uint32_t head = 0; head < view.heads().count; ++head) {
-          const FillMismatch at{.block = block,
-                                .layer = layer,
-                                .outer = outer,
-                                .head = view.heads().first + head,
-                                .page = page};
-          std::byte* run = base + outer * strides.outer + page * strides.page + head * strides.head;
-          const uint64_t element =
-              known ? uint64_t{page} * config.inner_dim + at.head * head_dim : 0;
-          if (!visit(at, run, element)) return false;
-        }
-      }
-    }
-  }
-  return true;
+FillMismatch mismatch_at(BlockId block, const internal::RunPosition& at) {
+  return {.block = block, .layer = at.layer, .outer = at.outer, .head = at.head, .page = at.page};
 }
 
 }  // namespace
 
 Status fill(const LayoutView& view, std::span<const BlockId> ids, const FillPattern& pattern) {
-  KVBM_TRY(check(view, ids));
+  KVBM_TRY(internal::check_host_blocks(view, ids, kVerb));
   internal::PatternBytes bytes(view, pattern);
   for (const BlockId id : ids) {
-    for_each_run(view, id, [&](const FillMismatch& at, std::byte* run, uint64_t element) {
-      std::ranges::copy(bytes.of(id, at.layer, at.outer, element), run);
+    internal::for_each_run(view, id, [&](const internal::RunPosition& at, std::byte* run) {
+      std::ranges::copy(bytes.of(id, at.layer, at.outer, at.first_element), run);
       return true;
     });
   }
@@ -136,17 +92,19 @@ Result<std::optional<FillMismatch>> find_fill_mismatch(const LayoutView& view,
     return make_error(ErrorCode::kInvalidArgument, format_text("{} blocks and the patterns of {}",
                                                                ids.size(), pattern_of.size()));
   }
-  KVBM_TRY(check(view, ids));
+  KVBM_TRY(internal::check_host_blocks(view, ids, kVerb));
   internal::PatternBytes bytes(view, pattern);
   std::optional<FillMismatch> found;
   for (size_t i = 0; i < ids.size() && !found; ++i) {
-    for_each_run(view, ids[i], [&](const FillMismatch& at, const std::byte* run, uint64_t element) {
-      const std::span<const std::byte> expected =
-          bytes.of(pattern_of[i], at.layer, at.outer, element);
-      if (std::memcmp(run, expected.data(), expected.size()) == 0) return true;
-      found = at;
-      return false;
-    });
+    internal::for_each_run(view, ids[i],
+                           [&](const internal::RunPosition& at, const std::byte* run) {
+                             const std::span<const std::byte> expected =
+                                 bytes.of(pattern_of[i], at.layer, at.outer, at.first_element);
+                             if (std::memcmp(run, expected.data(), expected.size()) == 0)
+                               return true;
+                             found = mismatch_at(ids[i], at);
+                             return false;
+                           });
   }
   return found;
 }

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# BLAKE3 as the target kvbm_blake3: the library of its authors where it is installed (CMake package BLAKE3, pkg-config
+# libblake3), else their C sources, which are compiled here with their assembly for x86-64; which of it a processor can run is
+# found out by it at run time. Debian 12 has the sources alone, in its package librust-blake3-dev.
+
+set(kvbm_blake3_line "")
+find_package(BLAKE3 QUIET)
+if(NOT TARGET BLAKE3::blake3 AND PkgConfig_FOUND)
+  pkg_check_modules(libblake3 QUIET IMPORTED_TARGET libblake3)
+endif()
+if(TARGET BLAKE3::blake3)
+  add_library(kvbm_blake3 INTERFACE)
+  target_link_libraries(kvbm_blake3 INTERFACE BLAKE3::blake3)
+  set(kvbm_blake3_line "library ${BLAKE3_VERSION}")
+elseif(TARGET PkgConfig::libblake3)
+  add_library(kvbm_blake3 INTERFACE)
+  target_link_libraries(kvbm_blake3 INTERFACE PkgConfig::libblake3)
+  set(kvbm_blake3_line "library ${libblake3_VERSION}")
+else()
+  file(GLOB kvbm_folders "/usr/share/cargo/registry/blake3-*/c")
+  list(SORT kvbm_folders COMPARE NATURAL ORDER DESCENDING)
+  find_path(KVBM_BLAKE3_SOURCES blake3_dispatch.c PATHS ${kvbm_folders} NO_DEFAULT_PATH
+                                                        DOC "Folder of BLAKE3's C sources")
+  if(NOT KVBM_BLAKE3_SOURCES)
+    list(APPEND kvbm_missing librust-blake3-dev)
+  else()
+    enable_language(C)
+    set(sources blake3.c blake3_dispatch.c blake3_portable.c)
+    if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+      enable_language(ASM)
+      foreach(simd sse2 sse41 avx2 avx512)
+        list(APPEND sources blake3_${simd}_x86-64_unix.S)
+      endforeach()
+    elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+      list(APPEND sources blake3_neon.c)
+    endif()
+    list(TRANSFORM sources PREPEND "${KVBM_BLAKE3_SOURCES}/")
+    add_library(kvbm_blake3 STATIC ${sources})
+    target_include_directories(kvbm_blake3 SYSTEM INTERFACE "${KVBM_BLAKE3_SOURCES}")
+    # It is not what a debug build is about, and tests hash much.
+    target_compile_options(kvbm_blake3 PRIVATE $<$<COMPILE_LANGUAGE:C>:-O2>)
+    set_target_properties(kvbm_blake3 PROPERTIES C_VISIBILITY_PRESET hidden EXPORT_COMPILE_COMMANDS OFF)
+    set(kvbm_blake3_line "compiled from ${KVBM_BLAKE3_SOURCES}")
+  endif()
+endif()
