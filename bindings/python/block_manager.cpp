@@ -861,7 +861,9 @@ void bind_hits(nb::module_& module) {
   nb::class_<Onboarding>(
       module, "Onboarding",
       "Copies into G1 that are under way: wait() or await gives the result, once.")
-      .def("done", [](Onboarding& self) { return self.wait(now()); })
+      .def(
+          "done", [](Onboarding& self) { return self.wait(now()); },
+          "Whether wait() returns at once.")
       .def("wait", &wait_for, "timeout"_a = nb::none(),
            "timeout in seconds. Raises kvbm.TimeoutError: the copies go on, and it may be asked "
            "again.")

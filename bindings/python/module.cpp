@@ -461,12 +461,14 @@ NB_MODULE(_core, module) {
           "statistics",
           [](LocalWorker& worker) { return statistics_of(worker.running().metrics()); },
           "What the copies of this rank have counted, by name and labels.")
-      .def("end_step",
-           [](LocalWorker& worker) {
-             ConnectorWorker& hooks = worker.running().hooks();
-             const nb::gil_scoped_release released;
-             hooks.end_step();
-           })
+      .def(
+          "end_step",
+          [](LocalWorker& worker) {
+            ConnectorWorker& hooks = worker.running().hooks();
+            const nb::gil_scoped_release released;
+            hooks.end_step();
+          },
+          "Everything of the step is computed: its stores may begin. Waits for nothing.")
       .def(
           "take_ended_loads",
           [](LocalWorker& worker) {
@@ -477,10 +479,12 @@ NB_MODULE(_core, module) {
             return loads;
           },
           "[(request, blocks that did not get their content), ...]")
-      .def("take_failed_blocks",
-           [](LocalWorker& worker) {
-             return numbers(worker.running().hooks().take_failed_blocks());
-           })
+      .def(
+          "take_failed_blocks",
+          [](LocalWorker& worker) {
+            return numbers(worker.running().hooks().take_failed_blocks());
+          },
+          "Blocks that a load within a step was to fill and has not, since the last call.")
       .def("stop", &LocalWorker::stop, "Waits for running copies; the tensors may go afterwards.")
       .def(
           "__enter__", [](nb::object self) { return self; },
@@ -518,10 +522,12 @@ NB_MODULE(_core, module) {
           "then for all of them to make one place; Ctrl-C ends the wait. "
           "metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any. "
           "record_directory: where a folder with a flight record is made; '': none.")
-      .def("num_identities",
-           [](Leader& leader, const std::string& request) {
-             return leader.requests().num_identities(request);
-           })
+      .def(
+          "num_identities",
+          [](Leader& leader, const std::string& request) {
+            return leader.requests().num_identities(request);
+          },
+          "How many hashes of a request were handed over.")
       .def("extend", &extend, "request"_a, "hashes"_a, "priority"_a = nb::none(),
            "hashes: of the next full blocks of a request, of the smallest size that a layer group "
            "has. priority: 0 to 100, how much they are worth keeping.")
@@ -533,21 +539,30 @@ NB_MODULE(_core, module) {
                 leader.requests().match(request, num_computed_tokens, num_tokens);
             return std::pair(offer.num_tokens, offer.between_steps);
           },
-          "request"_a, "num_computed_tokens"_a, "num_tokens"_a)
+          "request"_a, "num_computed_tokens"_a, "num_tokens"_a,
+          "(tokens that can be loaded beyond those that are computed, whether that happens between "
+          "steps) for a request of num_tokens tokens. Pins them until allocated, finished or the "
+          "next match.")
       .def(
           "allocated",
           [](Leader& leader, const std::string& request,
              const std::vector<std::vector<uint32_t>>& blocks, uint32_t num_external_tokens) {
             check(leader.requests().allocated(request, block_ids(blocks), num_external_tokens));
           },
-          "request"_a, "blocks"_a, "num_external_tokens"_a)
+          "request"_a, "blocks"_a, "num_external_tokens"_a,
+          "blocks: by layer group, all of the request. num_external_tokens: what match has "
+          "offered, "
+          "to be loaded into them, or 0. Raises kvbm.ContractViolation for another number.")
       .def("build_step", &build_step, "scheduled"_a,
            "scheduled: [(request, blocks by group, replaces_blocks, num_computed_tokens, "
            "num_scheduled_tokens), ...]")
-      .def("finished",
-           [](Leader& leader, const std::string& request) {
-             return leader.requests().finished(request);
-           })
+      .def(
+          "finished",
+          [](Leader& leader, const std::string& request) {
+            return leader.requests().finished(request);
+          },
+          "The request has ended. True if a load still writes to its blocks: they stay until "
+          "take_ended_loads names it.")
       .def_prop_ro(
           "page_size", [](const Leader& leader) { return leader.page_size; },
           "Tokens of a block, of the largest where sizes differ.")
@@ -578,11 +593,13 @@ NB_MODULE(_core, module) {
           "[(stored or removed, tier, layer group, identity of 32 bytes), ...] since the last "
           "call.")
       .def_prop_ro("metrics_port", [](Leader& leader) { return leader.running().metrics_port(); })
-      .def("statistics",
-           [](Leader& leader) {
-             leader.running().poll();
-             return statistics_of(leader.running().metrics());
-           })
+      .def(
+          "statistics",
+          [](Leader& leader) {
+            leader.running().poll();
+            return statistics_of(leader.running().metrics());
+          },
+          "What there is and what was counted, by name and labels.")
       .def("stop", &Leader::stop, "Lets go of the workers. Nothing else can be called afterwards.")
       .def(
           "__enter__", [](nb::object self) { return self; },

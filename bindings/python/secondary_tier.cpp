@@ -128,7 +128,9 @@ void bind_secondary_tier(nb::module_& module) {
       .def_prop_ro("num_open_jobs", [](Tier& tier) { return tier.open().num_open_jobs(); })
       .def_prop_ro("num_disk_blocks", [](Tier& tier) { return tier.open().num_disk_blocks(); })
       .def_prop_ro("num_resident_blocks", [](Tier& tier) { return tier.open().resident_blocks(); })
-      .def("statistics", [](Tier& tier) { return statistics_of(tier.open().metrics()); })
+      .def(
+          "statistics", [](Tier& tier) { return statistics_of(tier.open().metrics()); },
+          "What there is and what was counted, by name and labels.")
       .def(
           "drain",
           [](Tier& tier) {

@@ -244,11 +244,13 @@ void bind_transfer(nb::module_& module) {
                            "How a transfer ended, once it has: then nothing touches its blocks any "
                            "more. May be dropped; "
                            "the transfer goes on.")
-      .def("done",
-           [](const Notification& self) {
-             self.manager->check_here();
-             return self.value.done();
-           })
+      .def(
+          "done",
+          [](const Notification& self) {
+            self.manager->check_here();
+            return self.value.done();
+          },
+          "Whether wait() returns at once.")
       .def(
           "wait", &wait_for, "timeout"_a = nb::none(),
           "The bytes that have arrived. timeout in seconds; raises kvbm.TimeoutError: the transfer "

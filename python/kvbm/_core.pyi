@@ -167,7 +167,8 @@ class Onboarding:
     Copies into G1 that are under way: wait() or await gives the result, once.
     """
 
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """Whether wait() returns at once."""
 
     def wait(self, timeout: float | None = None) -> Onboarded:
         """
@@ -372,7 +373,8 @@ class SecondaryTier:
     @property
     def num_resident_blocks(self) -> int: ...
 
-    def statistics(self) -> dict: ...
+    def statistics(self) -> dict:
+        """What there is and what was counted, by name and labels."""
 
     def drain(self) -> None:
         """Waits until no copy is under way."""
@@ -586,7 +588,8 @@ class TransferCompleteNotification:
     How a transfer ended, once it has: then nothing touches its blocks any more. May be dropped; the transfer goes on.
     """
 
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """Whether wait() returns at once."""
 
     def wait(self, timeout: float | None = None) -> int:
         """
@@ -677,12 +680,18 @@ class KvbmWorker:
     def statistics(self) -> dict:
         """What the copies of this rank have counted, by name and labels."""
 
-    def end_step(self) -> None: ...
+    def end_step(self) -> None:
+        """
+        Everything of the step is computed: its stores may begin. Waits for nothing.
+        """
 
     def take_ended_loads(self) -> list[tuple[str, list[int]]]:
         """[(request, blocks that did not get their content), ...]"""
 
-    def take_failed_blocks(self) -> list[int]: ...
+    def take_failed_blocks(self) -> list[int]:
+        """
+        Blocks that a load within a step was to fill and has not, since the last call.
+        """
 
     def stop(self) -> None:
         """Waits for running copies; the tensors may go afterwards."""
@@ -711,23 +720,33 @@ class KvbmLeader:
         workers: of this process, by rank. Or endpoint, to which num_ranks workers of other processes come (KvbmWorker.connect), for how long to wait for them, and then for all of them to make one place; Ctrl-C ends the wait. metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any. record_directory: where a folder with a flight record is made; '': none.
         """
 
-    def num_identities(self, arg: str, /) -> int: ...
+    def num_identities(self, arg: str, /) -> int:
+        """How many hashes of a request were handed over."""
 
     def extend(self, request: str, hashes: list, priority: int | None = None) -> None:
         """
         hashes: of the next full blocks of a request, of the smallest size that a layer group has. priority: 0 to 100, how much they are worth keeping.
         """
 
-    def match(self, request: str, num_computed_tokens: int, num_tokens: int) -> tuple[int, bool]: ...
+    def match(self, request: str, num_computed_tokens: int, num_tokens: int) -> tuple[int, bool]:
+        """
+        (tokens that can be loaded beyond those that are computed, whether that happens between steps) for a request of num_tokens tokens. Pins them until allocated, finished or the next match.
+        """
 
-    def allocated(self, request: str, blocks: Sequence[Sequence[int]], num_external_tokens: int) -> None: ...
+    def allocated(self, request: str, blocks: Sequence[Sequence[int]], num_external_tokens: int) -> None:
+        """
+        blocks: by layer group, all of the request. num_external_tokens: what match has offered, to be loaded into them, or 0. Raises kvbm.ContractViolation for another number.
+        """
 
     def build_step(self, scheduled: list) -> bytes:
         """
         scheduled: [(request, blocks by group, replaces_blocks, num_computed_tokens, num_scheduled_tokens), ...]
         """
 
-    def finished(self, arg: str, /) -> bool: ...
+    def finished(self, arg: str, /) -> bool:
+        """
+        The request has ended. True if a load still writes to its blocks: they stay until take_ended_loads names it.
+        """
 
     @property
     def page_size(self) -> int:
@@ -762,7 +781,8 @@ class KvbmLeader:
     @property
     def metrics_port(self) -> int | None: ...
 
-    def statistics(self) -> dict: ...
+    def statistics(self) -> dict:
+        """What there is and what was counted, by name and labels."""
 
     def stop(self) -> None:
         """Lets go of the workers. Nothing else can be called afterwards."""

@@ -19,6 +19,23 @@ def test_import_starts_no_thread_and_needs_no_engine():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_everything_says_what_it_does():
+    """But for a property whose name says it, and an exception, which nanobind makes without words."""
+
+    def is_told(thing, name):
+        return any(line and not line.startswith(f"{name}(") for line in (thing.__doc__ or "").splitlines())
+
+    silent = []
+    for name, thing in vars(kvbm._core).items():
+        if name.startswith("_") or not callable(thing) or name == "ContractViolation":
+            continue
+        if not is_told(thing, name):
+            silent.append(name)
+        members = vars(thing).items() if isinstance(thing, type) else ()
+        silent += [f"{name}.{n}" for n, m in members if n[0] != "_" and callable(m) and not is_told(m, n)]
+    assert silent == []
+
+
 def test_errors_have_codes():
     with pytest.raises(kvbm.Error) as caught:
         kvbm.KvbmWorker.create(rank=0, num_blocks=0, groups=[])
