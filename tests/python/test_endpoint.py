@@ -139,15 +139,23 @@ worker.stop()
 MODEL = {"model": "m", "dtype": "u8", "scheme": "test", "block_tokens": 4, "window_blocks": [0], "host_blocks": 8}
 
 
-def test_a_worker_in_another_process(runtime):
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("kind", ["ipc", "tcp"])
+def test_a_worker_in_another_process(runtime, kind):
     folder = meeting_folder("e")
+    endpoint, secret = (endpoint_of(folder), "") if kind == "ipc" else (free_address(), "of this run")
     process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, endpoint_of(folder), "open"],
+        [sys.executable, "-c", WORKER, endpoint, secret],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    leader = kvbm.KvbmLeader.create(endpoint=endpoint_of(folder), secret="open", init_timeout_secs=30, **MODEL)
+    leader = kvbm.KvbmLeader.create(endpoint=endpoint, secret=secret, init_timeout_secs=30, **MODEL)
     remove(folder)  # who is connected stays so
 
     def step(request, blocks, computed, scheduled, *writes):
@@ -176,6 +184,11 @@ def test_a_worker_in_another_process(runtime):
     leader.stop()
     with pytest.raises(kvbm.Error, match="was stopped"):
         leader.statistics()
+
+
+def test_a_port_needs_a_secret():
+    with pytest.raises(kvbm.InvalidArgumentError, match="secret"):
+        kvbm.KvbmLeader.create(endpoint=free_address(), init_timeout_secs=1, **MODEL)
 
 
 def test_a_worker_that_does_not_come_is_named(runtime):
