@@ -389,7 +389,8 @@ struct Manager {
   std::shared_ptr<SharedManager> shared;
   std::string toml;
 
-  [[nodiscard]] const std::shared_ptr<SharedManager>& open() const {
+  /// By value: close() in another thread may let go of it while a call goes on without the GIL.
+  [[nodiscard]] std::shared_ptr<SharedManager> open() const {
     if (!shared) raise(ErrorCode::kUnavailable, "the BlockManager is closed");
     shared->check_process();
     return shared;
@@ -449,13 +450,13 @@ void construct(Manager* self, const std::optional<std::string>& config_file,
 }
 
 Keys keys_of_tokens(Manager& self, const std::vector<uint32_t>& tokens, const std::string& salt) {
-  const auto& shared = self.open();
+  const std::shared_ptr<SharedManager> shared = self.open();
   const uint32_t block_size = shared->fixed().config().block_size;
   return {shared, shared->fixed().keys(TokenBlockSequence(tokens, block_size, hash_salt(salt)))};
 }
 
 Keys keys_of_identities(Manager& self, nb::sequence identities) {
-  const auto& shared = self.open();
+  const std::shared_ptr<SharedManager> shared = self.open();
   std::vector<Identity> found;
   for (nb::handle identity : identities) {
     char* data = nullptr;
@@ -482,7 +483,7 @@ std::unique_ptr<Hit> match(Manager& self, const Keys& keys) {
 }
 
 BlockList allocate_blocks(Manager& self, size_t num_blocks, size_t group) {
-  const auto& shared = self.open();
+  const std::shared_ptr<SharedManager> shared = self.open();
   return to_list(shared, take(shared->use([&](BlockManager& manager) {
                    return manager.allocate_blocks(num_blocks, group);
                  })),
@@ -575,7 +576,7 @@ std::unique_ptr<Onboarding> begin_onboard(Manager& self, Hit& hit,
 
 BlockList register_blocks(Manager& self, BlockList& blocks, const Keys& keys, uint32_t first) {
   check_keys(self, keys);
-  const auto& shared = self.open();
+  const std::shared_ptr<SharedManager> shared = self.open();
   if (blocks.blocks.empty()) return {};
   const uint32_t group = blocks.blocks.front().held()->group;
   if (first + uint64_t{blocks.blocks.size()} > keys.keys.num_blocks()) {
@@ -619,7 +620,7 @@ BlockList register_blocks(Manager& self, BlockList& blocks, const Keys& keys, ui
 }
 
 void store_kv(Manager& self, const Block& block, uint16_t layer, nb::handle data) {
-  const auto& shared = self.open();
+  const std::shared_ptr<SharedManager> shared = self.open();
   const std::shared_ptr<HeldBlock> held = block.held();
   KVBM_CONTRACT(held->manager == shared, "a block of another manager");
   KVBM_CONTRACT(held->is_mutable, "a registered block is not written");
@@ -646,7 +647,7 @@ void store_kv(Manager& self, const Block& block, uint16_t layer, nb::handle data
 }
 
 nb::bytes load_kv(Manager& self, const Block& block, uint16_t layer) {
-  const auto& shared = self.open();
+  const std::shared_ptr<SharedManager> shared = self.open();
   const std::shared_ptr<HeldBlock> held = block.held();
   KVBM_CONTRACT(held->manager == shared, "a block of another manager");
   KVBM_CONTRACT(!held->is_mutable, "only a registered block is read");
@@ -1031,7 +1032,7 @@ void bind_block_manager(nb::module_& module) {
       .def(
           "take_events",
           [](Manager& self) {
-            const auto& shared = self.open();
+            const std::shared_ptr<SharedManager> shared = self.open();
             // What has ended is told too.
             shared->use([](BlockManager& m) { m.poll(); });
             return shared->events() == nullptr ? std::vector<KvEvent>() : shared->events()->take();
@@ -1040,7 +1041,7 @@ void bind_block_manager(nb::module_& module) {
       .def_prop_ro(
           "num_dropped_events",
           [](Manager& self) -> uint64_t {
-            const auto& shared = self.open();
+            const std::shared_ptr<SharedManager> shared = self.open();
             return shared->events() == nullptr ? 0 : shared->events()->dropped();
           },
           "Events lost because more than max_events came between two calls: the oldest ones.")

@@ -459,6 +459,54 @@ def test_a_closed_manager_says_so(tmp_path):
     np.from_dlpack(blocks[0])  # what it holds can be read
 
 
+@pytest.fixture
+def many_switches():
+    """Threads take the GIL from each other at every chance."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+CALLS = {
+    "resident_blocks": lambda manager: manager.resident_blocks("G1"),
+    "occupancy": lambda manager: manager.occupancy(),
+    "poll": lambda manager: manager.poll(),
+    "reset": lambda manager: manager.reset(),
+    "wait_idle": lambda manager: manager.wait_idle(timeout=30),
+    "take_events": lambda manager: manager.take_events(),
+    "allocate_blocks": lambda manager: manager.allocate_blocks(1).release(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_manager_is_closed_while_other_threads_call_it(tmp_path, many_switches, call):
+    for _ in range(15):
+        manager = make(tmp_path, max_events=10)
+        others = []
+        calling = threading.Event()
+
+        def go_on():
+            while not manager.closed:
+                calling.set()
+                try:
+                    call(manager)
+                except (kvbm.UnavailableError, kvbm.ExhaustedError):
+                    pass  # closed; or another thread has the blocks
+                except BaseException as error:
+                    others.append(error)
+                    return
+
+        threads = [threading.Thread(target=go_on) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        calling.wait()
+        manager.close(timeout=30)
+        for thread in threads:
+            thread.join()
+        assert not others
+
+
 def large(tmp_path):
     """256 MiB that are about to be copied to the host, which takes far longer than some milliseconds."""
     manager = make(
