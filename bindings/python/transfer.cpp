@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -73,7 +74,10 @@ class SharedTransfers {
 
   TransferCompleteNotification execute(const TransferRequest& request) {
     TransferManager& transfers = open();
-    std::erase_if(running_, [](const Running& transfer) { return transfer.notification.done(); });
+    if (num_closing_ > 0) {
+      raise(Error(ErrorCode::kUnavailable, "the TransferManager is being closed"));
+    }
+    std::erase_if(running_, is_done);
     running_.reserve(running_.size() + 1);  // nothing fails once it runs
     TransferCompleteNotification notification = take(transfers.execute_transfer(request));
     running_.push_back({notification, layouts_.at(request.src), layouts_.at(request.dst)});
@@ -84,29 +88,28 @@ class SharedTransfers {
   bool wait(const TransferCompleteNotification& notification, TimePoint deadline) {
     check_here();
     if (notification.done()) return true;
-    ++num_waiting_;
-    struct Left {
-      uint32_t* count;
-      ~Left() { --*count; }
-    } const left{&num_waiting_};
+    const Counted waiting(num_waiting_);
     return wait_in_slices(deadline, [&](TimePoint slice_end) {
       (void)notification.wait(slice_end);
       return notification.done();
     });
   }
 
-  /// False at `deadline`: something still runs.
+  /// Takes no transfer meanwhile. False at `deadline`: something still runs.
   bool close(TimePoint deadline) {
+    const Counted closing(num_closing_);
     while (!running_.empty()) {
-      if (!wait(running_.back().notification, deadline)) return false;
-      std::erase_if(running_, [](const Running& transfer) { return transfer.notification.done(); });
+      // A copy: other threads change the list while this one waits.
+      const TransferCompleteNotification last = running_.back().notification;
+      if (!wait(last, deadline)) return false;
+      std::erase_if(running_, is_done);
     }
-    // Who waits in another thread still refers to the executor.
-    if (!wait_in_slices(deadline, [this](TimePoint) {
-          const nb::gil_scoped_acquire acquired;
-          return num_waiting_ == 0;
-        })) {
-      return false;
+    // Who waits in another thread still refers to the executor, and leaves with the GIL. It is held
+    // from the last look on until nobody finds the engine any more.
+    while (num_waiting_ > 0) {
+      if (now() >= deadline) return false;
+      const nb::gil_scoped_release released;
+      std::this_thread::yield();
     }
     end();
     return true;
@@ -118,10 +121,23 @@ class SharedTransfers {
     std::shared_ptr<const HeldLayout> src;
     std::shared_ptr<const HeldLayout> dst;
   };
+  static bool is_done(const Running& transfer) { return transfer.notification.done(); }
+  /// Counts a thread while it lives.
+  class Counted {
+   public:
+    explicit Counted(uint32_t& count) noexcept : count_(count) { ++count_; }
+    Counted(const Counted&) = delete;
+    Counted& operator=(const Counted&) = delete;
+    ~Counted() { --count_; }
+
+   private:
+    uint32_t& count_;
+  };
 
   void end() {
+    if (!engine_.has_value()) return;  // another thread ends it
     ProcessBound<Engine> ending = std::move(engine_);
-    if (ending.has_value() && ending.is_here()) {
+    if (ending.is_here()) {
       const nb::gil_scoped_release released;
       ending.reset();
     }
@@ -135,6 +151,7 @@ class SharedTransfers {
   std::map<LayoutHandle, std::shared_ptr<const HeldLayout>> layouts_;
   std::vector<Running> running_;  // perhaps done
   uint32_t num_waiting_ = 0;      // threads in wait()
+  uint32_t num_closing_ = 0;      // threads in close()
 };
 
 /// kvbm.TransferManager
@@ -293,8 +310,9 @@ void bind_transfer(nb::module_& module) {
           "__exit__", [](Transfers& self, nb::args /*exception*/) { close(self, std::nullopt); },
           nb::sig("def __exit__(self, *exception: object) -> None"))
       .def("close", &close, "timeout"_a = nb::none(),
-           "Waits for what runs, and lets go of all layouts. timeout in seconds; raises "
-           "kvbm.TimeoutError, then it may be called again. May be called again.")
+           "Waits for what runs, and lets go of all layouts. Nothing new is taken meanwhile. "
+           "timeout "
+           "in seconds; raises kvbm.TimeoutError: the manager is as before. May be called again.")
       .def_prop_ro("closed", [](const Transfers& self) { return !self.shared->is_open(); })
       .def(
           "register_layout",
@@ -309,7 +327,7 @@ void bind_transfer(nb::module_& module) {
           "Raises kvbm.NotFoundError (a handle), kvbm.InvalidArgumentError (lists of different "
           "lengths, an id out of range, a destination twice or that is also a source, block shapes "
           "that differ, a range outside), kvbm.UnsupportedError (layouts that may share bytes), "
-          "kvbm.ExhaustedError (max_transfers).")
+          "kvbm.ExhaustedError (max_transfers), kvbm.UnavailableError (closed, or being closed).")
       .def_prop_ro(
           "in_flight", [](const Transfers& self) { return self.shared->open().in_flight(); },
           "Transfers that are not done.")

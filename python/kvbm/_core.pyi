@@ -622,7 +622,7 @@ class TransferManager:
 
     def close(self, timeout: float | None = None) -> None:
         """
-        Waits for what runs, and lets go of all layouts. timeout in seconds; raises kvbm.TimeoutError, then it may be called again. May be called again.
+        Waits for what runs, and lets go of all layouts. Nothing new is taken meanwhile. timeout in seconds; raises kvbm.TimeoutError: the manager is as before. May be called again.
         """
 
     @property
@@ -635,7 +635,7 @@ class TransferManager:
         """
         Copies block src_ids[i] of src to block dst_ids[i] of dst, for every i: all layers, or those of layer_range, (first, count). Never waits. Until it is done the caller neither writes the blocks of src nor touches those of dst.
 
-        Raises kvbm.NotFoundError (a handle), kvbm.InvalidArgumentError (lists of different lengths, an id out of range, a destination twice or that is also a source, block shapes that differ, a range outside), kvbm.UnsupportedError (layouts that may share bytes), kvbm.ExhaustedError (max_transfers).
+        Raises kvbm.NotFoundError (a handle), kvbm.InvalidArgumentError (lists of different lengths, an id out of range, a destination twice or that is also a source, block shapes that differ, a range outside), kvbm.UnsupportedError (layouts that may share bytes), kvbm.ExhaustedError (max_transfers), kvbm.UnavailableError (closed, or being closed).
         """
 
     @property

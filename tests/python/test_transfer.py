@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -354,6 +355,59 @@ def test_a_wait_has_a_timeout_and_lets_others_run():
             waiter.join()
         assert results == [large.bytes] * 3
     assert np.from_dlpack(large.destination[31])[4095, 1, 15, 63] == 7
+
+
+def test_a_manager_is_closed_while_other_threads_copy():
+    layouts = [kvbm.PhysicalLayout.allocate(config()) for _ in range(2)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(20):
+            manager = kvbm.TransferManager(copy_threads=1)
+            src, dst = (manager.register_layout(layout) for layout in layouts)
+            started = [threading.Event() for _ in range(4)]
+            ended = []
+
+            def copy_on(has_started, waits):
+                try:
+                    while True:
+                        running = manager.execute_transfer(src, [0], dst, [0])
+                        has_started.set()
+                        if waits:
+                            running.wait()
+                except kvbm.ExhaustedError:
+                    ended.append("full")
+                except BaseException as error:
+                    ended.append(str(error))
+
+            threads = [threading.Thread(target=copy_on, args=(started[i], i < 2)) for i in range(4)]
+            for thread in threads:
+                thread.start()
+            for has_started in started:
+                has_started.wait()
+            manager.close(timeout=60)
+            for thread in threads:
+                thread.join()
+            for message in ended:
+                assert message == "full" or "closed" in message
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_nothing_new_is_taken_while_a_manager_is_being_closed():
+    manager = kvbm.TransferManager(copy_threads=1)
+    large = Large()
+    source, destination = (manager.register_layout(layout) for layout in (large.source, large.destination))
+    running = large.start(manager)
+    closing = threading.Thread(target=manager.close)
+    closing.start()
+    with pytest.raises(kvbm.UnavailableError, match="being closed"):
+        while not running.done():
+            manager.execute_transfer(source, [0], destination, [0])
+            time.sleep(0.001)
+    assert not running.done() and not manager.closed
+    closing.join()
+    assert running.wait() == large.bytes
 
 
 def test_a_transfer_is_awaited():
