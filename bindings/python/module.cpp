@@ -161,11 +161,11 @@ struct Leader {
   [[nodiscard]] SchedulerHalf& requests() const { return running().requests(); }
   void stop() {
     check_process("KvbmLeader", leader.process());
-    {
-      const nb::gil_scoped_release released;
-      leader.reset();
-    }
-    kept.clear();
+    // Out of the way first: without the GIL other threads come and look for it.
+    ProcessBound<KvbmLeader> ending = std::move(leader);
+    const std::vector<nb::object> workers = std::move(kept);
+    const nb::gil_scoped_release released;
+    ending.reset();
   }
 };
 

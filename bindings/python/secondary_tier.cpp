@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings/python/secondary_tier.hpp"
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -28,15 +31,58 @@ using namespace nb::literals;
 namespace kvbm {
 namespace {
 
-/// None once it is closed.
-struct Tier {
-  ProcessBound<SecondaryTier> tier;
+[[nodiscard]] Error closed() { return {ErrorCode::kUnavailable, "the secondary tier is closed"}; }
 
-  SecondaryTier& open() const {
-    check_process("SecondaryTier", tier.process());
-    if (!tier.has_value()) raise(Error(ErrorCode::kUnavailable, "the secondary tier is closed"));
-    return *tier;
+/// kvbm._core.SecondaryTier. Calls of several threads take turns; drain() lets others in between
+/// its slices. A turn is waited for without the GIL, so that who has it may wait for the GIL.
+/// Threads: any, with the GIL.
+class Tier {
+ public:
+  explicit Tier(std::unique_ptr<SecondaryTier> tier) : tier_(std::move(tier)) {}
+
+  /// One call that does not wait. Raises kvbm.UnavailableError once it is closed.
+  template <class Call>
+  auto use(Call&& call) {
+    check_here();
+    const std::unique_lock turn = take_turn();
+    if (!tier_.has_value()) raise(closed());
+    return call(*tier_);
   }
+  void drain() {
+    check_here();
+    Status drained;
+    (void)wait_in_slices(kNever, [&](TimePoint end) {
+      // Who comes back at once would take the turn before those who wait for it are awake.
+      while (num_waiting_ > 0 && now() < end) std::this_thread::yield();
+      const std::scoped_lock turn(turn_);
+      drained = tier_.has_value() ? tier_->drain(end) : tl::unexpected(closed());
+      return drained || drained.error().code() != ErrorCode::kTimeout;
+    });
+    check(drained);
+  }
+  void close() {
+    check_here();
+    const nb::gil_scoped_release released;
+    const std::scoped_lock turn(turn_);
+    tier_.reset();
+  }
+
+ private:
+  void check_here() const { check_process("SecondaryTier", tier_.process()); }
+  /// Lets go of the GIL only if somebody else has the turn.
+  std::unique_lock<std::mutex> take_turn() {
+    std::unique_lock turn(turn_, std::try_to_lock);
+    if (turn.owns_lock()) return turn;
+    const nb::gil_scoped_release released;
+    ++num_waiting_;
+    turn.lock();
+    --num_waiting_;
+    return turn;
+  }
+
+  std::atomic<uint32_t> num_waiting_{0};  // for their turn in use()
+  std::mutex turn_;                       // not a Mutex: it is held over calls
+  ProcessBound<SecondaryTier> tier_;      // none once it is closed
 };
 
 std::unique_ptr<Tier> make_tier(uint64_t address, uint32_t num_chunks, uint64_t chunk_bytes,
@@ -62,9 +108,7 @@ std::unique_ptr<Tier> make_tier(uint64_t address, uint32_t num_chunks, uint64_t 
     const nb::gil_scoped_release released;
     return SecondaryTier::create(options, log_sink());
   }();
-  auto tier = std::make_unique<Tier>();
-  tier->tier = ProcessBound(take(std::move(created)));
-  return tier;
+  return std::make_unique<Tier>(take(std::move(created)));
 }
 
 std::span<const std::byte> bytes_of(nb::handle object) {
@@ -86,7 +130,7 @@ using FinishedJob = std::tuple<uint64_t, bool, std::vector<uint32_t>, uint64_t, 
 
 std::vector<FinishedJob> take_finished(Tier& tier) {
   std::vector<FinishedJob> jobs;
-  for (FinishedTierJob& job : tier.open().take_finished()) {
+  for (FinishedTierJob& job : tier.use([](SecondaryTier& open) { return open.take_finished(); })) {
     jobs.emplace_back(job.job, job.succeeded, std::move(job.arrived), job.bytes,
                       std::chrono::duration<double>(job.time).count());
   }
@@ -98,7 +142,8 @@ std::vector<FinishedJob> take_finished(Tier& tier) {
 void bind_secondary_tier(nb::module_& module) {
   nb::class_<Tier>(module, "SecondaryTier",
                    "Chunks of an engine's host pool, copied to disk and back by key.\n\n"
-                   "In a forked child every call raises kvbm.UnsupportedError.")
+                   "Threads: any; calls take turns, and what waits releases the GIL. In a forked "
+                   "child every call raises kvbm.UnsupportedError.")
       .def("__init__",
            [](nb::pointer_and_handle<Tier>) { throw nb::type_error("use SecondaryTier.create"); })
       .def_static(
@@ -109,48 +154,48 @@ void bind_secondary_tier(nb::module_& module) {
           "Raises kvbm.Error if there is no such disk.")
       .def(
           "contains",
-          [](Tier& tier, nb::bytes key) { return take(tier.open().contains(bytes_of(key))); },
+          [](Tier& tier, nb::bytes key) {
+            return take(
+                tier.use([&](SecondaryTier& open) { return open.contains(bytes_of(key)); }));
+          },
           "key"_a, "Whether the chunk can be loaded; renews its recency.")
       .def(
           "store",
           [](Tier& tier, uint64_t job, nb::list keys, const std::vector<uint32_t>& chunks) {
-            check(tier.open().store(job, keys_of(keys), chunks));
+            check(tier.use(
+                [&](SecondaryTier& open) { return open.store(job, keys_of(keys), chunks); }));
           },
           "job"_a, "keys"_a, "chunks"_a, "Starts to copy chunks to disk; never waits.")
       .def(
           "load",
           [](Tier& tier, uint64_t job, nb::list keys, const std::vector<uint32_t>& chunks) {
-            check(tier.open().load(job, keys_of(keys), chunks));
+            check(tier.use(
+                [&](SecondaryTier& open) { return open.load(job, keys_of(keys), chunks); }));
           },
           "job"_a, "keys"_a, "chunks"_a, "Starts to copy what was stored to chunks; never waits.")
       .def("take_finished", &take_finished,
            "[(job, succeeded, positions of a load that arrived, bytes, seconds), ...]")
-      .def_prop_ro("num_open_jobs", [](Tier& tier) { return tier.open().num_open_jobs(); })
-      .def_prop_ro("num_disk_blocks", [](Tier& tier) { return tier.open().num_disk_blocks(); })
-      .def_prop_ro("num_resident_blocks", [](Tier& tier) { return tier.open().resident_blocks(); })
+      .def_prop_ro("num_open_jobs",
+                   [](Tier& tier) {
+                     return tier.use([](SecondaryTier& open) { return open.num_open_jobs(); });
+                   })
+      .def_prop_ro("num_disk_blocks",
+                   [](Tier& tier) {
+                     return tier.use([](SecondaryTier& open) { return open.num_disk_blocks(); });
+                   })
+      .def_prop_ro("num_resident_blocks",
+                   [](Tier& tier) {
+                     return tier.use([](SecondaryTier& open) { return open.resident_blocks(); });
+                   })
       .def(
-          "statistics", [](Tier& tier) { return statistics_of(tier.open().metrics()); },
+          "statistics",
+          [](Tier& tier) {
+            return tier.use([](SecondaryTier& open) { return statistics_of(open.metrics()); });
+          },
           "What there is and what was counted, by name and labels.")
-      .def(
-          "drain",
-          [](Tier& tier) {
-            SecondaryTier& open = tier.open();
-            Status drained;
-            (void)wait_in_slices(kNever, [&](TimePoint end) {
-              drained = open.drain(end);
-              return drained || drained.error().code() != ErrorCode::kTimeout;
-            });
-            check(drained);
-          },
-          "Waits until no copy is under way.")
-      .def(
-          "close",
-          [](Tier& tier) {
-            check_process("SecondaryTier", tier.tier.process());
-            const nb::gil_scoped_release released;
-            tier.tier.reset();
-          },
-          "Waits for running copies; the pool may go afterwards. Nothing else works then.");
+      .def("drain", &Tier::drain, "Waits until no copy is under way.")
+      .def("close", &Tier::close,
+           "Waits for running copies; the pool may go afterwards. Nothing else works then.");
 }
 
 }  // namespace kvbm

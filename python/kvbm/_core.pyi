@@ -339,7 +339,7 @@ class SecondaryTier:
     """
     Chunks of an engine's host pool, copied to disk and back by key.
 
-    In a forked child every call raises kvbm.UnsupportedError.
+    Threads: any; calls take turns, and what waits releases the GIL. In a forked child every call raises kvbm.UnsupportedError.
     """
 
     def __init__(self) -> None: ...

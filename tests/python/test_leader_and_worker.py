@@ -3,13 +3,14 @@
 
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
 import kvbm
-from kvbm._core import MetricsReader, group_parts
+from kvbm._core import MetricsReader, SecondaryTier, group_parts
 
 BLOCKS, PAGE = 16, 4
 MODEL = {"model": "m", "dtype": "u8", "scheme": "test", "block_tokens": PAGE, "window_blocks": [0], "host_blocks": 8}
@@ -271,6 +272,60 @@ def test_a_with_block_stops_both(monkeypatch):
     with leader, worker:  # a stop is not the last one
         leader.stop()
         worker.stop()
+
+
+@pytest.fixture
+def many_switches():
+    """Threads take the GIL from each other at every chance."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def call_until(is_ended, call, threads):
+    """Calls in threads that have begun to; what they raise but kvbm.UnavailableError is in the list."""
+    raised = []
+    calling = [threading.Event() for _ in range(threads)]
+
+    def go_on(begun):
+        try:
+            while not is_ended.is_set():
+                call()
+                begun.set()
+        except kvbm.UnavailableError:
+            pass
+        except BaseException as error:
+            raised.append(error)
+        begun.set()
+
+    started = [threading.Thread(target=go_on, args=(begun,)) for begun in calling]
+    for thread in started:
+        thread.start()
+    for begun in calling:
+        begun.wait()
+    return started, raised
+
+
+def test_a_secondary_tier_is_closed_while_other_threads_wait_and_call(tmp_path, many_switches):
+    pool = np.zeros((16, 65536), dtype=np.uint8)
+    keys = [bytes([i]) * 32 + bytes(4) for i in range(16)]
+    for round_ in range(20):
+        tier = SecondaryTier.create(address=pool.ctypes.data, num_chunks=16, chunk_bytes=65536, chunk_stride=65536,
+                                    disk_blocks=16, disk_directory=str(tmp_path))
+        tier.store(1, keys, list(range(16)))
+        ended = threading.Event()
+        waiting, raised = call_until(ended, tier.drain, threads=2)
+        calling, also_raised = call_until(ended, lambda: (tier.contains(keys[0]), tier.take_finished()), threads=2)
+        if round_ % 2:
+            tier.drain()
+        tier.close()
+        ended.set()
+        for thread in (*waiting, *calling):
+            thread.join()
+        assert not raised and not also_raised
+        with pytest.raises(kvbm.UnavailableError, match="closed"):
+            tier.drain()
 
 
 FORKED = """
