@@ -247,11 +247,12 @@ nb::object export_tensor(const Block& block, std::optional<uint16_t> layer, nb::
   if (dl_device && *dl_device != std::pair(1, 0)) {
     raise_buffer_error("the block is in host memory: dl_device must be (1, 0) or None");
   }
-  const std::shared_ptr<HeldBlock> held = block.held();
-  held->manager->check_process();
+  // First: a number's __index__ may do anything, with the block too.
   const DlpackVersion version = max_version && nb::cast<int>((*max_version)[0]) >= 1
                                     ? DlpackVersion::kOne
                                     : DlpackVersion::kUnversioned;
+  const std::shared_ptr<HeldBlock> held = block.held();
+  held->manager->check_process();
   auto hold = std::make_shared<TensorHold>();
   hold->held = held;
   HostTensor tensor = tensor_of(block, layer);
@@ -624,6 +625,8 @@ void store_kv(Manager& self, const Block& block, uint16_t layer, nb::handle data
   const std::shared_ptr<HeldBlock> held = block.held();
   KVBM_CONTRACT(held->manager == shared, "a block of another manager");
   KVBM_CONTRACT(held->is_mutable, "a registered block is not written");
+  // First: a __buffer__ of Python, or another thread meanwhile, could register the block.
+  const std::shared_ptr<Writer> writer = writer_of(held);
   Py_buffer bytes;
   if (PyObject_GetBuffer(data.ptr(), &bytes, PyBUF_SIMPLE) != 0) throw nb::python_error();
   struct Released {
@@ -636,7 +639,6 @@ void store_kv(Manager& self, const Block& block, uint16_t layer, nb::handle data
           format_text("layer {} of {} with {} bytes: a layer of a block has {} bytes", layer,
                       block.layout().num_layers, bytes.len, expected));
   }
-  const std::shared_ptr<Writer> writer = writer_of(held);
   const MutableBlock& guard = std::get<MutableBlock>(*held->guard);
   check(shared->use([&](BlockManager& manager) {
     return manager.store_kv(

@@ -2,6 +2,7 @@
 """kvbm.BlockManager and its tensors against NumPy, and torch where it is installed."""
 
 import asyncio
+import ctypes
 import gc
 import pathlib
 import signal
@@ -457,6 +458,55 @@ def test_a_closed_manager_says_so(tmp_path):
         with pytest.raises(kvbm.UnavailableError, match="closed"):
             call()
     np.from_dlpack(blocks[0])  # what it holds can be read
+
+
+def buffer_after(act, data):
+    """An object with the buffer of data; whoever asks for it has act run first. As __buffer__, which Python 3.11 lacks."""
+
+    class Acting:
+        @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p, ctypes.c_int)
+        def get(self, view, flags):
+            act()
+            return ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(data), ctypes.c_void_p(view), flags)
+
+    tp_as_buffer = ctypes.c_void_p.from_address(id(Acting) + 20 * ctypes.sizeof(ctypes.c_void_p)).value
+    ctypes.c_void_p.from_address(tp_as_buffer).value = ctypes.cast(Acting.get, ctypes.c_void_p).value
+    return Acting()
+
+
+def test_a_block_is_not_registered_while_it_is_stored_to(tmp_path):
+    with make(tmp_path) as manager:
+        keys = chain(manager, 1, 1)
+        blocks = manager.allocate_blocks(1)
+        refused = []
+
+        def register():
+            try:
+                manager.register_blocks(blocks, keys)
+            except kvbm.InvalidArgumentError as error:
+                refused.append(str(error))
+
+        for layer in range(SHAPE[0]):
+            manager.store_kv(blocks[0], layer, buffer_after(register, content(1, 0)[layer].tobytes()))
+        assert len(refused) == SHAPE[0] and "can still be written" in refused[0]
+        registered = manager.register_blocks(blocks, keys)
+        np.testing.assert_array_equal(np.from_dlpack(registered[0]), content(1, 0))
+        for block in registered:
+            block.release()
+
+
+def test_a_tensor_is_not_made_of_a_block_that_its_version_registers(tmp_path):
+    with make(tmp_path) as manager:
+        keys = chain(manager, 1, 1)
+        blocks = manager.allocate_blocks(1)
+
+        class Registers:
+            def __index__(self):
+                manager.register_blocks(blocks, keys).release()
+                return 1
+
+        with pytest.raises(kvbm.ContractViolation, match="released or registered"):
+            blocks[0].__dlpack__(max_version=(Registers(), 0))
 
 
 @pytest.fixture
