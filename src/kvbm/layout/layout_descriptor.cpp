@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kvbm/base/text.hpp"
+#include "kvbm/layout/internal/overlap.hpp"
 
 namespace kvbm {
 namespace {
@@ -26,9 +27,11 @@ Result<MemoryRegion> region_of(StorageKind storage, const PageMapDescriptor& map
     return MemoryRegion::of_file({.fd = 0}, map.address, map.size_bytes);
   }
   if (map.address == 0) return invalid("a region has no address");
-  if (map.size_bytes > std::numeric_limits<uintptr_t>::max() - map.address) {
-    return invalid(format_text("{} bytes at {} end beyond the address space", map.size_bytes,
-                               HexText{map.address}));
+  // No machine has addresses there, and what is computed with the others has no overflow.
+  if (map.address > internal::kFarthestEnd ||
+      map.size_bytes > internal::kFarthestEnd - map.address) {
+    return invalid(
+        format_text("{} bytes at {} end beyond 2^60", map.size_bytes, HexText{map.address}));
   }
   return MemoryRegion::of_bytes(
       storage,
@@ -47,6 +50,7 @@ Result<PhysicalLayout> from_maps(const LayoutDescriptor& layout,
                                  std::span<const MemoryRegion> regions) {
   std::vector<PageMap> maps;
   maps.reserve(regions.size());
+  internal::SearchSteps steps;
   for (size_t i = 0; i < regions.size(); ++i) {
     const PageMapDescriptor& map = layout.page_maps[i];
     PageMapSpec spec{.region = regions[i],
@@ -65,7 +69,7 @@ Result<PhysicalLayout> from_maps(const LayoutDescriptor& layout,
       spec.page_size = layout.config.page_size;
       spec.run_bytes = layout.config.head_bytes();
     }
-    KVBM_ASSIGN_OR_RETURN(PageMap made, PageMap::create(spec));
+    KVBM_ASSIGN_OR_RETURN(PageMap made, PageMap::create(spec, steps));
     maps.push_back(std::move(made));
   }
   return PhysicalLayout::from_page_maps(layout.config, std::move(maps));

@@ -44,8 +44,8 @@ struct LayoutDescriptor {
 
   /// Whether a layout can be like this: the same checks that made it, and so the same time.
   /// Errors: kInvalidArgument (those of the layout's kind; strides or slots that are not those of
-  /// kind, config and format; a region without address or beyond the address space; a memory type
-  /// that is not the storage's), kUnsupported (see PageMap).
+  /// kind, config and format; a region without address or that ends beyond 2^60; a memory type that
+  /// is not the storage's), kUnsupported (see PageMap; too many interleaved maps).
   [[nodiscard]] Status validate() const;
 
   friend bool operator==(const LayoutDescriptor&, const LayoutDescriptor&) = default;

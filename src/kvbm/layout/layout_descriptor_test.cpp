@@ -3,6 +3,7 @@
 
 #include <limits>
 #include <string>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -135,6 +136,61 @@ TEST(LayoutDescriptor, TheTensorsOfAnEngineAreDescribedByTheirStrides) {
   expect_refused(layout, "layer 1 is in two page maps");
 }
 
+/// `layout` with as many layers, each a map like its only one, `step_bytes` after the one before.
+LayoutDescriptor repeated(LayoutDescriptor layout, uint32_t num_layers, uint64_t step_bytes) {
+  layout.config.num_layers = num_layers;
+  const PageMapDescriptor first = layout.page_maps.front();
+  layout.page_maps.assign(num_layers, first);
+  for (uint32_t i = 0; i < num_layers; ++i) {
+    layout.page_maps[i].address += i * step_bytes;
+    layout.page_maps[i].layers.first = LayerId(static_cast<uint16_t>(i));
+  }
+  return layout;
+}
+
+TEST(LayoutDescriptor, WhatTakesTooLongToTellIsRefused) {
+  // One tensor with layers innermost, a map for each: 2^31 pairs of them.
+  LayoutConfig config{.num_blocks = 2, .num_layers = 1, .outer_dim = 1, .page_size = 1};
+  config.inner_dim = 4;
+  config.dtype_width_bytes = 2;
+  std::vector<PageMap> maps{PageMap::create({.region = region_at(0x1000, 65537 * 8),
+                                             .num_blocks = 2,
+                                             .block_stride = 65536 * 8,
+                                             .layers = {LayerId{0}, 1},
+                                             .outer_dim = 1,
+                                             .run_bytes = 8})
+                                .value()};
+  const LayoutDescriptor interleaved =
+      LayoutDescriptor::of(PhysicalLayout::from_page_maps(config, maps).value());
+  EXPECT_TRUE(repeated(interleaved, 200, 8).validate());
+  Status status = repeated(interleaved, 65536, 8).validate();
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code(), ErrorCode::kUnsupported);
+
+  // Maps of their own memory, each of which takes thousands of steps.
+  config = {.num_blocks = 100, .num_layers = 1, .outer_dim = 1, .page_size = 100};
+  config.inner_dim = 2000;
+  config.num_heads = 2000;
+  config.dtype_width_bytes = 1;
+  maps = {PageMap::create({.region = region_at(0x1000, 1ULL << 43),
+                           .num_blocks = 100,
+                           .block_stride = 1'000'000'000,
+                           .layers = {LayerId{0}, 1},
+                           .outer_dim = 1,
+                           .num_heads = 2000,
+                           .head_stride = 1'000'002'003,
+                           .page_size = 100,
+                           .page_stride = 1'000'002'011,
+                           .run_bytes = 1})
+              .value()};
+  const LayoutDescriptor entangled =
+      LayoutDescriptor::of(PhysicalLayout::from_page_maps(config, maps).value());
+  EXPECT_TRUE(repeated(entangled, 2, 1ULL << 43).validate());
+  status = repeated(entangled, 4096, 1ULL << 43).validate();
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code(), ErrorCode::kUnsupported);
+}
+
 TEST(LayoutDescriptor, WhatNoLayoutIsLikeIsRefused) {
   LayoutDescriptor layout = contiguous();
   ASSERT_TRUE(layout.validate());
@@ -179,10 +235,10 @@ TEST(LayoutDescriptor, RegionsStayInsideTheirSpace) {
   LayoutDescriptor layout = contiguous();
   layout.page_maps.front().address = 0;
   expect_refused(layout, "a region has no address");
-  layout.page_maps.front().address = std::numeric_limits<uint64_t>::max() - 7685;
+  layout.page_maps.front().address = (uint64_t{1} << 60) - 7685;
   EXPECT_TRUE(layout.validate());
   layout.page_maps.front().address += 1;
-  expect_refused(layout, "beyond the address space");
+  expect_refused(layout, "beyond 2^60");
   layout = in_a_file();
   layout.page_maps.front().address = std::numeric_limits<int64_t>::max();
   expect_refused(layout, "beyond 2^63");

@@ -69,6 +69,11 @@ uint64_t BlockStrides::operator[](BlockAxis axis) const noexcept {
 }
 
 Result<PageMap> PageMap::create(const PageMapSpec& spec) {
+  internal::SearchSteps steps;
+  return create(spec, steps);
+}
+
+Result<PageMap> PageMap::create(const PageMapSpec& spec, internal::SearchSteps& steps) {
   KVBM_TRY(check_counts(spec));
   const std::optional<uint64_t> end = end_of(spec);
   if (!end) return invalid("the strides lead beyond 2^63 bytes");
@@ -78,7 +83,7 @@ Result<PageMap> PageMap::create(const PageMapSpec& spec) {
                     *end, spec.region.size_bytes(), spec.num_blocks, spec.layers.count));
   }
   KVBM_ASSIGN_OR_RETURN(const std::optional<internal::RunDistance> found,
-                        internal::find_overlap(spec));
+                        internal::find_overlap(spec, steps));
   if (found) {
     return invalid(
         format_text("runs overlap: two of {} bytes that are {} blocks, {} layers, {} outer, {} "

@@ -45,6 +45,10 @@ struct PageMapSpec {
   uint64_t run_bytes = 0;
 };
 
+namespace internal {
+struct SearchSteps;
+}
+
 /// Runs lie inside the region and do not overlap: proved at creation for all of them.
 /// Ownership: borrows the bytes of the region.
 /// Threads: a value.
@@ -54,6 +58,9 @@ class PageMap {
   /// a run that ends outside the region (with both numbers), runs that overlap (with an example).
   /// kUnsupported: strides so entangled that it takes too long to tell.
   [[nodiscard]] static Result<PageMap> create(const PageMapSpec& spec);
+  /// The same for one of many: they share what it may take to tell.
+  [[nodiscard]] static Result<PageMap> create(const PageMapSpec& spec,
+                                              internal::SearchSteps& steps);
 
   [[nodiscard]] const MemoryRegion& region() const noexcept { return spec_.region; }
   [[nodiscard]] uint64_t base_offset() const noexcept { return spec_.base_offset; }

@@ -118,6 +118,13 @@ std::vector<Extent> sorted_extents(std::span<const PageMap> maps) {
 /// Extents may be interleaved, as those of layers in one tensor are; runs may not overlap.
 Status check_disjoint(std::span<const PageMap> maps) {
   const std::vector<Extent> extents = sorted_extents(maps);
+  internal::SearchSteps steps;
+  for (size_t i = 0; i < extents.size(); ++i) {
+    if (extents.size() > 1 && extents[i].end > internal::kFarthestEnd) {
+      return invalid(
+          format_text("the page map of layer {} ends beyond 2^60", extents[i].map->layers().first));
+    }
+  }
   for (size_t i = 0; i < extents.size(); ++i) {
     for (size_t j = i + 1; j < extents.size() && extents[i].meets(extents[j]); ++j) {
       const PageMap& a = *extents[i].map;
@@ -130,7 +137,8 @@ Status check_disjoint(std::span<const PageMap> maps) {
       }
       KVBM_ASSIGN_OR_RETURN(
           const bool found,
-          internal::overlap(a, b, static_cast<int64_t>(extents[j].begin - extents[i].begin)));
+          internal::overlap(a, b, static_cast<int64_t>(extents[j].begin - extents[i].begin),
+                            steps));
       if (found) {
         return invalid(format_text("page maps of layers {} and {} overlap", a.layers().first,
                                    b.layers().first));

@@ -418,6 +418,33 @@ TEST_F(PhysicalLayoutTest, LayersMayBeInterleavedInOneTensorButNotShareBytes) {
                  "different block strides");
 }
 
+TEST_F(PhysicalLayoutTest, PageMapsThatAreComparedEndBefore2To60) {
+  const auto map = [&](uint16_t index, uint64_t address, uint64_t outer_stride) {
+    return PageMap::create(
+               {.region = MemoryRegion::of_bytes(StorageKind::kSystem,
+                                                 reinterpret_cast<std::byte*>(address),  // NOLINT
+                                                 outer_stride + 20),
+                .num_blocks = 1,
+                .layers = {layer(index), 1},
+                .outer_dim = 2,
+                .outer_stride = outer_stride,
+                .run_bytes = 20})
+        .value();
+  };
+  LayoutConfig two = kConfig;
+  two.num_blocks = 1;
+  two.num_layers = 2;
+  const uint64_t end = uint64_t{1} << 60;
+  EXPECT_TRUE(PhysicalLayout::from_page_maps(two, {map(0, 80, end - 100), map(1, 160, end - 300)}));
+  expect_refused(
+      PhysicalLayout::from_page_maps(two, {map(0, 81, end - 100), map(1, 160, end - 300)}),
+      "ends beyond 2^60");
+  const uint64_t high = uint64_t{1} << 56;
+  expect_refused(PhysicalLayout::from_page_maps(
+                     two, {map(0, 0x1000, 0x71 * high), map(1, 0x1000 + 0x60 * high, 0x70 * high)}),
+                 "ends beyond 2^60");
+}
+
 TEST_F(PhysicalLayoutTest, MapsOfAnotherShapeAreRefused) {
   const PageMapSpec good{.region = memory(0, 480),
                          .base_offset = 0,

@@ -8,8 +8,11 @@
 namespace kvbm::internal {
 namespace {
 
-/// Steps of -below to above of a grid whose strides do not nest; far more than any sane one takes.
+/// Steps of one search; far more than a sane grid takes.
 constexpr uint64_t kMaxSteps = uint64_t{1} << 22;
+
+/// What setting up a search takes, in steps.
+constexpr uint64_t kSearchSteps = 16;
 
 /// One term of a sum: a stride, and how often it may be taken.
 struct Term {
@@ -24,8 +27,8 @@ int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) 
 /// Looks for a sum start + Σ n_i * stride_i with -below < sum < above. Terms by falling stride.
 class SumSearch {
  public:
-  SumSearch(std::span<const Term> terms, int64_t below, int64_t above)
-      : terms_(terms), below_(below), above_(above) {
+  SumSearch(std::span<const Term> terms, int64_t below, int64_t above, SearchSteps& steps)
+      : terms_(terms), below_(below), above_(above), steps_(steps) {
     int64_t low = 0;
     int64_t high = 0;
     for (size_t i = terms.size(); i > 0; --i) {
@@ -37,14 +40,24 @@ class SumSearch {
 
   /// `nonzero`: the sum in which nothing is taken does not count, nor does the mirror of another;
   /// `low` of each term is the mirror of its `high`.
-  [[nodiscard]] bool find(int64_t start, bool nonzero) { return find(0, start, nonzero); }
-  [[nodiscard]] bool gave_up() const noexcept { return steps_ > kMaxSteps; }
+  [[nodiscard]] bool find(int64_t start, bool nonzero) {
+    return take_steps(kSearchSteps) && find(0, start, nonzero);
+  }
+  [[nodiscard]] bool gave_up() const noexcept { return gave_up_; }
 
  private:
   struct Reach {
     int64_t low = 0;
     int64_t high = 0;
   };
+
+  bool take_steps(uint64_t count) {
+    gave_up_ = steps_.left < count || taken_ >= kMaxSteps;
+    if (gave_up_) return false;
+    steps_.left -= count;
+    taken_ += count;
+    return true;
+  }
 
   bool find(size_t index, int64_t at, bool nonzero) {
     if (index == terms_.size()) return !nonzero && -below_ < at && at < above_;
@@ -61,9 +74,10 @@ class SumSearch {
       return false;
     }
     for (int64_t n = low; n <= high; ++n) {
-      if (++steps_ > kMaxSteps) return false;
+      if (!take_steps(1)) return false;
       *term.taken = n;
       if (find(index + 1, at + n * term.stride, nonzero && n == 0)) return true;
+      if (gave_up_) return false;
     }
     return false;
   }
@@ -72,13 +86,16 @@ class SumSearch {
   int64_t below_;
   int64_t above_;
   std::array<Reach, 10> rest_{};
-  uint64_t steps_ = 0;
+  SearchSteps& steps_;
+  uint64_t taken_ = 0;
+  bool gave_up_ = false;
 };
 
 tl::unexpected<Error> too_entangled() {
   return make_error(ErrorCode::kUnsupported,
-                    "the strides of a page map are too entangled to tell whether its runs overlap: "
-                    "let each axis lie inside one step of another");
+                    "the strides of page maps are too entangled, or too many maps interleaved, to "
+                    "tell whether runs overlap: let each axis lie inside one step of another, and "
+                    "give maps memory of their own");
 }
 
 /// A term for an axis of `count` entries; one with a single entry has no say, whatever its stride.
@@ -96,7 +113,7 @@ void sort_by_falling_stride(std::span<Term> terms) {
 
 }  // namespace
 
-Result<std::optional<RunDistance>> find_overlap(const PageMapSpec& map) {
+Result<std::optional<RunDistance>> find_overlap(const PageMapSpec& map, SearchSteps& steps) {
   RunDistance found;
   std::array<Term, 5> terms{mirrored(map.num_blocks, map.block_stride, &found.blocks),
                             mirrored(map.layers.count, map.layer_stride, &found.layers),
@@ -105,13 +122,13 @@ Result<std::optional<RunDistance>> find_overlap(const PageMapSpec& map) {
                             mirrored(map.page_size, map.page_stride, &found.pages)};
   sort_by_falling_stride(terms);
   const auto run = static_cast<int64_t>(map.run_bytes);
-  SumSearch search(terms, run, run);
+  SumSearch search(terms, run, run, steps);
   if (search.find(0, true)) return found;
   if (search.gave_up()) return too_entangled();
   return std::nullopt;
 }
 
-Result<bool> overlap(const PageMap& a, const PageMap& b, int64_t distance) {
+Result<bool> overlap(const PageMap& a, const PageMap& b, int64_t distance, SearchSteps& steps) {
   std::array<Term, 10> terms;
   size_t size = 0;
   int64_t ignored = 0;
@@ -133,7 +150,8 @@ Result<bool> overlap(const PageMap& a, const PageMap& b, int64_t distance) {
   }
   const std::span<Term> used = std::span(terms).first(size);
   sort_by_falling_stride(used);
-  SumSearch search(used, static_cast<int64_t>(b.run_bytes()), static_cast<int64_t>(a.run_bytes()));
+  SumSearch search(used, static_cast<int64_t>(b.run_bytes()), static_cast<int64_t>(a.run_bytes()),
+                   steps);
   if (search.find(distance, false)) return true;
   if (search.gave_up()) return too_entangled();
   return false;

@@ -20,12 +20,24 @@ struct RunDistance {
   int64_t pages = 0;
 };
 
+/// What the searches that share it may take together: far more than any sane grid, and over in a
+/// second. Setting up a search counts too.
+struct SearchSteps {
+  uint64_t left = uint64_t{1} << 24;
+};
+
 /// Two runs of one map that share a byte, if there are any.
 /// Requires: the last run ends below 2^63. Errors: kUnsupported (too many steps).
-[[nodiscard]] Result<std::optional<RunDistance>> find_overlap(const PageMapSpec& map);
+[[nodiscard]] Result<std::optional<RunDistance>> find_overlap(const PageMapSpec& map,
+                                                              SearchSteps& steps);
+
+/// Extents that end below it are near enough for overlap().
+inline constexpr uint64_t kFarthestEnd = uint64_t{1} << 60;
 
 /// Whether a run of `a` shares a byte with a run of `b`, which starts `distance` bytes after `a`.
-/// Requires: both end below 2^61, and so does the distance. Errors: kUnsupported (too many steps).
-[[nodiscard]] Result<bool> overlap(const PageMap& a, const PageMap& b, int64_t distance);
+/// Requires: both end at kFarthestEnd at the latest, and `distance` is not above it. Errors:
+/// kUnsupported (too many steps).
+[[nodiscard]] Result<bool> overlap(const PageMap& a, const PageMap& b, int64_t distance,
+                                   SearchSteps& steps);
 
 }  // namespace kvbm::internal
