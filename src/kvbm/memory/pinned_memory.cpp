@@ -1,13 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/memory/pinned_memory.hpp"
 
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -16,74 +11,20 @@
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/text.hpp"
 #include "kvbm/base/units.hpp"
-#include "kvbm/device/host_pages.hpp"
+#include "kvbm/memory/internal/pinnable_pages.hpp"
 
 namespace kvbm {
 
 namespace {
 
-constexpr uint64_t kHugePageBytes = 2 * kMiB;
+using internal::kHugePageBytes;
+using internal::PinnablePages;
+
 /// What a thread touches at a time.
 constexpr uint64_t kChunkBytes = 16 * kMiB;
 
 uint64_t round_up(uint64_t value, uint64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
-}
-
-/// Pages of either kind, unmapped on destruction.
-class Pages {
- public:
-  [[nodiscard]] static Result<Pages> map(uint64_t size_bytes) {
-    Pages pages;
-    pages.reserved_bytes_ = round_up(size_bytes, kHugePageBytes);
-    // Refused at once unless there are enough, so no later touch can fail.
-    void* const mapped = ::mmap(nullptr, pages.reserved_bytes_, PROT_READ | PROT_WRITE,
-                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
-    if (mapped != MAP_FAILED) {
-      pages.reserved_ = static_cast<std::byte*>(mapped);
-      return pages;
-    }
-    KVBM_ASSIGN_OR_RETURN(pages.plain_, HostPages::map({.size_bytes = size_bytes,
-                                                        .alignment = kHugePageBytes,
-                                                        .huge_pages = HugePages::kAdvise}));
-    return pages;
-  }
-  Pages(Pages&& other) noexcept
-      : plain_(std::move(other.plain_)),
-        reserved_(std::exchange(other.reserved_, nullptr)),
-        reserved_bytes_(other.reserved_bytes_) {}
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-  Pages& operator=(Pages&&) = delete;
-  ~Pages() {
-    if (reserved_ != nullptr) ::munmap(reserved_, reserved_bytes_);
-  }
-
-  [[nodiscard]] std::byte* data() const noexcept {
-    return reserved_ != nullptr ? reserved_ : plain_.data();
-  }
-  [[nodiscard]] PinnedPages kind() const noexcept {
-    return reserved_ != nullptr ? PinnedPages::kReservedHuge : PinnedPages::kTransparentHuge;
-  }
-
- private:
-  Pages() = default;
-
-  HostPages plain_;
-  std::byte* reserved_ = nullptr;
-  uint64_t reserved_bytes_ = 0;
-};
-
-/// Asks for the pages on a node, or elsewhere if it is full. By system call: a library for one call
-/// would be one more thing to install. Whether the kernel agreed.
-bool prefer_node(std::byte* data, uint64_t size_bytes, uint32_t node) {
-  constexpr int kPreferred = 1;  // MPOL_PREFERRED of <linux/mempolicy.h>
-  constexpr uint32_t kBits = std::numeric_limits<unsigned long>::digits;
-  std::vector<unsigned long> mask(node / kBits + 1);
-  mask[node / kBits] = 1UL << (node % kBits);
-  // The kernel looks at one bit less than it is told.
-  const unsigned long bits = mask.size() * kBits + 1;
-  return ::syscall(SYS_mbind, data, size_bytes, kPreferred, mask.data(), bits, 0) == 0;
 }
 
 }  // namespace
@@ -102,7 +43,7 @@ std::string_view to_string(PinnedPages pages) noexcept {
 /// pin, one thread at a time and in order, so that touching never waits for pinning.
 class PinnedMemory::Maker {
  public:
-  Maker(PinnedMemoryOptions options, Pages pages, uint64_t slice_bytes,
+  Maker(PinnedMemoryOptions options, PinnablePages pages, uint64_t slice_bytes,
         std::unique_ptr<TaskQueue> queue)
       : pages_(std::move(pages)),
         size_bytes_(options.size_bytes),
@@ -116,7 +57,7 @@ class PinnedMemory::Maker {
       sources_.emplace_back(options.executor);
     }
     if (const std::optional<uint32_t> node = pinner_->numa_node()) {
-      if (prefer_node(pages_.data(), size_bytes_, *node)) node_ = node;
+      if (pages_.prefer_node(*node)) node_ = node;
     }
   }
   Maker(const Maker&) = delete;
@@ -143,7 +84,7 @@ class PinnedMemory::Maker {
     queue_.reset();
   }
 
-  [[nodiscard]] const Pages& pages() const noexcept { return pages_; }
+  [[nodiscard]] const PinnablePages& pages() const noexcept { return pages_; }
   [[nodiscard]] uint64_t size_bytes() const noexcept { return size_bytes_; }
   [[nodiscard]] std::optional<uint32_t> node() const noexcept { return node_; }
   [[nodiscard]] uint64_t ready_bytes() const noexcept {
@@ -161,13 +102,14 @@ class PinnedMemory::Maker {
   }
 
   void touch() {
-    static const uint64_t page = HostPages::page_bytes();
     while (!stopped_.load(std::memory_order_relaxed)) {
       const uint64_t first = next_.fetch_add(kChunkBytes, std::memory_order_relaxed);
       if (first >= size_bytes_) return;
       const uint64_t end = std::min(first + kChunkBytes, size_bytes_);
-      for (uint64_t at = first; at < end; at += page) {
-        *static_cast<volatile std::byte*>(pages_.data() + at) = std::byte{0};
+      if (const Status touched = pages_.touch(first, end); !touched) {
+        // Pinning goes on up to this slice, and never comes to it.
+        fail_from(first / slice_bytes_, touched);
+        return;
       }
       for (uint64_t at = first; at < end;) {
         const size_t slice = at / slice_bytes_;
@@ -176,6 +118,12 @@ class PinnedMemory::Maker {
         if (before == part) pin_what_is_touched();
         at += part;
       }
+    }
+  }
+
+  void fail_from(size_t slice, const Status& failed) {
+    for (size_t i = slice; i < sources_.size(); ++i) {
+      static_cast<void>(sources_[i].try_resolve(failed));
     }
   }
 
@@ -204,9 +152,7 @@ class PinnedMemory::Maker {
     if (Status pinned = pinner_->pin(pages_.data() + slice * slice_bytes_, size_of(slice));
         !pinned) {
       stopped_.store(true, std::memory_order_relaxed);
-      for (size_t i = slice; i < sources_.size(); ++i) {
-        static_cast<void>(sources_[i].try_resolve(pinned));
-      }
+      fail_from(slice, pinned);
       return false;
     }
     num_pinned_.store(slice + 1);
@@ -217,7 +163,7 @@ class PinnedMemory::Maker {
     return true;
   }
 
-  const Pages pages_;
+  PinnablePages pages_;
   const uint64_t size_bytes_;
   const uint64_t slice_bytes_;
   const std::shared_ptr<HostPinner> pinner_;
@@ -251,7 +197,7 @@ Result<PinnedMemory> PinnedMemory::create(PinnedMemoryOptions options) {
     return make_error(ErrorCode::kExhausted, format_text("no room for {} of host memory",
                                                          format_size(options.size_bytes)));
   }
-  KVBM_ASSIGN_OR_RETURN(Pages pages, Pages::map(options.size_bytes));
+  KVBM_ASSIGN_OR_RETURN(PinnablePages pages, PinnablePages::map(options.size_bytes));
   const size_t num_threads = options.num_threads;
   const uint64_t slice_bytes =
       round_up(std::min(options.slice_bytes, options.size_bytes), kHugePageBytes);
@@ -287,7 +233,8 @@ Status PinnedMemory::wait_for(uint64_t bytes, TimePoint deadline) {
   return {};
 }
 PinnedPages PinnedMemory::pages() const noexcept {
-  return maker_ != nullptr ? maker_->pages().kind() : PinnedPages::kTransparentHuge;
+  return maker_ != nullptr && maker_->pages().are_reserved() ? PinnedPages::kReservedHuge
+                                                             : PinnedPages::kTransparentHuge;
 }
 std::optional<uint32_t> PinnedMemory::numa_node() const noexcept {
   return maker_ != nullptr ? maker_->node() : std::nullopt;

@@ -77,6 +77,7 @@ class PinnedMemory {
   /// Waits for that. Errors: kTimeout, those of the pinner.
   [[nodiscard]] Status wait_for(uint64_t bytes, TimePoint deadline = kNever);
 
+  /// kReservedHuge as long as all pages so far are.
   [[nodiscard]] PinnedPages pages() const noexcept;
   /// The node that the pages were asked for on; none if the machine has none, or the kernel
   /// refused.
