@@ -128,8 +128,8 @@ int kvbm_kernels_launch_digest(const kvbm_strided_piece* pieces, size_t num_piec
  * Definition. The piece's stream is cut into 64-bit little-endian words w0, w1, ...; the last is
  * filled up with zero bytes. With a = k * 0x9E3779B1 + 0x85EBCA77,  b = k * 0xC2B2AE3D + 0x27D4EB2F
  * (mod 2^32), word k counts  (low(wk) xor a) * (high(wk) xor b) + rotate(wk, 32),  and the digest
- * is the sum over all words, mod 2^64. A changed bit always changes it, swapped words do but for a
- * chance of about 2^-32. It finds damage, not forgery. */
+ * is the sum over all words, mod 2^64. A changed bit or swapped words change it but for a chance of
+ * about 2^-32. It finds damage, not forgery. */
 int kvbm_kernels_digest_on_host(const kvbm_strided_piece* piece, uint32_t block, uint64_t* digest);
 
 /* --- permutations by pointer tables
