@@ -526,20 +526,22 @@ TEST_F(KernelsGpu, MemcpyBatchCopiesInEveryMode) {
   }
 }
 
-TEST_F(KernelsGpu, MemcpyBatchFallsBackOnTheDefaultStream) {
+TEST_F(KernelsGpu, MemcpyBatchFallsBackOnADefaultStream) {
   const std::vector<char> bytes = random_bytes(4096, 1);
   Buffer src(bytes, Memory::kPinned);
-  Buffer dst(4096, Memory::kDevice);
   const void* srcs[] = {src.as()};
-  void* dsts[] = {dst.as()};
-  EXPECT_EQ(kvbm_kernels_memcpy_batch(srcs, dsts, 4096, 1, KVBM_KERNELS_BATCH_ONLY, nullptr),
-            kvbm_kernels_has_memcpy_batch_async() ? KVBM_KERNELS_INVALID_VALUE
-                                                  : KVBM_KERNELS_NOT_SUPPORTED);
-  KVBM_CUDA(
-      kvbm_kernels_memcpy_batch(srcs, dsts, 4096, 1, KVBM_KERNELS_BATCH_WITH_FALLBACK, nullptr));
-  KVBM_CUDA(cudaDeviceSynchronize());
-  EXPECT_TRUE(dst.read() == bytes);
-  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  for (const cudaStream_t stream : {cudaStream_t{nullptr}, cudaStreamLegacy, cudaStreamPerThread}) {
+    Buffer dst(4096, Memory::kDevice);
+    void* dsts[] = {dst.as()};
+    EXPECT_EQ(kvbm_kernels_memcpy_batch(srcs, dsts, 4096, 1, KVBM_KERNELS_BATCH_ONLY, stream),
+              kvbm_kernels_has_memcpy_batch_async() ? KVBM_KERNELS_INVALID_VALUE
+                                                    : KVBM_KERNELS_NOT_SUPPORTED);
+    KVBM_CUDA(
+        kvbm_kernels_memcpy_batch(srcs, dsts, 4096, 1, KVBM_KERNELS_BATCH_WITH_FALLBACK, stream));
+    KVBM_CUDA(cudaDeviceSynchronize());
+    EXPECT_TRUE(dst.read() == bytes);
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  }
 }
 
 TEST_F(KernelsGpu, BatchesAreWhatTheDriverHas) {

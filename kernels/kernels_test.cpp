@@ -368,6 +368,12 @@ TEST(StridedPlan, CutsLaunchesOfMoreCellsThanItCanNumber) {
   EXPECT_EQ(cells, uint64_t{4} * 3000 * (4 << 20));
 }
 
+TEST(StridedPlan, AnyRateIsATimeThatAClockCanBeAddedTo) {
+  EXPECT_EQ(paced_ns(1000, 1'000'000'000), 1000U);
+  EXPECT_EQ(paced_ns(uint64_t{1} << 32, 1), (uint64_t{1} << 32) * 1'000'000'000);
+  EXPECT_EQ(paced_ns(uint64_t{1} << 36, 1), uint64_t{1} << 62);
+}
+
 // --- digests -------------------------------------------------------------------------------------
 
 TEST(Digest, IsWhatTheHeaderSays) {

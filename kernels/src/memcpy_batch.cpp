@@ -65,7 +65,7 @@ int kvbm_kernels_memcpy_batch(const void* const* src_ptrs, void* const* dst_ptrs
   const bool only = mode == KVBM_KERNELS_BATCH_ONLY;
   bool batched = mode != KVBM_KERNELS_FALLBACK_ONLY && kvbm_kernels_has_memcpy_batch_async();
   if (only && !batched && num_copies > 0) return KVBM_KERNELS_NOT_SUPPORTED;
-  if (stream == nullptr || stream == cudaStreamLegacy) {
+  if (stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread) {
     if (only && num_copies > 0) return KVBM_KERNELS_INVALID_VALUE;
     batched = false;
   }

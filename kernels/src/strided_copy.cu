@@ -289,8 +289,7 @@ uint64_t turn_ns(const StridedLaunch& launch, Work work, uint32_t ctas, uint64_t
   const uint32_t cell_bytes = work == Work::kCopy ? launch.width : std::max(launch.width, 8U);
   const uint64_t turn_bytes =
       uint64_t{ctas} * kWarps * kChunkCells * cell_bytes * (launch.stepped ? kChunksPerTurn : 1);
-  return static_cast<uint64_t>(static_cast<double>(turn_bytes) * 1e9 /
-                               static_cast<double>(bytes_per_second));
+  return paced_ns(turn_bytes, bytes_per_second);
 }
 
 int run(StridedPlan& plan, const kvbm_strided_piece* pieces, size_t num_digests, Work work,

@@ -26,6 +26,14 @@ inline constexpr uint32_t kMaxBlocks = 4096;
 inline constexpr uint32_t kMaxBases = 180;
 inline constexpr uint32_t kMaxAxes = 4;
 
+/// What `bytes` take at a rate; at most 2^62, to which a clock can be added.
+/// Requires: bytes_per_second > 0.
+inline uint64_t paced_ns(uint64_t bytes, uint64_t bytes_per_second) {
+  constexpr uint64_t kMost = uint64_t{1} << 62;
+  const double ns = static_cast<double>(bytes) * 1e9 / static_cast<double>(bytes_per_second);
+  return ns < static_cast<double>(kMost) ? static_cast<uint64_t>(ns) : kMost;
+}
+
 /// What a launch does with the bytes.
 enum class Work { kCopy, kCopyAndDigest, kDigest };
 

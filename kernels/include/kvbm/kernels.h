@@ -167,10 +167,10 @@ int kvbm_kernels_launch_vectorized_copy(void** src_ptrs, void** dst_ptrs, size_t
 
 /* Copies size_per_copy bytes from src_ptrs[i] to dst_ptrs[i] with the copy engines, for num_copies
  * copies. The tables are host memory, read during the call; what they point to may be anything that
- * cudaMemcpyAsync takes. The order of the copies is not defined. The default stream takes no
- * batches: it counts as a refusal. Errors: KVBM_KERNELS_INVALID_VALUE: an unknown mode, null tables
- * where there is work, a refused batch in mode KVBM_KERNELS_BATCH_ONLY; KVBM_KERNELS_NOT_SUPPORTED:
- * no batches here, in that mode. */
+ * cudaMemcpyAsync takes. The order of the copies is not defined. A default stream, of the
+ * device or of a thread, takes no batches: it counts as a refusal. Errors:
+ * KVBM_KERNELS_INVALID_VALUE: an unknown mode, null tables where there is work, a refused batch in
+ * mode KVBM_KERNELS_BATCH_ONLY; KVBM_KERNELS_NOT_SUPPORTED: no batches here, in that mode. */
 int kvbm_kernels_memcpy_batch(const void* const* src_ptrs, void* const* dst_ptrs,
                               size_t size_per_copy, size_t num_copies, int mode,
                               kvbm_kernels_stream stream);
