@@ -82,6 +82,23 @@ StridedPiece fold(const StridedPiece& piece) noexcept {
   return folded;
 }
 
+size_t count_rows(std::span<const BlockId> from, std::span<const BlockId> to,
+                  size_t first) noexcept {
+  const auto step = [](std::span<const BlockId> ids, size_t i) {
+    return int64_t{ids[i + 1].value()} - int64_t{ids[i].value()};
+  };
+  if (first + 1 == from.size()) return 1;
+  const int64_t from_step = step(from, first);
+  const int64_t to_step = step(to, first);
+  if (from_step <= 0 || to_step <= 0) return 1;
+  size_t last = first + 1;
+  while (last + 1 < from.size() && step(from, last) == from_step && step(to, last) == to_step) {
+    ++last;
+  }
+  const size_t length = last - first + 1;
+  return length == 2 && (from_step != 1 || to_step != 1) ? 1 : length;
+}
+
 Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
   if (batch.from == nullptr || batch.to == nullptr) {
     return make_error(ErrorCode::kInvalidArgument, "a copy batch has no list of block ids");

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -62,6 +63,15 @@ enum class CopyMethod : uint8_t {
 using BlockList = std::shared_ptr<const std::vector<BlockId>>;
 
 [[nodiscard]] BlockList make_block_list(std::vector<BlockId> ids);
+
+/// Fewer rows of a rectangle are cheaper to a copy engine as plain runs.
+inline constexpr uint64_t kLeastRows = 8;
+
+/// How many pairs (from[i], to[i]) from `first` on go up in equal steps: what can be the rows of a
+/// rectangle. Two in steps of more than one block are none: the second may begin a longer one.
+/// Requires: lists of one length, above `first`.
+[[nodiscard]] size_t count_rows(std::span<const BlockId> from, std::span<const BlockId> to,
+                                size_t first) noexcept;
 
 /// Every piece for every pair (from[i], to[i]).
 /// Ownership: keeps its lists until the copies have ended; the memory is the caller's, and stays

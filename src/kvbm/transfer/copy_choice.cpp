@@ -9,9 +9,6 @@
 namespace kvbm {
 namespace {
 
-/// Fewer rows are runs to a copy engine.
-constexpr uint64_t kLeastRows = 8;
-
 /// Beyond these a link gets no faster; on the device all that there are are best.
 uint32_t ctas_for(TransferRoute route) {
   switch (route) {
@@ -167,23 +164,8 @@ std::string describe(const MethodChoice& choice) {
 }
 
 size_t count_equal_steps(std::span<const BlockId> from, std::span<const BlockId> to) noexcept {
-  const auto step = [](std::span<const BlockId> ids, size_t i) {
-    return int64_t{ids[i + 1].value()} - int64_t{ids[i].value()};
-  };
   size_t groups = 0;
-  for (size_t i = 0; i < from.size(); ++groups) {
-    size_t last = i;
-    if (i + 1 < from.size() && step(from, i) > 0 && step(to, i) > 0) {
-      last = i + 1;
-      while (last + 1 < from.size() && step(from, last) == step(from, i) &&
-             step(to, last) == step(to, i)) {
-        ++last;
-      }
-      // Two in longer steps are no group: the second may begin a longer one.
-      if (last == i + 1 && (step(from, i) != 1 || step(to, i) != 1)) last = i;
-    }
-    i = last + 1;
-  }
+  for (size_t i = 0; i < from.size(); i += count_rows(from, to, i)) ++groups;
   return groups;
 }
 

@@ -91,7 +91,7 @@ class Expansion {
       const uint64_t whole = std::min(rows_before_cut(src, width, rows.src_stride, rows.count),
                                       rows_before_cut(dst, width, rows.dst_stride, rows.count));
       const uint64_t taken = std::max<uint64_t>(whole, 1);
-      if (whole >= kLeastRectRows) {
+      if (whole >= kLeastRows) {
         out_.rects.push_back({.src = src,
                               .dst = dst,
                               .width = width,
@@ -159,24 +159,6 @@ class Expansion {
   CopyList& out_;
 };
 
-/// How many pairs from `first` on go up in equal steps on both sides. Two in steps of more than one
-/// block are no row: the second may begin a longer one.
-size_t row_length(const std::vector<BlockId>& from, const std::vector<BlockId>& to, size_t first) {
-  const auto step = [](const std::vector<BlockId>& ids, size_t i) {
-    return int64_t{ids[i + 1].value()} - int64_t{ids[i].value()};
-  };
-  if (first + 1 == from.size()) return 1;
-  const int64_t from_step = step(from, first);
-  const int64_t to_step = step(to, first);
-  if (from_step <= 0 || to_step <= 0) return 1;
-  size_t last = first + 1;
-  while (last + 1 < from.size() && step(from, last) == from_step && step(to, last) == to_step) {
-    ++last;
-  }
-  const size_t length = last - first + 1;
-  return length == 2 && (from_step != 1 || to_step != 1) ? 1 : length;
-}
-
 }  // namespace
 
 void CopyList::clear() noexcept {
@@ -201,7 +183,7 @@ void expand(const StridedCopyBatch& batch, std::span<const uintptr_t> cuts, Copy
       if (axis.count > 1) axes.add(axis);
     }
     for (size_t i = 0; i < from.size();) {
-      const size_t length = row_length(from, to, i);
+      const size_t length = count_rows(from, to, i);
       Loops loops = axes;
       if (length > 1) {
         loops.add({.count = length,

@@ -91,9 +91,9 @@ TEST_F(CopyListTest, BlocksInEqualStepsAreTheRows) {
 
 TEST_F(CopyListTest, FewRowsAreRuns) {
   StridedPiece rows = piece(8, 0, 0);
-  rows.axes[0] = {.count = kLeastRectRows - 1, .src_stride = 64, .dst_stride = 32};
-  EXPECT_EQ(expanded(batch_of(rows, ids({0}), ids({0}))).run_bytes.size(), kLeastRectRows - 1);
-  rows.axes[0].count = kLeastRectRows;
+  rows.axes[0] = {.count = kLeastRows - 1, .src_stride = 64, .dst_stride = 32};
+  EXPECT_EQ(expanded(batch_of(rows, ids({0}), ids({0}))).run_bytes.size(), kLeastRows - 1);
+  rows.axes[0].count = kLeastRows;
   EXPECT_EQ(expanded(batch_of(rows, ids({0}), ids({0}))).rects.size(), 1u);
 }
 
@@ -141,7 +141,7 @@ void execute(const CopyList& list, std::span<const uintptr_t> cuts) {
     }
   };
   for (const CopyRect& rect : list.rects) {
-    EXPECT_GE(rect.rows, kLeastRectRows);
+    EXPECT_GE(rect.rows, kLeastRows);
     EXPECT_GE(rect.src_pitch, rect.width);
     EXPECT_GE(rect.dst_pitch, rect.width);
     for (const auto& [base, pitch] :
