@@ -65,6 +65,9 @@ struct TransferRigOptions {
   size_t max_transfers = 4096;
   size_t max_file_requests = 4096;
   size_t file_threads = 4;
+  uint32_t bounce_slots = 4;
+  uint64_t bounce_slot_bytes = uint64_t{1} << 20;
+  std::shared_ptr<HostPinner> pinner = nullptr;
 };
 
 /// Members go in reverse order, as the rules of ownership ask; tests may reset them earlier.
@@ -97,7 +100,10 @@ struct TransferRig {
                    .metrics = &metrics,
                    .max_waiting_streams = config.max_waiting_streams,
                    .file_requests_per_transfer = config.file_requests_per_transfer,
-                   .max_transfers = config.max_transfers})
+                   .max_transfers = config.max_transfers,
+                   .bounce_slots = config.bounce_slots,
+                   .bounce_slot_bytes = config.bounce_slot_bytes,
+                   .pinner = config.pinner})
                   .value();
   }
 

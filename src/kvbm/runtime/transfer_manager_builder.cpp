@@ -132,7 +132,8 @@ Result<std::unique_ptr<OwnedTransferManager>> TransferManagerBuilder::build() co
                         .calibration = std::move(costs.calibration),
                         .agent_name = agent_name_,
                         .capabilities = capabilities_,
-                        .preferences = preferences_};
+                        .preferences = preferences_,
+                        .pinner = parts->device.pinner};
   if (streams_per_direction_) config.streams_per_direction = *streams_per_direction_;
   for (const std::string& name : nixl_backends_) KVBM_TRY(config.nixl_backend(name));
   KVBM_ASSIGN_OR_RETURN(parts->transfers, TransferManager::create(config));

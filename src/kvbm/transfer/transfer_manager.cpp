@@ -11,9 +11,11 @@
 #include "kvbm/transfer/copy_choice.hpp"
 #include "kvbm/transfer/internal/failure.hpp"
 #include "kvbm/transfer/internal/file_transfer.hpp"
+#include "kvbm/transfer/internal/hop.hpp"
 #include "kvbm/transfer/internal/layout_directory.hpp"
-#include "kvbm/transfer/internal/memory_transfer.hpp"
 #include "kvbm/transfer/internal/request_check.hpp"
+#include "kvbm/transfer/internal/staged_transfer.hpp"
+#include "kvbm/transfer/internal/staging.hpp"
 #include "kvbm/transfer/internal/transfer_context.hpp"
 #include "kvbm/transfer/transfer_plan.hpp"
 #include "kvbm/transfer/transfer_strategy.hpp"
@@ -25,20 +27,6 @@ constexpr size_t kMaxLayouts = 65536;
 
 tl::unexpected<Error> invalid(std::string message) {
   return make_error(ErrorCode::kInvalidArgument, std::move(message));
-}
-
-std::vector<Event> not_done(std::span<const Event> events) {
-  std::vector<Event> result;
-  for (const Event& event : events) {
-    // One that has failed counts as not done, so that it is looked at.
-    if (!event.done() || !event.status()) result.push_back(event);
-  }
-  return result;
-}
-
-bool any_failed(std::span<const Event> events) {
-  return std::ranges::any_of(events,
-                             [](const Event& event) { return event.done() && !event.status(); });
 }
 
 WorkerAddress address_of(const TransferConfig& config) {
@@ -53,8 +41,6 @@ Status check_cuda_device(const TransferConfig& config) {
   return invalid(format_text("transfer config: cuda_device_id is {}, the device is {} {}",
                              *config.cuda_device_id, info.kind, info.ordinal));
 }
-
-std::vector<BlockId> copy_of(std::span<const BlockId> ids) { return {ids.begin(), ids.end()}; }
 
 }  // namespace
 
@@ -171,16 +157,19 @@ class TransferManager::Core {
   Result<TransferCompleteNotification> execute_transfer(const TransferRequest& request) {
     KVBM_ASSIGN_OR_RETURN(const CheckedTransfer checked, check(request));
     if (request.src_ids.empty()) return TransferCompleteNotification();
-    internal::TransferFrame frame{.context = context_,
-                                  .route = checked.strategy.first.route(),
-                                  .num_blocks = request.src_ids.size(),
-                                  .block_bytes = checked.plan.bytes_per_block(),
-                                  .deadline = request.options.deadline,
-                                  .priority = request.options.priority,
-                                  .layouts = {checked.src, checked.dst}};
-    return checked.strategy.first.kind == HopKind::kFile
-               ? transfer_file(request, std::move(frame))
-               : transfer_memory(request, checked.plan, std::move(frame));
+    if (checked.strategy.is_staged()) return stage(request, checked);
+    const TransferOptions& options = request.options;
+    return internal::start_hop(context_, {.hop = checked.strategy.first,
+                                          .src = checked.src.layout,
+                                          .from = request.src_ids,
+                                          .dst = checked.dst.layout,
+                                          .to = request.dst_ids,
+                                          .plan = &checked.plan,
+                                          .tags = options.tags,
+                                          .stream = options.stream,
+                                          .wait_for = options.wait_for,
+                                          .deadline = options.deadline,
+                                          .priority = options.priority});
   }
 
   Result<std::string> explain_transfer(const TransferRequest& request) const {
@@ -190,9 +179,10 @@ class TransferManager::Core {
         request.src_ids.empty()) {
       return text;
     }
-    const MethodChoice choice =
-        choose(checked.plan.with_addresses(*checked.src, *checked.dst), request.src_ids,
-               request.dst_ids, checked.strategy.first.route());
+    if (checked.strategy.is_staged()) return text;
+    const MethodChoice choice = internal::choose_method_of(
+        *context_, checked.plan.with_addresses(*checked.src.layout, *checked.dst.layout),
+        request.src_ids, request.dst_ids, checked.strategy.first.route());
     return format_text("{}; {}", text, describe(choice));
   }
 
@@ -215,10 +205,13 @@ class TransferManager::Core {
 
   /// A request that nothing is wrong with.
   struct CheckedTransfer {
-    std::shared_ptr<const PhysicalLayout> src;
-    std::shared_ptr<const PhysicalLayout> dst;
+    internal::TransferSide src;
+    internal::TransferSide dst;
+    LayoutView from;  // of src
+    LayoutView to;    // of dst
     TransferPlan plan;
     TransferStrategy strategy;
+    std::shared_ptr<const PhysicalLayout> bounce;  // null: the manager's own
   };
 
   [[nodiscard]] Result<CheckedTransfer> check(const TransferRequest& request) const {
@@ -243,12 +236,18 @@ class TransferManager::Core {
                                            .device = context_->capabilities(),
                                            .allowed = context_->config().capabilities,
                                            .preferences = context_->config().preferences}));
-    KVBM_TRY(check_possible(strategy));
+    KVBM_TRY(check_files(strategy, src, dst));
     KVBM_TRY(internal::check_options(options, strategy, request.src_ids.size()));
+    std::shared_ptr<const PhysicalLayout> bounce;
+    if (options.bounce_buffer) {
+      KVBM_ASSIGN_OR_RETURN(bounce, find_bounce(*options.bounce_buffer, request));
+      KVBM_ASSIGN_OR_RETURN(strategy, internal::with_bounce_in(bounce->storage_kind(), strategy,
+                                                               context_->capabilities()));
+    }
     if (options.deadline <= context_->now()) {
       return make_error(ErrorCode::kTimeout, "the deadline of the transfer has passed already");
     }
-    return CheckedTransfer{src.layout, dst.layout, std::move(plan), strategy};
+    return CheckedTransfer{src, dst, from, to, std::move(plan), strategy, std::move(bounce)};
   }
 
   Status check_apart(LayoutHandle src, LayoutHandle dst) const {
@@ -260,104 +259,77 @@ class TransferManager::Core {
                                   src.layout, dst.layout));
   }
 
-  /// What this manager has for it.
-  Status check_possible(const TransferStrategy& strategy) const {
+  Status check_files(const TransferStrategy& strategy, const internal::TransferSide& src,
+                     const internal::TransferSide& dst) const {
     const bool has_file = strategy.first.kind == HopKind::kFile ||
                           (strategy.second && strategy.second->kind == HopKind::kFile);
-    if (has_file && context_->config().files == nullptr) {
+    if (!has_file) return {};
+    if (context_->config().files == nullptr) {
       return make_error(ErrorCode::kUnsupported,
                         "the transfer manager was made without a file engine");
     }
-    if (strategy.is_staged() || strategy.first.kind == HopKind::kHost) {
-      return make_error(ErrorCode::kUnsupported,
-                        format_text("transfers through the host are not there yet ({}): copy the "
-                                    "blocks to pinned host memory first",
-                                    describe(strategy)));
+    for (const auto& side : {src, dst}) {
+      if (side.layout->slots() != nullptr) {
+        KVBM_TRY(internal::check_slot_alignment(*side.layout));
+      }
     }
     return {};
   }
 
-  /// Admits the transfer and starts it; forgets it if it does not start.
-  template <class T, class Start>
-  Result<TransferCompleteNotification> launch(const std::shared_ptr<T>& transfer, Start&& start) {
-    KVBM_TRY(context_->admit(transfer));
-    if (Status status = internal::guarded([&] { return start(*transfer); }); !status) {
-      context_->ending();
-      context_->forget(*transfer);
-      return make_error(std::move(status).error());
-    }
-    return transfer->notification();
-  }
-
-  [[nodiscard]] MethodChoice choose(std::span<const StridedPiece> pieces,
-                                    std::span<const BlockId> from, std::span<const BlockId> to,
-                                    TransferRoute route) const {
-    const DeviceCapabilities& capabilities = context_->capabilities();
-    return choose_method(
-        {.pieces = pieces,
-         .num_blocks = from.size(),
-         .num_groups = capabilities.kernel_copies ? count_equal_steps(from, to) : 0,
-         .route = route,
-         .capabilities = capabilities,
-         .calibration = context_->config().calibration});
-  }
-
-  Result<TransferCompleteNotification> transfer_memory(const TransferRequest& request,
-                                                       const TransferPlan& plan,
-                                                       internal::TransferFrame frame) {
-    const TransferOptions& options = request.options;
-    StridedCopyBatch batch{.from = make_block_list(copy_of(request.src_ids)),
-                           .to = make_block_list(copy_of(request.dst_ids)),
-                           .pieces = plan.with_addresses(*frame.layouts[0], *frame.layouts[1]),
-                           .bytes_moved = nullptr};
-    // A caller's stream may have no room for what a kernel needs, and cannot wait for it; there the
-    // copy engine is left as it is.
-    if (!options.stream) {
-      const MethodChoice choice =
-          choose(batch.pieces, request.src_ids, request.dst_ids, frame.route);
-      batch.method = choice.method;
-      batch.max_ctas = choice.max_ctas;
-      batch.max_bytes_per_second = choice.max_bytes_per_second;
-    }
-    auto transfer = std::make_shared<internal::MemoryTransfer>(std::move(frame), std::move(batch));
-    const std::vector<Event> events = not_done(options.wait_for);
-    return launch(transfer, [&](internal::MemoryTransfer& starting) -> Status {
-      if (any_failed(events)) return starting.start_on_host(events);
-      if (options.stream) return starting.start_on(*options.stream, events);
-      if (events.empty()) return starting.start_now();
-      if (options.deadline == kNever) {
-        if (const auto stream = context_->streams().take_waiting()) {
-          Status status = starting.start_on_waiting(*stream, events);
-          // It may have been left with a wait for an event that never comes.
-          if (!status) context_->streams().discard_waiting(*stream);
-          return status;
-        }
+  [[nodiscard]] Result<std::shared_ptr<const PhysicalLayout>> find_bounce(
+      const BounceBuffer& buffer, const TransferRequest& request) const {
+    std::shared_ptr<const PhysicalLayout> layout = find_layout(buffer.handle());
+    if (!layout) return not_here(buffer.handle());
+    if (buffer.ids().empty()) return invalid("a bounce buffer without blocks");
+    for (const BlockId id : buffer.ids()) {
+      if (id.value() >= layout->config().num_blocks) {
+        return invalid(format_text("bounce block {} of a layout of {} blocks", id,
+                                   layout->config().num_blocks));
       }
-      return starting.start_on_host(events);
-    });
+    }
+    for (const LayoutHandle side : {request.src, request.dst}) {
+      if (side == buffer.handle()) {
+        return invalid("the layout of the bounce blocks is a side of the transfer");
+      }
+      KVBM_TRY(check_apart(side, buffer.handle()));
+    }
+    return layout;
   }
 
-  Result<TransferCompleteNotification> transfer_file(const TransferRequest& request,
-                                                     internal::TransferFrame frame) {
-    const PhysicalLayout& src = *frame.layouts[0];
-    const PhysicalLayout& dst = *frame.layouts[1];
-    const bool writes = frame.route == TransferRoute::kMemoryToFile;
-    const PhysicalLayout& file = writes ? dst : src;
-    KVBM_TRY(internal::check_slot_alignment(file));
-    std::vector<internal::AddressedRun> runs = internal::addressed_runs(writes ? src : dst);
-    const std::span<const SlotTag> tags = request.options.tags;
-    KVBM_ASSIGN_OR_RETURN(
-        const auto transfer,
-        internal::FileTransfer::create(
-            std::move(frame), internal::FileTransferSpec{
-                                  .op = writes ? FileOp::kWrite : FileOp::kRead,
-                                  .file = file,
-                                  .runs = std::move(runs),
-                                  .slots = copy_of(writes ? request.dst_ids : request.src_ids),
-                                  .blocks = copy_of(writes ? request.src_ids : request.dst_ids),
-                                  .tags = {tags.begin(), tags.end()}}));
-    return launch(transfer, [&](internal::FileTransfer& starting) {
-      return starting.start(not_done(request.options.wait_for));
+  Result<TransferCompleteNotification> stage(const TransferRequest& request,
+                                             const CheckedTransfer& checked) {
+    const TransferOptions& options = request.options;
+    internal::StagingSides sides{.strategy = checked.strategy,
+                                 .from = checked.from,
+                                 .to = checked.to,
+                                 .num_blocks = request.src_ids.size()};
+    internal::StagedSpec spec;
+    if (checked.bounce) {
+      KVBM_ASSIGN_OR_RETURN(
+          spec, internal::stage_through(sides, checked.bounce, options.bounce_buffer->ids(),
+                                        context_->config().bounce_slots));
+      KVBM_ASSIGN_OR_RETURN(spec.loan, internal::BounceLoan::create(context_->bounce_loans(),
+                                                                    options.bounce_buffer->handle(),
+                                                                    options.bounce_buffer->ids()));
+    } else {
+      KVBM_ASSIGN_OR_RETURN(auto memory,
+                            context_->bounce_memory(checked.strategy.first.to.storage));
+      KVBM_ASSIGN_OR_RETURN(spec, internal::stage_through(sides, std::move(memory)));
+    }
+    spec.from.assign(request.src_ids.begin(), request.src_ids.end());
+    spec.to.assign(request.dst_ids.begin(), request.dst_ids.end());
+    spec.tags.assign(options.tags.begin(), options.tags.end());
+    const auto transfer = std::make_shared<internal::StagedTransfer>(
+        internal::TransferFrame{.context = context_,
+                                .route = checked.strategy.first.route(),
+                                .num_blocks = request.src_ids.size(),
+                                .block_bytes = checked.plan.bytes_per_block(),
+                                .deadline = options.deadline,
+                                .priority = options.priority,
+                                .layouts = {checked.src.layout, checked.dst.layout}},
+        std::move(spec));
+    return internal::launch(*context_, transfer, [&](internal::StagedTransfer& staged) {
+      return staged.start(options.wait_for);
     });
   }
 
@@ -377,6 +349,8 @@ Result<std::unique_ptr<TransferManager>> TransferManager::create(const TransferC
   };
   KVBM_TRY(check("streams_per_direction", config.streams_per_direction));
   KVBM_TRY(check("side_streams", config.side_streams));
+  KVBM_TRY(check("bounce_slots", config.bounce_slots));
+  KVBM_TRY(check("bounce_slot_bytes", config.bounce_slot_bytes));
   KVBM_TRY(check("num_threads", config.num_threads));
   KVBM_TRY(check("file_requests_per_transfer", config.file_requests_per_transfer));
   KVBM_TRY(check("max_transfers", config.max_transfers));

@@ -21,6 +21,7 @@
 #include "kvbm/layout/kv_blocks.hpp"
 #include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/memory/file_engine.hpp"
+#include "kvbm/memory/host_pinner.hpp"
 #include "kvbm/transfer/calibration.hpp"
 #include "kvbm/transfer/layout_handle.hpp"
 #include "kvbm/transfer/logical_layout.hpp"
@@ -57,6 +58,12 @@ struct TransferConfig {
   size_t side_streams = 2;  ///< for copies on the device, and on the host
   TransferCapabilities capabilities = {};
   TransferPreferences preferences = {};
+  /// Between the hops of staged transfers, made when the first one comes: in pageable memory, or
+  /// where the device takes no other in pinned memory, by `pinner`. A slot holds whole blocks;
+  /// those of one transfer may fill several.
+  uint32_t bounce_slots = 4;
+  uint64_t bounce_slot_bytes = uint64_t{32} << 20;
+  std::shared_ptr<HostPinner> pinner = nullptr;
   /// If set, create() refuses a device that is not this CUDA device.
   std::optional<int32_t> cuda_device_id = std::nullopt;
 
@@ -67,10 +74,11 @@ struct TransferConfig {
 /// Memory to memory goes through Device::copy, on the caller's stream, always by the copy engine,
 /// or on streams of the manager's own, by the method that choose_method() says. Between a file and
 /// memory each block is one file request; writing adds tag and checksum, reading checks them, and a
-/// block that does not pass has failed while the others go on.
+/// block that does not pass has failed while the others go on. What no single hop can do goes by
+/// two, some blocks at a time, through bounce blocks.
 ///
-/// Ownership: borrows all of TransferConfig, which outlives the manager and its transfers; the
-/// device and
+/// Ownership: borrows all of TransferConfig but the pinner, which outlives the manager and its
+/// transfers; the device and
 ///   the file engine outlive the manager. The memory of layouts stays until the notifications of
 ///   their transfers are done; memory that a layout owns does so by itself. Destruction: transfers
 ///   that wait on the host and blocks that have not been submitted end as kCancelled; file requests
@@ -137,11 +145,13 @@ class TransferManager {
   /// Errors: kNotFound (a handle), kInvalidArgument (lists of different lengths; an id out of
   /// range; a destination twice; a destination that is also a source of the same layout; shapes
   /// that differ after slices; layers or heads outside; a format that LayoutView::as refuses; tags
-  /// missing, too many or without a file), kUnsupported (the layout of another worker; a way that
+  /// missing, too many or without a file; bounce blocks that are none, out of range, there twice,
+  /// in use, or of another shape), kUnsupported (the layout of another worker; a way that
   /// choose_strategy() refuses, or an option that the way cannot honour; a format that is known on
-  /// one side only; layouts that may share bytes; a direct file and memory that is not aligned for
-  /// it), kTimeout (the deadline has passed), kExhausted (max_transfers; the queue of the stream; a
-  /// moment at which other threads hold all streams), kDevice and others from the device.
+  /// one side only; layouts that may share bytes; a direct file whose slots are not aligned for it;
+  /// a block that is larger than a bounce slot; bounce blocks that a hop does not reach), kTimeout
+  /// (the deadline has passed), kExhausted (max_transfers; the queue of the stream; a moment at
+  /// which other threads hold all streams), kDevice and others from the device.
   [[nodiscard]] Result<TransferCompleteNotification> execute_transfer(
       const TransferRequest& request);
 

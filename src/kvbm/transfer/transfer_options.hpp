@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kvbm/base/clock.hpp"
@@ -20,13 +21,37 @@
 
 namespace kvbm {
 
-/// First what is said first here. It orders what waits for a thread of the manager: file requests
-/// to be prepared and checked, copies that had to wait on the host. What a device or a file engine
-/// has keeps its order, and a copy that waits for nothing is handed over at the call.
+/// First what is said first here. It orders what waits for a thread of the manager (file requests
+/// to be prepared and checked, copies that had to wait on the host) and for its bounce blocks. What
+/// a device or a file engine has keeps its order, and a copy that waits for nothing is handed over
+/// at the call.
 enum class TransferPriority : uint8_t { kHigh, kNormal, kLow };
 
 /// "high", "normal", "low".
 [[nodiscard]] std::string_view to_string(TransferPriority priority) noexcept;
+
+/// Blocks that a caller lends to a transfer of two hops, for what is between them. Nobody else uses
+/// them until its notification is done. With fewer than four of them less happens at a time.
+/// Threads: a value.
+class BounceBuffer {
+ public:
+  /// Blocks of a registered layout of the manager, in memory that both hops reach. Between a file
+  /// and anything else they have the shape and the format of the file's blocks; between two places
+  /// in memory the shape of what is copied of a block, or of a whole block of the source.
+  [[nodiscard]] static BounceBuffer from_handle(LayoutHandle handle, std::vector<BlockId> ids) {
+    return {handle, std::move(ids)};
+  }
+
+  [[nodiscard]] LayoutHandle handle() const noexcept { return handle_; }
+  [[nodiscard]] const std::vector<BlockId>& ids() const noexcept { return ids_; }
+
+ private:
+  BounceBuffer(LayoutHandle handle, std::vector<BlockId> ids) noexcept
+      : handle_(handle), ids_(std::move(ids)) {}
+
+  LayoutHandle handle_;
+  std::vector<BlockId> ids_;
+};
 
 /// Each is honoured, or refused with the reason.
 struct TransferOptions {
@@ -61,6 +86,9 @@ struct TransferOptions {
 
   /// Not with a stream: there the order is the stream's.
   TransferPriority priority = TransferPriority::kNormal;
+
+  /// Instead of bounce blocks of the manager's own; with a transfer of two hops alone.
+  std::optional<BounceBuffer> bounce_buffer = std::nullopt;
 
   /// What the other worker is told once the bytes are there: for layouts of other workers alone.
   std::optional<uint64_t> write_notification = std::nullopt;

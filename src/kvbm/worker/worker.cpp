@@ -182,6 +182,7 @@ Status Worker::Core::set_up() {
                                         .files = files_,
                                         .metrics = options_.metrics,
                                         .calibration = *std::move(calibration),
+                                        .pinner = options_.pinner,
                                     }));
   KVBM_ASSIGN_OR_RETURN(timers_,
                         executor_.create_queue({.name = "kvbm-timer-" + to_string(options_.rank),

@@ -101,11 +101,6 @@ FileTransfer::FileTransfer(TransferFrame frame, FileTransferSpec spec, size_t wi
   inbox_.reserve(window);
 }
 
-Status FileTransfer::start(std::span<const Event> events) {
-  open();
-  return start_after(events);
-}
-
 void FileTransfer::run() noexcept {
   bool stopped = false;
   {

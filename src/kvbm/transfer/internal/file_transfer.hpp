@@ -56,9 +56,6 @@ class FileTransfer final : public Transfer {
   [[nodiscard]] static Result<std::shared_ptr<FileTransfer>> create(TransferFrame frame,
                                                                     FileTransferSpec spec);
 
-  /// Makes the notification. Errors: those of start_after.
-  Status start(std::span<const Event> events);
-
   void run() noexcept override;
 
  private:

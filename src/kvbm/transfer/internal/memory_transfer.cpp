@@ -46,14 +46,12 @@ MemoryTransfer::MemoryTransfer(TransferFrame frame, StridedCopyBatch batch)
 
 Status MemoryTransfer::start_on(StreamRef stream, std::span<const Event> events) {
   callers_stream_ = true;
-  open();
   KVBM_TRY(put_on(stream, events));
   close_group(stream, EventOf::kDevice);
   return {};
 }
 
 Status MemoryTransfer::start_on_waiting(StreamRef stream, std::span<const Event> events) {
-  open();
   waits_for_ = std::vector<Event>(events.begin(), events.end());
   KVBM_TRY(put_on(stream, events));
   stream_ = stream;
@@ -63,15 +61,11 @@ Status MemoryTransfer::start_on_waiting(StreamRef stream, std::span<const Event>
 }
 
 Status MemoryTransfer::start_now() {
-  open();
   KVBM_ASSIGN_OR_RETURN(const StreamPool::Held held, context().streams().take(frame().route));
   return put_on_pool(held, EventOf::kDevice);
 }
 
-Status MemoryTransfer::start_on_host(std::span<const Event> events) {
-  open();
-  return start_after(events);
-}
+Status MemoryTransfer::start_on_host(std::span<const Event> events) { return start_after(events); }
 
 void MemoryTransfer::run() noexcept {
   const Status put = guarded([this]() -> Status {

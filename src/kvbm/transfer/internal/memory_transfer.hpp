@@ -21,7 +21,7 @@ class MemoryTransfer final : public Transfer {
   /// `batch` without bytes_moved.
   MemoryTransfer(TransferFrame frame, StridedCopyBatch batch);
 
-  // One of these, once. Each makes the notification; after an error, or an exception, nothing is on
+  // One of these, once; after an error, or an exception, nothing is on
   // its way, but for start_on_host, and the caller forgets the transfer.
 
   /// Puts everything on the caller's stream. Errors: those of the device.

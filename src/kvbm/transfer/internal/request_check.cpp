@@ -113,6 +113,25 @@ BlockMatch match_of(const LayoutView& src, const LayoutView& dst) {
   return BlockMatch::kSameBytes;
 }
 
+Result<TransferStrategy> with_bounce_in(StorageKind kind, const TransferStrategy& strategy,
+                                        const DeviceCapabilities& device) {
+  TransferStrategy with = strategy;
+  with.first.to.storage = kind;
+  with.second->from.storage = kind;
+  for (const TransferHop& hop : {with.first, *with.second}) {
+    const bool device_reaches = kind != StorageKind::kSystem || device.copies_pageable_host;
+    const bool host_reaches = kind != StorageKind::kDevice || device.host_accessible;
+    const bool reaches = kind != StorageKind::kFile &&
+                         (hop.kind == HopKind::kDevice ? device_reaches : host_reaches);
+    if (reaches) continue;
+    return unsupported(format_text(
+        "bounce blocks of kind {} are not reached by the hop from {} to "
+        "{} ({}): take blocks of kind {}",
+        kind, to_string(hop.from), to_string(hop.to), hop.kind, strategy.first.to.storage));
+  }
+  return with;
+}
+
 Status check_options(const TransferOptions& options, const TransferStrategy& strategy,
                      size_t num_blocks) {
   const bool has_file = strategy.first.kind == HopKind::kFile ||
@@ -128,6 +147,12 @@ Status check_options(const TransferOptions& options, const TransferStrategy& str
     return unsupported(
         "a write notification tells another worker; both sides of this transfer are here: wait "
         "for its notification");
+  }
+  if (options.bounce_buffer && !strategy.is_staged()) {
+    return unsupported(
+        format_text("no bounce blocks are between the ends of this transfer ({}): "
+                    "leave the bounce buffer out",
+                    describe(strategy)));
   }
   if (!options.stream) return {};
   if (has_file) {

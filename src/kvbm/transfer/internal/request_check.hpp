@@ -37,6 +37,12 @@ struct TransferSide {
 /// Requires: views that a plan has taken.
 [[nodiscard]] BlockMatch match_of(const LayoutView& src, const LayoutView& dst);
 
+/// The strategy with bounce blocks of this kind instead of its own.
+/// Errors: kUnsupported (a hop does not reach them; says which).
+[[nodiscard]] Result<TransferStrategy> with_bounce_in(StorageKind kind,
+                                                      const TransferStrategy& strategy,
+                                                      const DeviceCapabilities& device);
+
 /// Whether the options go with the strategy, and with `num_blocks` blocks.
 /// Errors: kInvalidArgument (tags missing, too many or without a file), kUnsupported (an option
 /// that this way cannot honour; says why).

@@ -68,7 +68,7 @@ void Transfer::started() {
 }
 
 void Transfer::expire() noexcept {
-  if (!end_waiting()) return;
+  if (!end_waiting()) return late();
   fail_all(failure(ErrorCode::kTimeout,
                    "the deadline passed before the events of the transfer were done"));
 }
@@ -92,21 +92,24 @@ void Transfer::fail_all(const Error& error) noexcept {
 
 void Transfer::finish(TransferResult result) noexcept {
   const std::shared_ptr<Transfer> self = weak_from_this().lock();  // to the end of this call
-  const RouteCounters& counters = frame_.context->metrics().route(frame_.route);
-  counters.blocks.add(frame_.num_blocks - result.failed.size());
-  counters.bytes.add(result.bytes);
-  counters.failed.add(result.failed.size());
+  ending(result);
   if (!result.status) log_failure(result);
-  frame_.context->ending();
+  if (frame_.kind == TransferKind::kWhole) frame_.context->ending();
   source_->resolve(std::move(result));
   frame_.context->forget(*this);
 }
 
+void Transfer::ending(const TransferResult& result) noexcept {
+  const RouteCounters& counters = frame_.context->metrics().route(frame_.route);
+  counters.blocks.add(frame_.num_blocks - result.failed.size());
+  counters.bytes.add(result.bytes);
+  counters.failed.add(result.failed.size());
+}
+
 void Transfer::log_failure(const TransferResult& result) const noexcept {
   try {
-    KVBM_LOG_WARNING(frame_.context->log(), "transfer", "{}: {} of {} blocks failed: {}",
-                     frame_.route, result.failed.size(), frame_.num_blocks,
-                     result.status.error().describe());
+    KVBM_LOG_WARNING(frame_.context->log(), "transfer", "{}: {} of {} blocks failed: {}", way(),
+                     result.failed.size(), frame_.num_blocks, result.status.error().describe());
   } catch (...) {  // NOLINT(bugprone-empty-catch): out of memory for a log line
   }
 }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "kvbm/base/clock.hpp"
@@ -21,9 +22,15 @@
 
 namespace kvbm::internal {
 
+enum class TransferKind : uint8_t {
+  kWhole,  ///< somebody's transfer; counts as one
+  kPart,   ///< a hop of some blocks of one
+};
+
 /// What all transfers ask of the manager, beside their bytes.
 struct TransferFrame {
   std::shared_ptr<TransferContext> context;
+  TransferKind kind = TransferKind::kWhole;
   TransferRoute route = TransferRoute::kHostToHost;
   size_t num_blocks = 0;
   uint64_t block_bytes = 0;
@@ -45,6 +52,9 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   Transfer(const Transfer&) = delete;
   Transfer& operator=(const Transfer&) = delete;
 
+  /// Makes the notification, before anybody else knows the transfer.
+  void open() { source_.emplace(frame_.context->executor()); }
+
   /// Schedules run() for when all `events` are done. Errors: kExhausted and others of a lack of
   /// memory, and it has ended without a word.
   Status start_after(std::span<const Event> events);
@@ -53,6 +63,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   [[nodiscard]] TransferCompleteNotification notification() const {
     return source_.value().notification();
   }
+  [[nodiscard]] TransferKind kind() const noexcept { return frame_.kind; }
   [[nodiscard]] TimePoint deadline() const noexcept { return frame_.deadline; }
   [[nodiscard]] TransferPriority priority() const noexcept { return frame_.priority; }
 
@@ -67,8 +78,6 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void fail_all(const Error& error) noexcept;
 
  protected:
-  /// Makes the notification, with an event of its own, before anything is on its way.
-  void open() { source_.emplace(frame_.context->executor()); }
   /// The notification has a device's event instead. Requires: nobody has been given it yet.
   // NOLINTNEXTLINE(bugprone-exception-escape): moving a Status or a pointer does not throw.
   void use_event(Event event) noexcept { source_->use_event(std::move(event)); }
@@ -77,6 +86,12 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   void started();
   /// Called once if it has started: begin nothing more.
   virtual void stop() noexcept {}
+  /// Called at the deadline if it has started.
+  virtual void late() noexcept {}
+  /// Called once before it is done, with the outcome.
+  virtual void ending(const TransferResult& result) noexcept;
+  /// For people, in the log.
+  [[nodiscard]] virtual std::string_view way() const noexcept { return to_string(frame_.route); }
 
   void finish(TransferResult result) noexcept;
 

@@ -21,18 +21,41 @@ TransferContext::TransferContext(const TransferConfig& config, std::unique_ptr<S
   ready_.reserve(queue_capacity(config.max_transfers));
 }
 
+Result<std::shared_ptr<BounceMemory>> TransferContext::bounce_memory(StorageKind kind) {
+  const auto usable = [](const std::shared_ptr<BounceMemory>& memory) {
+    return memory != nullptr && (!memory->ready().done() || memory->ready().status());
+  };
+  {
+    const MutexLock lock(mutex_);
+    if (usable(bounce_[kind])) return bounce_[kind];
+  }
+  KVBM_ASSIGN_OR_RETURN(std::shared_ptr<BounceMemory> made,
+                        BounceMemory::create(kind, {.executor = executor(),
+                                                    .pinner = config_.pinner,
+                                                    .num_slots = config_.bounce_slots,
+                                                    .slot_bytes = config_.bounce_slot_bytes}));
+  // Whoever was faster has made it; `made` and what it replaces go without the lock.
+  std::shared_ptr<BounceMemory> memory = made;
+  const MutexLock lock(mutex_);
+  std::shared_ptr<BounceMemory>& there = bounce_[kind];
+  if (usable(there)) return there;
+  there.swap(made);
+  return memory;
+}
+
 Status TransferContext::admit(std::shared_ptr<Transfer> transfer) {
   const MutexLock lock(mutex_);
   if (closed_) {
     return make_error(ErrorCode::kUnavailable, "the transfer manager is being destroyed");
   }
-  if (in_flight_ >= config_.max_transfers) {
+  const bool counts = transfer->kind() == TransferKind::kWhole;
+  if (counts && in_flight_ >= config_.max_transfers) {
     return make_error(ErrorCode::kExhausted,
                       format_text("{} transfers are under way; wait for some to end", in_flight_));
   }
   const Transfer* key = transfer.get();
   transfers_.emplace(key, std::move(transfer));
-  ++in_flight_;
+  if (counts) ++in_flight_;
   return {};
 }
 
@@ -73,7 +96,7 @@ void TransferContext::schedule(std::shared_ptr<Transfer> transfer) noexcept {
     transfer = nullptr;
     return queue_->try_post(Task([this] { run_next(); }));
   });
-  // Only a stopped queue refuses, or one without memory.
+  // Only a stopped queue refuses, or one without memory, or full of parts.
   if (posted) return;
   if (transfer != nullptr) {
     transfer->run();

@@ -15,6 +15,7 @@
 #include "kvbm/base/log.hpp"
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/result.hpp"
+#include "kvbm/transfer/internal/bounce_ring.hpp"
 #include "kvbm/transfer/internal/page_pool.hpp"
 #include "kvbm/transfer/internal/stream_pool.hpp"
 #include "kvbm/transfer/internal/transfer_metrics.hpp"
@@ -33,7 +34,8 @@ class TransferContext {
   TransferContext(const TransferContext&) = delete;
   TransferContext& operator=(const TransferContext&) = delete;
 
-  /// What a queue of these transfers must hold: a task of each, and those of the clock.
+  /// What a queue of these transfers must hold: a task of each, and those of the clock. Parts
+  /// beyond it run at once.
   [[nodiscard]] static size_t queue_capacity(size_t max_transfers) { return max_transfers + 64; }
 
   [[nodiscard]] const TransferConfig& config() const noexcept { return config_; }
@@ -43,11 +45,18 @@ class TransferContext {
   [[nodiscard]] LogSink& log() const noexcept { return config_.log; }
   [[nodiscard]] const TransferMetrics& metrics() const noexcept { return metrics_; }
   [[nodiscard]] StreamPool& streams() const noexcept { return *streams_; }
+  /// Bounce blocks in memory of this kind, made when they are first asked for, and again after a
+  /// failure. Errors: those of BounceMemory::create.
+  [[nodiscard]] Result<std::shared_ptr<BounceMemory>> bounce_memory(StorageKind kind);
+  [[nodiscard]] const std::shared_ptr<BounceLoans>& bounce_loans() const noexcept {
+    return bounce_loans_;
+  }
   /// Buffers of file transfers.
   [[nodiscard]] PagePool& pages() noexcept { return pages_; }
   [[nodiscard]] TimePoint now() const noexcept { return config_.executor.clock().now(); }
 
-  /// Keeps the transfer until forget(). Errors: kExhausted, kUnavailable (closed).
+  /// Keeps the transfer until forget(). Parts do not count. Errors: kExhausted, kUnavailable
+  /// (closed).
   Status admit(std::shared_ptr<Transfer> transfer);
   /// It is about to be done: counts no more.
   void ending() noexcept;
@@ -90,6 +99,7 @@ class TransferContext {
   const TransferMetrics metrics_;
   const std::unique_ptr<StreamPool> streams_;
   PagePool pages_{kMaxKeptBytes};
+  const std::shared_ptr<BounceLoans> bounce_loans_ = std::make_shared<BounceLoans>();
 
   mutable Mutex mutex_{LockRank::kTransfer, "transfer.context"};
   bool closed_ KVBM_GUARDED_BY(mutex_) = false;
@@ -97,6 +107,7 @@ class TransferContext {
   std::map<const Transfer*, std::shared_ptr<Transfer>> transfers_ KVBM_GUARDED_BY(mutex_);
   std::map<TimerKey, std::weak_ptr<Transfer>> timers_ KVBM_GUARDED_BY(mutex_);
   TimePoint alarm_ KVBM_GUARDED_BY(mutex_) = kNever;
+  std::map<StorageKind, std::shared_ptr<BounceMemory>> bounce_ KVBM_GUARDED_BY(mutex_);
   std::vector<Ready> ready_ KVBM_GUARDED_BY(mutex_);  // a heap; each has a task on its way
   uint64_t num_scheduled_ KVBM_GUARDED_BY(mutex_) = 0;
 

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// start_hop: one hop of a strategy, as a transfer of its own.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "kvbm/base/clock.hpp"
+#include "kvbm/base/ids.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/device/event.hpp"
+#include "kvbm/device/stream.hpp"
+#include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/layout/slot_format.hpp"
+#include "kvbm/transfer/copy_choice.hpp"
+#include "kvbm/transfer/internal/transfer.hpp"
+#include "kvbm/transfer/internal/transfer_context.hpp"
+#include "kvbm/transfer/transfer_notification.hpp"
+#include "kvbm/transfer/transfer_options.hpp"
+#include "kvbm/transfer/transfer_plan.hpp"
+#include "kvbm/transfer/transfer_strategy.hpp"
+
+namespace kvbm::internal {
+
+/// Ownership: what it refers to is read during the call alone; layouts are kept.
+struct HopRequest {
+  TransferHop hop = {};
+  std::shared_ptr<const PhysicalLayout> src = nullptr;
+  std::span<const BlockId> from = {};
+  std::shared_ptr<const PhysicalLayout> dst = nullptr;
+  std::span<const BlockId> to = {};
+  const TransferPlan* plan = nullptr;  ///< of copies: from src to dst
+  std::span<const SlotTag> tags = {};  ///< with a file: one a block
+  std::optional<StreamRef> stream = std::nullopt;
+  std::span<const Event> wait_for = {};  ///< of a whole transfer
+  TimePoint deadline = kNever;
+  TransferPriority priority = TransferPriority::kNormal;
+  TransferKind kind = TransferKind::kWhole;
+};
+
+/// Requires: everything that is checked of a transfer was; a hop that is not remote.
+/// Errors: those of a start, for a whole transfer. A part that cannot start ends with the error
+/// instead; only one that is not taken at all is an error: kExhausted, kUnavailable.
+[[nodiscard]] Result<TransferCompleteNotification> start_hop(
+    const std::shared_ptr<TransferContext>& context, const HopRequest& request);
+
+/// What moves the bytes of a copy on a stream of the manager's own.
+[[nodiscard]] MethodChoice choose_method_of(const TransferContext& context,
+                                            std::span<const StridedPiece> pieces,
+                                            std::span<const BlockId> from,
+                                            std::span<const BlockId> to, TransferRoute route);
+
+/// Opens, admits and starts it; after an error it has been forgotten, unless it is a part.
+template <class T, class Start>
+Result<TransferCompleteNotification> launch(TransferContext& context,
+                                            const std::shared_ptr<T>& transfer, Start&& start) {
+  transfer->open();
+  KVBM_TRY(context.admit(transfer));
+  if (Status status = guarded([&] { return start(*transfer); }); !status) {
+    if (transfer->kind() == TransferKind::kPart) {
+      transfer->fail_all(status.error());
+    } else {
+      context.ending();
+      context.forget(*transfer);
+      return make_error(std::move(status).error());
+    }
+  }
+  return transfer->notification();
+}
+
+}  // namespace kvbm::internal
