@@ -21,6 +21,7 @@ TEST(KernelsGpu, AreNotInThisBuild) {
 #include <kvbm/kernels.h>
 
 #include "random_copy.hpp"
+#include "random_pattern.hpp"
 
 namespace kvbm::kernels {
 namespace {
@@ -542,6 +543,51 @@ TEST_F(KernelsGpu, MemcpyBatchFallsBackOnADefaultStream) {
     EXPECT_TRUE(dst.read() == bytes);
     EXPECT_EQ(cudaGetLastError(), cudaSuccess);
   }
+}
+
+TEST_F(KernelsGpu, PatternsAreThoseOfTheHost) {
+  for (uint64_t seed = 1; seed <= 120; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    const RandomPattern pattern = make_random_pattern(seed);
+    std::vector<char> expected = random_bytes(pattern.bytes, seed);
+    const Memory kind = seed % 3 == 0 ? Memory::kPinned : Memory::kDevice;
+    Buffer arena(expected, kind);
+    Buffer ids(pattern.ids, Memory::kPinned);
+    Buffer seeds(pattern.seeds, seed % 2 == 0 ? Memory::kDevice : Memory::kPinned);
+    Buffer first_wrong(pattern.ids.size() * sizeof(uint64_t), Memory::kDevice);
+    const auto pieces = pattern.place(arena.as());
+    const auto launch = [&](uint64_t* found) {
+      KVBM_CUDA(kvbm_kernels_launch_pattern(pieces.data(), pieces.size(), ids.as<uint32_t>(),
+                                            seeds.as<uint64_t>(), pattern.ids.size(), found,
+                                            stream_));
+      KVBM_CUDA(cudaStreamSynchronize(stream_));
+    };
+    launch(nullptr);
+    fill_on_host(pattern, expected, nullptr);
+    ASSERT_TRUE(arena.read() == expected);
+
+    spoil(expected, seed);
+    arena.fill(expected.data());
+    std::vector<uint64_t> first_on_host(pattern.ids.size());
+    launch(first_wrong.as<uint64_t>());
+    fill_on_host(pattern, expected, first_on_host.data());
+    EXPECT_EQ(first_wrong.read<uint64_t>(), first_on_host);
+    EXPECT_TRUE(arena.read() == expected) << "a comparison wrote";
+  }
+}
+
+TEST_F(KernelsGpu, ComparesWhereEveryByteIsWrong) {
+  constexpr size_t kBytes = size_t{8} << 20;
+  Buffer memory(kBytes, Memory::kDevice);
+  KVBM_CUDA(cudaMemset(memory.as(), 0xEE, kBytes));
+  Buffer ids(std::vector<uint32_t>(1), Memory::kPinned);
+  Buffer seeds(std::vector<uint64_t>{1}, Memory::kPinned);
+  Buffer first_wrong(sizeof(uint64_t), Memory::kDevice);
+  const kvbm_pattern_piece piece = {memory.as(), 0, kBytes, 0};
+  KVBM_CUDA(kvbm_kernels_launch_pattern(&piece, 1, ids.as<uint32_t>(), seeds.as<uint64_t>(), 1,
+                                        first_wrong.as<uint64_t>(), stream_));
+  KVBM_CUDA(cudaStreamSynchronize(stream_));
+  EXPECT_EQ(first_wrong.read<uint64_t>().front(), 0u);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // work.
 #include <kvbm/kernels.h>
 
+#include "pattern_plan.hpp"
 #include "strided_plan.hpp"
 #include "table_plan.hpp"
 
@@ -38,6 +39,13 @@ int kvbm_kernels_launch_digest(const kvbm_strided_piece* pieces, size_t num_piec
                                const kvbm_strided_copy_options* options, kvbm_kernels_stream) {
   return answer({pieces, num_pieces, ids, ids, num_blocks, options ? options->digests : nullptr,
                  Work::kDigest});
+}
+
+int kvbm_kernels_launch_pattern(const kvbm_pattern_piece* pieces, size_t num_pieces,
+                                const uint32_t* ids, const uint64_t* seeds, size_t num_blocks,
+                                uint64_t* first_wrong, kvbm_kernels_stream) {
+  const PatternPlan plan(pieces, num_pieces, ids, seeds, num_blocks, first_wrong);
+  return answer(plan.check(), plan.has_work());
 }
 
 int kvbm_kernels_launch_universal_from_block(void* const* universal_ptrs,

@@ -578,6 +578,146 @@ TYPED_TEST_P(DeviceContract, TakesEmptyBatches) {
   EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
 }
 
+TYPED_TEST_P(DeviceContract, PatternsAreThoseOfTheHost) {
+  ASSERT_TRUE(this->device().info().capabilities.patterns);
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Random random(seed);
+    // Aligned or not, short and long, pieces of one length and of several.
+    const uint64_t unit = seed % 2 == 0 ? 16 : 1;
+    const uint64_t num_blocks = random.uniform_between(1, 9);
+    std::vector<uint64_t> starts;
+    std::vector<uint64_t> lengths;
+    uint64_t block_bytes = unit * random.uniform(3);
+    for (uint64_t piece = random.uniform_between(1, 5); piece > 0; --piece) {
+      const bool alike = !lengths.empty() && random.chance(0.6);
+      starts.push_back(block_bytes);
+      lengths.push_back(alike ? lengths.back()
+                              : unit * random.uniform(random.chance(0.3) ? 20'000 / unit : 40));
+      block_bytes += lengths.back() + unit * random.uniform(3);
+    }
+    block_bytes += unit;
+    std::vector<std::byte> expected = this->noise(random, (num_blocks + 2) * block_bytes);
+    const DeviceMemory memory = this->filled(expected);
+    const auto batch_at = [&](std::byte* base) {
+      PatternBatch batch;
+      Random same(seed);
+      for (uint32_t i = 0; i < num_blocks; ++i) {
+        batch.blocks.emplace_back(i + 1);
+        batch.seeds.push_back(same.next());
+      }
+      same.shuffle(std::span(batch.blocks));
+      for (size_t p = 0; p < starts.size(); ++p) {
+        batch.pieces.push_back({.data = base + starts[p],
+                                .block_stride = block_bytes,
+                                .bytes = lengths[p],
+                                .seed = same.next()});
+      }
+      return batch;
+    };
+    const StreamRef stream = this->stream();
+    ASSERT_TRUE(this->device().pattern(stream, batch_at(memory.data())));
+    ASSERT_TRUE(this->device().synchronize(stream, this->soon()));
+    run_pattern(batch_at(expected.data()));
+    ASSERT_EQ(this->content(memory), expected);
+
+    // A few wrong bytes, some of them in no piece.
+    for (int wrong = 0; wrong < 4; ++wrong) {
+      const uint64_t at = random.uniform(expected.size());
+      expected[at] ^= std::byte{0x40};
+      this->harness_.upload(memory.data() + at, std::span(expected).subspan(at, 1));
+    }
+    PatternBatch here = batch_at(memory.data());
+    here.findings = std::make_shared<PatternFindings>(num_blocks);
+    PatternBatch there = batch_at(expected.data());
+    there.findings = std::make_shared<PatternFindings>(num_blocks);
+    run_pattern(there);
+    ASSERT_TRUE(this->device().pattern(stream, here));
+    ASSERT_TRUE(this->device().synchronize(stream, this->soon())) << "wrong bytes are no failure";
+    EXPECT_EQ(here.findings->num_compared(), num_blocks);
+    for (size_t i = 0; i < num_blocks; ++i) {
+      EXPECT_EQ(here.findings->first_wrong(i), there.findings->first_wrong(i)) << "block " << i;
+    }
+    EXPECT_EQ(this->content(memory), expected) << "a comparison wrote";
+    ASSERT_TRUE(this->device().destroy_stream(stream));
+  }
+}
+
+TYPED_TEST_P(DeviceContract, PatternsFollowTheOrderOfTheirStream) {
+  constexpr uint64_t kBytes = 4096;
+  const DeviceMemory first = this->device().allocate(kBytes, 256).value();
+  const DeviceMemory second = this->device().allocate(kBytes, 256).value();
+  const auto pattern = [](const DeviceMemory& memory, uint64_t seed) {
+    return PatternBatch{.blocks = {BlockId(0)},
+                        .seeds = {seed},
+                        .pieces = {{.data = memory.data(), .bytes = kBytes}}};
+  };
+  for (const bool held : {false, true}) {
+    const StreamRef stream = this->stream();
+    EventSource gate = this->device().create_event();
+    if (held) {
+      ASSERT_TRUE(this->device().wait(stream, gate.event()));
+    }
+    PatternBatch compared = pattern(second, 1);
+    compared.findings = std::make_shared<PatternFindings>(1);
+    ASSERT_TRUE(this->device().pattern(stream, pattern(first, 1)));
+    ASSERT_TRUE(this->device().copy(stream, this->plain_copy(first.data(), second.data(), kBytes)));
+    ASSERT_TRUE(this->device().pattern(stream, pattern(first, 2)));
+    ASSERT_TRUE(this->device().pattern(stream, compared));
+    const Event end = this->device().record(stream);
+    gate.signal();
+    ASSERT_TRUE(end.wait(this->soon()));
+    EXPECT_EQ(compared.findings->num_compared(), 1u);
+    EXPECT_EQ(compared.findings->num_wrong(), 0u);
+    EXPECT_EQ(first_wrong_byte(2, this->content(first)), std::nullopt);
+  }
+}
+
+TYPED_TEST_P(DeviceContract, PatternsTakeMoreBlocksThanOneLaunch) {
+  constexpr uint32_t kBlocks = 40'000;
+  constexpr uint64_t kBytes = 16;
+  const DeviceMemory memory = this->device().allocate(kBlocks * kBytes, 256).value();
+  PatternBatch batch{.pieces = {{.data = memory.data(), .block_stride = kBytes, .bytes = kBytes}}};
+  for (uint32_t i = 0; i < kBlocks; ++i) {
+    batch.blocks.emplace_back(kBlocks - 1 - i);
+    batch.seeds.push_back(i);
+  }
+  const StreamRef stream = this->stream();
+  ASSERT_TRUE(this->device().pattern(stream, batch));
+  batch.findings = std::make_shared<PatternFindings>(kBlocks);
+  batch.seeds[33'333] = 7;
+  ASSERT_TRUE(this->device().pattern(stream, batch));
+  ASSERT_TRUE(this->device().synchronize(stream, this->soon()));
+  EXPECT_EQ(batch.findings->num_compared(), kBlocks);
+  EXPECT_EQ(batch.findings->num_wrong(), 1u);
+  EXPECT_EQ(batch.findings->first_wrong(33'333), (PatternFindings::Place{.piece = 0, .offset = 0}));
+}
+
+TYPED_TEST_P(DeviceContract, APatternThatWasLeftOutComparedNothing) {
+  const DeviceMemory memory = this->device().allocate(64, 256).value();
+  PatternBatch batch{.blocks = {BlockId(0)},
+                     .seeds = {1},
+                     .pieces = {{.data = memory.data(), .bytes = 64}},
+                     .findings = std::make_shared<PatternFindings>(1)};
+  const StreamRef stream = this->stream();
+  EventSource gate = this->device().create_event();
+  ASSERT_TRUE(this->device().wait(stream, gate.event()));
+  ASSERT_TRUE(this->device().pattern(stream, batch));
+  const Event end = this->device().record(stream);
+  gate.signal(make_error(ErrorCode::kIo, "what fills the block failed"));
+  EXPECT_EQ(code_of(end.wait(this->soon())), ErrorCode::kIo);
+  EXPECT_EQ(batch.findings->num_compared(), 0u);
+}
+
+TYPED_TEST_P(DeviceContract, RefusesPatternsThatMakeNoSense) {
+  const StreamRef stream = this->stream();
+  const PatternBatch no_seed{.blocks = {BlockId(0)}, .seeds = {}, .pieces = {}};
+  EXPECT_EQ(code_of(this->device().pattern(stream, no_seed)), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(this->device().pattern(StreamRef{0x7fff'0000'0000}, {})), ErrorCode::kNotFound);
+  EXPECT_TRUE(this->device().pattern(stream, {}));
+  EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
+}
+
 TYPED_TEST_P(DeviceContract, ThousandsOfEventsPassBetweenTwoStreams) {
   constexpr uint64_t kRounds = 4000;
   const StreamRef ping = this->stream("ping");
@@ -712,8 +852,10 @@ REGISTER_TYPED_TEST_SUITE_P(
     RefusesMemoryOfNoByteOrOddAlignment, StridedCopiesMatchAnElementWiseOracle,
     RefusesAMethodThatItLacks, RefusesALimitOfKernelsForTheCopyEngine,
     ABatchKeepsItsBlockListsUntilItIsDone, CopiesFollowTheOrderOfTheirStream,
-    RefusesBatchesThatMakeNoSense, TakesEmptyBatches, ThousandsOfEventsPassBetweenTwoStreams,
-    RandomWorkKeepsEveryOrderThatEventsAskFor, ADeviceThatIsDestroyedEndsEverythingThatIsQueued,
-    MemoryMayOutliveItsDevice);
+    RefusesBatchesThatMakeNoSense, TakesEmptyBatches, PatternsAreThoseOfTheHost,
+    PatternsFollowTheOrderOfTheirStream, PatternsTakeMoreBlocksThanOneLaunch,
+    APatternThatWasLeftOutComparedNothing, RefusesPatternsThatMakeNoSense,
+    ThousandsOfEventsPassBetweenTwoStreams, RandomWorkKeepsEveryOrderThatEventsAskFor,
+    ADeviceThatIsDestroyedEndsEverythingThatIsQueued, MemoryMayOutliveItsDevice);
 
 }  // namespace kvbm::testing

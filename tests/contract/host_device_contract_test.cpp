@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The contract of devices, kept by HostDevice on threads and in steps, and by FaultyDevice without
-// faults.
+// The contract of devices, kept by HostDevice on threads and in steps, by FaultyDevice without
+// faults, and by HiddenDevice.
 #include <cstring>
 #include <memory>
 #include <span>
@@ -12,6 +12,7 @@
 
 #include "tests/contract/device_contract.hpp"
 #include "tests/support/faulty_device.hpp"
+#include "tests/support/hidden_device.hpp"
 
 namespace kvbm::testing {
 namespace {
@@ -63,11 +64,31 @@ class FaultlessDeviceHarness : public HostDeviceHarness<Threads> {
       std::make_unique<FaultyDevice>(HostDeviceHarness<Threads>::device(), DeviceFaults{});
 };
 
+class HiddenDeviceHarness : public HostDeviceHarness<Threads> {
+ public:
+  [[nodiscard]] Device& device() { return *hidden_; }
+  void destroy_device() {
+    hidden_.reset();
+    HostDeviceHarness<Threads>::destroy_device();
+  }
+  void upload(std::byte* to, std::span<const std::byte> from) {
+    HostDeviceHarness<Threads>::upload(hidden_->behind(to), from);
+  }
+  void download(std::span<std::byte> to, const std::byte* from) {
+    HostDeviceHarness<Threads>::download(to, hidden_->behind(from));
+  }
+
+ private:
+  std::unique_ptr<HiddenDevice> hidden_ =
+      std::make_unique<HiddenDevice>(HostDeviceHarness<Threads>::device());
+};
+
 INSTANTIATE_TYPED_TEST_SUITE_P(HostDeviceOnThreads, DeviceContract, HostDeviceHarness<Threads>);
 using SteppedHarnesses = ::testing::Types<HostDeviceHarness<Steps<1>>, HostDeviceHarness<Steps<2>>,
                                           HostDeviceHarness<Steps<3>>>;
 INSTANTIATE_TYPED_TEST_SUITE_P(HostDeviceInSteps, DeviceContract, SteppedHarnesses);
 INSTANTIATE_TYPED_TEST_SUITE_P(FaultyDeviceWithoutFaults, DeviceContract, FaultlessDeviceHarness);
+INSTANTIATE_TYPED_TEST_SUITE_P(HiddenDeviceOnThreads, DeviceContract, HiddenDeviceHarness);
 
 TEST(FaultyDevice, FailsTheEventAfterACopyItWasToldToFail) {
   NullLogSink log;

@@ -50,6 +50,9 @@ class FaultyDevice final : public Device {
     }
     return inner_.copy(stream, std::move(batch));
   }
+  Status pattern(StreamRef stream, PatternBatch batch) override {
+    return inner_.pattern(stream, std::move(batch));
+  }
   Status launch(StreamRef stream, StreamTask task) override {
     return inner_.launch(stream, std::move(task));
   }

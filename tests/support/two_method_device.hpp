@@ -40,6 +40,9 @@ class TwoMethodDevice final : public Device {
     batch.method = CopyMethod::kEngine;
     return inner_.copy(stream, std::move(batch));
   }
+  Status pattern(StreamRef stream, PatternBatch batch) override {
+    return inner_.pattern(stream, std::move(batch));
+  }
   Status launch(StreamRef stream, StreamTask task) override {
     return inner_.launch(stream, std::move(task));
   }

@@ -132,6 +132,40 @@ int kvbm_kernels_launch_digest(const kvbm_strided_piece* pieces, size_t num_piec
  * about 2^-32. It finds damage, not forgery. */
 int kvbm_kernels_digest_on_host(const kvbm_strided_piece* piece, uint32_t block, uint64_t* digest);
 
+/* --- bytes that tell where they belong
+ * --------------------------------------------------------------------------------------- */
+
+/* One part of every block: `bytes` bytes from data + id * block_stride on, device-accessible. */
+typedef struct kvbm_pattern_piece {
+  void* data;
+  uint64_t block_stride;
+  uint64_t bytes;
+  uint64_t seed;
+} kvbm_pattern_piece;
+
+/* Fills every piece of every block with the words of a seed, or compares them with these: piece p
+ * of block b with those of seeds[b] + pieces[p].seed (mod 2^64).
+ *
+ * pieces: host memory, read during the call. ids, seeds: device-accessible, num_blocks entries
+ * each. first_wrong: null to fill; otherwise device memory of num_blocks entries, which the launch
+ * overwrites: UINT64_MAX where all bytes of a block are right, else p << 40 | offset of its first
+ * wrong byte, in the order of pieces and then of offsets. Pieces of different blocks do not
+ * overlap. Best if aligned to 16 bytes.
+ *
+ * Definition. Word k of a seed is, mod 2^64,  w = seed + k * 0x9E3779B97F4A7C15;
+ * w = w xor (w >> 29);  w = w + (w << 17);  w = w xor (w >> 32),  stored lowest byte first; the
+ * last one of a piece may be cut off. Words of two seeds differ at every k. Errors:
+ * KVBM_KERNELS_INVALID_VALUE: a null pointer where there is work, 2^24 pieces and more, pieces of
+ * 2^40 bytes and more. */
+int kvbm_kernels_launch_pattern(const kvbm_pattern_piece* pieces, size_t num_pieces,
+                                const uint32_t* ids, const uint64_t* seeds, size_t num_blocks,
+                                uint64_t* first_wrong, kvbm_kernels_stream stream);
+
+/* The same for one piece of one block in host memory, by the calling thread. In every build.
+ * first_wrong: null to fill; otherwise one entry, in host memory. */
+int kvbm_kernels_pattern_on_host(const kvbm_pattern_piece* piece, uint32_t block, uint64_t seed,
+                                 uint64_t* first_wrong);
+
 /* --- permutations by pointer tables
  * ----------------------------------------------------------------------------- */
 

@@ -23,6 +23,9 @@ namespace {
 struct QueuedCopy {
   StridedCopyBatch batch;
 };
+struct QueuedPattern {
+  PatternBatch batch;
+};
 struct QueuedLaunch {
   StreamTask task;
 };
@@ -32,7 +35,7 @@ struct QueuedRecord {
 struct QueuedWait {
   Event event;
 };
-using Operation = std::variant<QueuedCopy, QueuedLaunch, QueuedRecord, QueuedWait>;
+using Operation = std::variant<QueuedCopy, QueuedPattern, QueuedLaunch, QueuedRecord, QueuedWait>;
 
 /// Copies the runs of axes [axis, kStridedAxes) of a folded piece.
 void copy_axes(const StridedPiece& piece, size_t axis, const std::byte* src, std::byte* dst,
@@ -330,6 +333,9 @@ class HostDevice::Core : public std::enable_shared_from_this<Core> {
     if (auto* copy = std::get_if<QueuedCopy>(&operation)) {
       stream.anything_since_record = true;
       if (!stream.failure.has_value()) copy_batch(copy->batch);
+    } else if (auto* pattern = std::get_if<QueuedPattern>(&operation)) {
+      stream.anything_since_record = true;
+      if (!stream.failure.has_value()) run_pattern(pattern->batch);
     } else if (auto* launch = std::get_if<QueuedLaunch>(&operation)) {
       stream.note(run_task(launch->task));
     } else if (auto* wait = std::get_if<QueuedWait>(&operation)) {
@@ -397,6 +403,7 @@ DeviceInfo HostDevice::info() const {
           .free_bytes = memory.available,
           .capabilities = {.host_accessible = true,
                            .copies_pageable_host = true,
+                           .patterns = true,
                            .page_bytes = HostPages::page_bytes()}};
 }
 
@@ -423,6 +430,11 @@ Status HostDevice::copy(StreamRef stream, StridedCopyBatch batch) {
     return make_error(ErrorCode::kUnsupported, "a host device has no kernels; copy by the engine");
   }
   return core_->enqueue(stream, QueuedCopy{std::move(batch)});
+}
+
+Status HostDevice::pattern(StreamRef stream, PatternBatch batch) {
+  KVBM_TRY(planned_bytes(batch));
+  return core_->enqueue(stream, QueuedPattern{std::move(batch)});
 }
 
 Status HostDevice::launch(StreamRef stream, StreamTask task) {

@@ -33,7 +33,7 @@ struct HostDeviceOptions {
 /// leaves its thread and comes back when the event is done, so a waiting stream holds no thread.
 /// Memory: anonymous pages, taken when first touched. Without `memory_bytes`, an allocation larger
 /// than what the kernel calls available, or the control group still allows, is refused. Copies:
-/// plain memcpy, runs that touch on both sides joined; one batch runs on one thread.
+/// plain memcpy, runs that touch on both sides joined; one batch runs on one thread, a pattern too.
 class HostDevice final : public Device {
  public:
   /// Errors: kInvalidArgument (an option that is zero), kExhausted (no thread).
@@ -45,6 +45,7 @@ class HostDevice final : public Device {
   Status destroy_stream(StreamRef stream) override;
   [[nodiscard]] Result<DeviceMemory> allocate(uint64_t size_bytes, uint64_t alignment) override;
   Status copy(StreamRef stream, StridedCopyBatch batch) override;
+  Status pattern(StreamRef stream, PatternBatch batch) override;
   Status launch(StreamRef stream, StreamTask task) override;
   [[nodiscard]] Event record(StreamRef stream) override;
   Status wait(StreamRef stream, const Event& event) override;

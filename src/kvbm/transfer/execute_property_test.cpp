@@ -17,7 +17,7 @@
 #include "kvbm/transfer/transfer_manager.hpp"
 
 #include "tests/support/guarded_place.hpp"
-#include "tests/support/hidden_device.hpp"
+#include "tests/support/out_of_reach_device.hpp"
 #include "tests/support/pinner_double.hpp"
 #include "tests/support/seed.hpp"
 #include "tests/support/transfer_rig.hpp"
@@ -284,7 +284,7 @@ TEST(ExecuteProperty, DirectAndStagedTransfersMoveWhatAnElementwiseCopyWould) {
                        .bounce_slots = between(random, 1, 5),
                        .bounce_slot_bytes = 4096,
                        .pinner = std::make_shared<testing::PinnerDouble>()});
-      if (reach != Reach::kAll) rig.use_device<testing::HiddenDevice>(reach == Reach::kPageable);
+      if (reach != Reach::kAll) rig.use_device<testing::OutOfReachDevice>(reach == Reach::kPageable);
       for (int round = 0; round < 120; ++round) {
         SCOPED_TRACE(round);
         check_one(rig, random, staged, direct);

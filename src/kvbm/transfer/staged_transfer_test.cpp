@@ -18,7 +18,7 @@
 #include "tests/support/allocation_meter.hpp"
 #include "tests/support/faulty_file_engine.hpp"
 #include "tests/support/guarded_place.hpp"
-#include "tests/support/hidden_device.hpp"
+#include "tests/support/out_of_reach_device.hpp"
 #include "tests/support/pinner_double.hpp"
 #include "tests/support/seed.hpp"
 #include "tests/support/transfer_rig.hpp"
@@ -30,7 +30,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using testing::block_ids;
 using testing::GuardedPlace;
-using testing::HiddenDevice;
+using testing::OutOfReachDevice;
 using testing::tag_of;
 using testing::TransferRig;
 using testing::TransferRigOptions;
@@ -89,7 +89,7 @@ struct StagedSetup {
         src(kConfig, LayoutKind::kLayerSeparateBlockSecond, StorageKind::kDevice, {}, format),
         file(kConfig, LayoutKind::kFileSlots, StorageKind::kFile, {}, file_format),
         dst(kConfig, LayoutKind::kLayerSeparateBlockFirst, StorageKind::kDevice, {}, format) {
-    device = &rig.use_device<HiddenDevice>();
+    device = &rig.use_device<OutOfReachDevice>();
     for (uint32_t i = 0; i < kNumBlocks; ++i) {
       src.fill(BlockId{i}, i);
       ids.emplace_back(i);
@@ -138,7 +138,7 @@ struct StagedSetup {
   }
 
   TransferRig rig;
-  HiddenDevice* device = nullptr;
+  OutOfReachDevice* device = nullptr;
   GuardedPlace src;
   GuardedPlace file;
   GuardedPlace dst;
@@ -262,7 +262,7 @@ TEST(StagedTransfer, PageableMemoryGoesThroughPinnedMemoryToADeviceThatTakesNoOt
                                .bounce_slot_bytes = 4096,
                                .pinner = pinner};
     TransferRig rig(options);
-    auto& device = rig.use_device<HiddenDevice>(false);
+    auto& device = rig.use_device<OutOfReachDevice>(false);
     GuardedPlace system(kConfig, LayoutKind::kFullyContiguous, StorageKind::kSystem, {},
                         KvBlockLayout::kUniversalPP);
     GuardedPlace gpu(kConfig, LayoutKind::kLayerSeparateBlockFirst, StorageKind::kDevice, {},
@@ -323,7 +323,7 @@ TEST(StagedTransfer, PageableMemoryGoesThroughPinnedMemoryToADeviceThatTakesNoOt
 
 TEST(StagedTransfer, WithoutAPinnerPinnedBounceBlocksAreTheCallers) {
   TransferRig rig({.seed = 1});
-  rig.use_device<HiddenDevice>(false);
+  rig.use_device<OutOfReachDevice>(false);
   const GuardedPlace system(kConfig, LayoutKind::kFullyContiguous);
   const GuardedPlace gpu(kConfig, LayoutKind::kFullyContiguous, StorageKind::kDevice);
   const GuardedPlace pinned(kConfig, LayoutKind::kFullyContiguous, StorageKind::kPinned);
@@ -348,7 +348,7 @@ TEST(StagedTransfer, APinnerThatFailsFailsTheTransferAndIsAskedAgain) {
   const auto pinner = std::make_shared<testing::PinnerDouble>();
   pinner->refuse_from = 0;
   TransferRig rig({.bounce_slot_bytes = 4096, .pinner = pinner});
-  rig.use_device<HiddenDevice>(false);
+  rig.use_device<OutOfReachDevice>(false);
   GuardedPlace system(kConfig, LayoutKind::kFullyContiguous);
   GuardedPlace gpu(kConfig, LayoutKind::kFullyContiguous, StorageKind::kDevice);
   system.fill(BlockId{2}, 2);
@@ -441,7 +441,7 @@ TEST(StagedTransfer, ACallersBounceBlocksServeOneTransferAtATime) {
 
 TEST(StagedTransfer, BouncesBetweenPlacesInMemoryMayBeWholeBlocksOrTheirParts) {
   TransferRig rig({.seed = 6});
-  rig.use_device<HiddenDevice>(false);
+  rig.use_device<OutOfReachDevice>(false);
   GuardedPlace system(kConfig, LayoutKind::kFullyContiguous, StorageKind::kSystem, {},
                       KvBlockLayout::kOperationalHND);
   GuardedPlace gpu(kConfig, LayoutKind::kFullyContiguous, StorageKind::kDevice, {},
@@ -527,7 +527,7 @@ TEST(StagedTransfer, SlotsGoToTheHigherPriorityFirst) {
 
 TEST(StagedTransfer, ABlockThatNoSlotHoldsIsRefused) {
   TransferRig rig({.seed = 1, .bounce_slot_bytes = kConfig.block_bytes() - 1});
-  rig.use_device<HiddenDevice>();
+  rig.use_device<OutOfReachDevice>();
   const GuardedPlace gpu(kConfig, LayoutKind::kFullyContiguous, StorageKind::kDevice);
   const GuardedPlace file(kConfig, LayoutKind::kFileSlots);
   const LayoutHandle from = rig.manager->register_layout(gpu.layout()).value();

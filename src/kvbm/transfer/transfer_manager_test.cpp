@@ -95,6 +95,9 @@ class ScriptedDevice final : public Device {
     if (swallows_copies) return {};
     return inner_.copy(stream, std::move(batch));
   }
+  Status pattern(StreamRef stream, PatternBatch batch) override {
+    return inner_.pattern(stream, std::move(batch));
+  }
   Status launch(StreamRef stream, StreamTask task) override {
     KVBM_TRY(before_launch());
     return inner_.launch(stream, std::move(task));

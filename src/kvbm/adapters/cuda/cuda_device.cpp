@@ -81,6 +81,7 @@ DeviceInfo CudaDevice::info() const {
           .total_bytes = context_->gpu().total_bytes,
           .free_bytes = memory_->free_bytes(),
           .capabilities = {.kernel_copies = streams_->kernels() != KernelSupport::kNone,
+                           .patterns = streams_->patterns().has_value(),
                            .kernels_from_ptx = streams_->kernels() == KernelSupport::kFromPtx,
                            .page_bytes = 256}};
 }
@@ -111,6 +112,12 @@ Status CudaDevice::copy(StreamRef stream, StridedCopyBatch batch) {
                     context_->gpu().name, context_->gpu().sm / 10, context_->gpu().sm % 10));
   }
   return streams_->copy(stream, std::move(batch), bytes);
+}
+
+Status CudaDevice::pattern(StreamRef stream, PatternBatch batch) {
+  KVBM_TRY(planned_bytes(batch));
+  KVBM_TRY(streams_->patterns());
+  return streams_->pattern(stream, std::move(batch));
 }
 
 Status CudaDevice::launch(StreamRef stream, StreamTask task) {

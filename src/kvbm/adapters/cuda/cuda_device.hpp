@@ -98,6 +98,7 @@ class CudaDevice final : public Device {
   /// waits for the GPU.
   [[nodiscard]] Result<DeviceMemory> allocate(uint64_t size_bytes, uint64_t alignment) override;
   Status copy(StreamRef stream, StridedCopyBatch batch) override;
+  Status pattern(StreamRef stream, PatternBatch batch) override;
   Status launch(StreamRef stream, StreamTask task) override;
   [[nodiscard]] Event record(StreamRef stream) override;
   Status wait(StreamRef stream, const Event& event) override;

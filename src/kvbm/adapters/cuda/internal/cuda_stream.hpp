@@ -18,6 +18,7 @@
 #include "kvbm/adapters/cuda/internal/ring.hpp"
 #include "kvbm/base/completion.hpp"
 #include "kvbm/base/mutex.hpp"
+#include "kvbm/base/unique_function.hpp"
 #include "kvbm/device/device.hpp"
 
 namespace kvbm::internal {
@@ -29,6 +30,9 @@ struct QueuedCopy {
 
   [[nodiscard]] bool is_done() const noexcept { return done_pairs == batch.from->size(); }
 };
+struct QueuedPattern {
+  PatternBatch batch;
+};
 struct QueuedLaunch {
   StreamTask task;
 };
@@ -39,7 +43,8 @@ struct QueuedRecord {
 struct QueuedWait {
   Event event;
 };
-using CudaOperation = std::variant<QueuedCopy, QueuedLaunch, QueuedRecord, QueuedWait>;
+using CudaOperation =
+    std::variant<QueuedCopy, QueuedPattern, QueuedLaunch, QueuedRecord, QueuedWait>;
 
 /// A batch on its way: the counter, if there is one, grows when it has arrived, and is let go of
 /// when it has ended, as are the ids that a kernel reads.
@@ -47,6 +52,8 @@ struct Arrival {
   std::shared_ptr<std::atomic<uint64_t>> counter;
   uint64_t bytes = 0;
   PinnedRing::Slice ids = {};
+  /// Of a pattern: called with whether it has arrived, where the GPU is known to have ended it.
+  UniqueFunction<void(bool arrived)> on_end = {};
 };
 
 /// A recorded event that somebody waits for, and what follows from it.

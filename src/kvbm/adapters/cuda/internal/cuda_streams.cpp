@@ -46,6 +46,10 @@ Result<std::shared_ptr<CudaStreams>> CudaStreams::create(const CudaStreamsOption
   std::shared_ptr<CudaStreams> streams(new CudaStreams(
       options, std::move(context), std::move(pinner), std::move(tasks), std::move(watch)));
   streams->copier_.find_kernels();
+  {
+    const CudaContext::Scope scope(*streams->context_);
+    streams->patterns_loaded_ = streams->patterns_.load();
+  }
   KVBM_TRY(streams->watcher_.start());
   return streams;
 }
@@ -59,6 +63,7 @@ CudaStreams::CudaStreams(const CudaStreamsOptions& options,
       context_(std::move(context)),
       gates_(context_),
       copier_(context_, std::move(pinner)),
+      patterns_(context_),
       tasks_(std::move(tasks)),
       watcher_(*this, context_, health_, options_.executor, std::move(watch)) {}
 
@@ -225,6 +230,26 @@ Status CudaStreams::copy(StreamRef ref, StridedCopyBatch batch, uint64_t bytes) 
   return {};
 }
 
+Status CudaStreams::pattern(StreamRef ref, PatternBatch batch) {
+  KVBM_ASSIGN_OR_RETURN(const StreamPointer stream, find(ref));
+  {
+    const MutexLock submit(stream->submit);
+    {
+      const MutexLock lock(stream->mutex);
+      KVBM_TRY(accepts_locked(*stream));
+      if (stream->state != CudaStream::State::kIdle) {
+        stream->operations.emplace_back(QueuedPattern{std::move(batch)});
+        return {};
+      }
+    }
+    const CudaContext::Scope scope(*context_);
+    KVBM_TRY(stream->check_not_capturing());
+    KVBM_TRY(patterns_.launch(*stream, batch));
+  }
+  watcher_.watch_arrivals(stream);
+  return {};
+}
+
 Status CudaStreams::wait(StreamRef ref, const Event& event) {
   KVBM_ASSIGN_OR_RETURN(const StreamPointer stream, find(ref));
   if (stream->adopted && needs_gate(event)) return wait_at_gate(stream, event);
@@ -290,7 +315,7 @@ Event CudaStreams::record(StreamRef ref) {
   const CudaContext::Scope scope(*context_);
   if (Status taken = stream->check_not_capturing(); !taken) return Event::ready(std::move(taken));
   CompletionSource source(options_.executor);
-  Completion completion = source.completion();
+  const Completion completion = source.completion();
   auto native = watcher_.record_mark(stream, std::move(source));
   if (!native) return Event::ready(make_error(std::move(native).error()));
   return Event(completion, *std::move(native));
@@ -460,6 +485,11 @@ void CudaStreams::run(const StreamPointer& stream, CudaOperation& operation) {
     // The lists are not needed any more, and nothing else holds the counter if it was skipped.
     operation = QueuedLaunch{};
     if (!copied) note(*stream, copied);
+  } else if (auto* pattern = std::get_if<QueuedPattern>(&operation)) {
+    if (Status launched = patterns_.launch(*stream, pattern->batch); !launched) {
+      note(*stream, launched);
+    }
+    watcher_.watch_arrivals(stream);
   } else if (auto* launch = std::get_if<QueuedLaunch>(&operation)) {
     Status outcome = run_task(launch->task);
     launch->task.reset();
@@ -560,6 +590,7 @@ void CudaStreams::close() {
   }
   gates_.close();
   copier_.close();
+  patterns_.close();
 }
 
 }  // namespace kvbm::internal

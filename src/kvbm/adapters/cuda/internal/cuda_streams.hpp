@@ -14,6 +14,7 @@
 #include "kvbm/adapters/cuda/internal/cuda_copier.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_gates.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_health.hpp"
+#include "kvbm/adapters/cuda/internal/cuda_patterns.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_pinner.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_stream.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_watcher.hpp"
@@ -50,11 +51,14 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   Status destroy_stream(StreamRef ref);
   /// `bytes`: of planned_bytes().
   Status copy(StreamRef ref, StridedCopyBatch batch, uint64_t bytes);
+  Status pattern(StreamRef ref, PatternBatch batch);
   Status launch(StreamRef ref, StreamTask task);
   [[nodiscard]] Event record(StreamRef ref);
   Status wait(StreamRef ref, const Event& event);
 
   [[nodiscard]] KernelSupport kernels() const noexcept { return copier_.kernels(); }
+  /// Why there is no pattern(), if there is none.
+  [[nodiscard]] const Status& patterns() const noexcept { return patterns_loaded_; }
   [[nodiscard]] Executor& executor() const noexcept { return options_.executor; }
 
   /// Lets what runs finish and drops the rest.
@@ -115,6 +119,8 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   CudaHealth health_;
   CudaGates gates_;
   CudaCopier copier_;
+  CudaPatterns patterns_;
+  Status patterns_loaded_;  // of create(), never changed afterwards
 
   Mutex mutex_{LockRank::kDevice, "device.cuda", 4};
   std::map<uint64_t, StreamPointer> streams_ KVBM_GUARDED_BY(mutex_);

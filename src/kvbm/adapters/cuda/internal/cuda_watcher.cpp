@@ -223,6 +223,7 @@ void CudaWatcher::finish(const StreamPointer& stream, CudaMark mark, const Statu
       arrival.counter->fetch_add(arrival.bytes, std::memory_order_relaxed);
     }
     arrival.counter.reset();
+    if (arrival.on_end) arrival.on_end(gpu.has_value());
   }
   if (mark.arrivals.capacity() > 0) {
     mark.arrivals.clear();
