@@ -265,6 +265,11 @@ Command add_replay_command(CLI::App& program, Console& console) {
   app->add_option("trace", arguments->trace, "The trace to play, or a flight record")
       ->required()
       ->type_name("FILE");
+  app->add_option("--device", options.device,
+                  "Where G1 is: host memory, or a GPU (cuda, cuda:N).\nFurther ranks take the next "
+                  "GPUs, or share one")
+      ->capture_default_str()
+      ->type_name("NAME");
   add_tier(*app, "g1", arguments->g1, {.low = 1},
            format_text("Blocks of device memory [{}]", options.g1_blocks));
   add_tier(*app, "g2", arguments->g2, {}, "Blocks of host memory; 0 leaves the tier out [0]");

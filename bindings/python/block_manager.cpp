@@ -26,6 +26,7 @@
 #include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/runtime/config.hpp"
 #include "kvbm/runtime/config_schema.hpp"
+#include "kvbm/runtime/devices.hpp"
 
 #include "bindings/python/dlpack.hpp"
 #include "bindings/python/held_block.hpp"
@@ -240,9 +241,23 @@ HostTensor copied(const HostTensor& from, TensorHold& hold) {
   throw nb::python_error();
 }
 
+/// DLPack's name of host memory. Refuses blocks that are elsewhere.
+std::pair<int, int> dlpack_device(const Block& block) {
+  const std::string& device = block.held()->manager->fixed().config().device;
+  if (gpu_ordinal(device)) {
+    raise_buffer_error(
+        format_text("the block is in the memory of device = {}, which is not given out as a "
+                    "tensor: use store_kv() and load_kv()",
+                    device)
+            .c_str());
+  }
+  return {1, 0};
+}
+
 nb::object export_tensor(const Block& block, std::optional<uint16_t> layer, nb::handle stream,
                          std::optional<nb::tuple> max_version,
                          std::optional<std::pair<int, int>> dl_device, std::optional<bool> copy) {
+  (void)dlpack_device(block);
   if (!stream.is_none()) raise_buffer_error("host memory has no stream: stream must be None");
   if (dl_device && *dl_device != std::pair(1, 0)) {
     raise_buffer_error("the block is in host memory: dl_device must be (1, 0) or None");
@@ -713,7 +728,7 @@ void bind_blocks(nb::module_& module) {
           },
           nb::kw_only(), "stream"_a = nb::none(), "max_version"_a = nb::none(),
           "dl_device"_a = nb::none(), "copy"_a = nb::none(), "As Block.__dlpack__.")
-      .def("__dlpack_device__", [](const Layer& /*self*/) { return std::pair(1, 0); });
+      .def("__dlpack_device__", [](const Layer& self) { return dlpack_device(self.block); });
 
   nb::class_<Block>(
       module, "Block",
@@ -772,7 +787,7 @@ void bind_blocks(nb::module_& module) {
           "Raises BufferError for another device, a stream, or copy=False from a consumer that "
           "asks without max_version.")
       .def(
-          "__dlpack_device__", [](const Block& /*self*/) { return std::pair(1, 0); },
+          "__dlpack_device__", [](const Block& self) { return dlpack_device(self); },
           "(1, 0): host memory.");
 
   nb::class_<BlockList>(module, "BlockList", "Blocks of one layer group, in the order of a prefix.")

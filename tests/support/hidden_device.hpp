@@ -10,13 +10,13 @@
 #include <map>
 #include <memory>
 #include <new>
-#include <string_view>
 #include <utility>
 
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/device/device.hpp"
 
 #include "tests/support/pinner_double.hpp"
+#include "tests/support/wrapped_device.hpp"
 
 namespace kvbm::testing {
 
@@ -24,9 +24,10 @@ namespace kvbm::testing {
 /// test. Operations find the bytes behind them.
 /// Ownership: borrows the inner device, which outlives its memory.
 /// Threads: any thread.
-class HiddenDevice final : public Device {
+class HiddenDevice final : public WrappedDevice {
  public:
-  explicit HiddenDevice(Device& inner, int32_t ordinal = 0) : inner_(inner), ordinal_(ordinal) {}
+  explicit HiddenDevice(Device& inner, int32_t ordinal = 0)
+      : WrappedDevice(inner), ordinal_(ordinal) {}
 
   /// The same device for another owner.
   [[nodiscard]] std::unique_ptr<HiddenDevice> share() const {
@@ -39,7 +40,7 @@ class HiddenDevice final : public Device {
   [[nodiscard]] std::byte* behind(const std::byte* address) const { return memory_->find(address); }
 
   [[nodiscard]] DeviceInfo info() const override {
-    DeviceInfo info = inner_.info();
+    DeviceInfo info = inner().info();
     info.name = "hidden";
     info.kind = DeviceKind::kCuda;
     info.ordinal = ordinal_;
@@ -47,12 +48,8 @@ class HiddenDevice final : public Device {
     info.capabilities.copies_pageable_host = false;
     return info;
   }
-  [[nodiscard]] Result<StreamRef> create_stream(std::string_view name) override {
-    return inner_.create_stream(name);
-  }
-  Status destroy_stream(StreamRef stream) override { return inner_.destroy_stream(stream); }
   [[nodiscard]] Result<DeviceMemory> allocate(uint64_t size_bytes, uint64_t alignment) override {
-    KVBM_ASSIGN_OR_RETURN(DeviceMemory bytes, inner_.allocate(size_bytes, alignment));
+    KVBM_ASSIGN_OR_RETURN(DeviceMemory bytes, inner().allocate(size_bytes, alignment));
     return memory_->hide(std::move(bytes), memory_);
   }
   Status copy(StreamRef stream, StridedCopyBatch batch) override {
@@ -61,21 +58,15 @@ class HiddenDevice final : public Device {
       KVBM_ASSIGN_OR_RETURN(piece.src, reach(piece.src));
       KVBM_ASSIGN_OR_RETURN(piece.dst, reach(piece.dst));
     }
-    return inner_.copy(stream, std::move(batch));
+    return inner().copy(stream, std::move(batch));
   }
   Status pattern(StreamRef stream, PatternBatch batch) override {
     for (PatternPiece& piece : batch.pieces) {
       if (piece.bytes == 0 || piece.data == nullptr) continue;
       KVBM_ASSIGN_OR_RETURN(piece.data, reach(piece.data));
     }
-    return inner_.pattern(stream, std::move(batch));
+    return inner().pattern(stream, std::move(batch));
   }
-  Status launch(StreamRef stream, StreamTask task) override {
-    return inner_.launch(stream, std::move(task));
-  }
-  [[nodiscard]] Event record(StreamRef stream) override { return inner_.record(stream); }
-  Status wait(StreamRef stream, const Event& event) override { return inner_.wait(stream, event); }
-  [[nodiscard]] Executor& executor() const noexcept override { return inner_.executor(); }
 
  private:
   class Memory final : public DeviceAllocator {
@@ -121,8 +112,7 @@ class HiddenDevice final : public Device {
   };
 
   HiddenDevice(const HiddenDevice& other)
-      : Device(),
-        inner_(other.inner_),
+      : WrappedDevice(other.inner()),
         ordinal_(other.ordinal_),
         pinner_(other.pinner_),
         memory_(other.memory_) {}
@@ -138,7 +128,6 @@ class HiddenDevice final : public Device {
                       "the address is neither the device's nor pinned host memory");
   }
 
-  Device& inner_;
   const int32_t ordinal_;
   const std::shared_ptr<PinnerDouble> pinner_ = std::make_shared<PinnerDouble>();
   const std::shared_ptr<Memory> memory_ = std::make_shared<Memory>();

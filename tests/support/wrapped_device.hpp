@@ -27,6 +27,9 @@ class WrappedDevice : public Device {
   Status copy(StreamRef stream, StridedCopyBatch batch) override {
     return inner_.copy(stream, std::move(batch));
   }
+  Status pattern(StreamRef stream, PatternBatch batch) override {
+    return inner_.pattern(stream, std::move(batch));
+  }
   Status launch(StreamRef stream, StreamTask task) override {
     return inner_.launch(stream, std::move(task));
   }

@@ -6,8 +6,7 @@
 #include <utility>
 
 #include "kvbm/base/hash.hpp"
-#include "kvbm/base/mutex.hpp"
-#include "kvbm/replay/content.hpp"
+#include "kvbm/base/text.hpp"
 
 namespace kvbm {
 namespace {
@@ -23,43 +22,42 @@ Identity identity_of(uint64_t hash_id, uint64_t seed) {
   return identity;
 }
 
+/// What a block of this key holds.
+uint64_t seed_of(const BlockKey& key) {
+  const struct {
+    uint64_t identity;
+    uint64_t ns;
+    uint64_t group;
+  } text{xxh3_64(key.identity.bytes, 0), key.ns.value(), key.group.value()};
+  return xxh3_64(std::as_bytes(std::span(&text, 1)), 0);
+}
+
 }  // namespace
 
-/// What the launches of all ranks found.
-struct PretendEngine::Checker {
-  std::atomic<uint64_t> verified_on_ranks{0};
-  std::atomic<uint64_t> mismatches{0};
-  Mutex mutex{LockRank::kReplay, "replay.checker"};
-  std::optional<std::string> first KVBM_GUARDED_BY(mutex);
-};
-
-/// One launch: what its blocks hold or have to hold, in the order of the launch's lists.
-struct PretendEngine::Work {
-  struct Block {
-    BlockKey key;
-    BlockId id;
-    TierId tier;  // where it came from
-    LayoutConfig layout;
-  };
-  std::vector<Block> reads;
-  std::vector<Block> writes;
-};
-
 PretendEngine::PretendEngine(BlockManager& manager, PretendEngineOptions options)
-    : manager_(manager), options_(options), checker_(std::make_shared<Checker>()) {}
+    : manager_(manager), options_(options) {}
 
 PretendEngine::~PretendEngine() = default;
 
-uint64_t PretendEngine::verified_blocks() const noexcept {
-  return checker_->verified_on_ranks.load() / manager_.config().num_ranks;
-}
-
-uint64_t PretendEngine::mismatches() const noexcept { return checker_->mismatches.load(); }
-
-Status PretendEngine::first_mismatch() const {
-  MutexLock lock(checker_->mutex);
-  if (!checker_->first) return {};
-  return make_error(ErrorCode::kCorrupt, *checker_->first);
+/// Waits for the launch before this one, and takes in what it found.
+Status PretendEngine::finish() {
+  const Status ended = running_.ended().wait();
+  const KvPatternRun run = std::exchange(running_, {});
+  const std::vector<Read> reads = std::exchange(reads_, {});
+  verified_blocks_ += run.num_compared();
+  mismatches_ += run.num_wrong();
+  if (const auto wrong = run.first_wrong(); wrong && !first_mismatch_) {
+    const Read& read = reads[wrong->read];
+    first_mismatch_ = Error(
+        ErrorCode::kCorrupt,
+        format_text("wrong bytes in block {} (key {}), restored from {}, rank {}, layer {}, outer "
+                    "{}, offset {}",
+                    read.id, to_string(read.key), read.tier, wrong->rank, wrong->layer,
+                    wrong->outer, wrong->offset));
+  }
+  KVBM_TRY(ended);
+  if (first_mismatch_) return make_error(*first_mismatch_);
+  return {};
 }
 
 Result<Served> PretendEngine::serve(const TraceRequest& request) {
@@ -104,26 +102,24 @@ Result<Served> PretendEngine::serve(const TraceRequest& request) {
   }
   served.uncached = total - restored - missing;
 
-  auto work = std::make_shared<Work>();
+  std::vector<Read> read_from;
+  std::vector<uint64_t> write_seeds;
   std::vector<MutableBlock> writes;
   std::vector<ImmutableBlock> reads;
   for (size_t group = 0; group < num_groups; ++group) {
-    const LayoutConfig& layout = manager_.layout(group);
     GpuBlocks& have = onboarded.groups[group];
     for (size_t i = 0; i < have.blocks.size(); ++i) {
-      const TierId tier = tiers[have.first + i];
-      work->reads.push_back({have.blocks[i].key(), have.blocks[i].block_id(), tier, layout});
+      read_from.push_back({have.blocks[i].key(), have.blocks[i].block_id(), tiers[have.first + i]});
       reads.push_back(std::move(have.blocks[i]));
     }
     KVBM_ASSIGN_OR_RETURN(std::vector<MutableBlock> blocks,
                           manager_.allocate_blocks(missing, group));
     for (uint32_t i = 0; i < missing; ++i) {
-      work->writes.push_back(
-          {keys.groups[group][restored + i], blocks[i].block_id(), TierId::kG1, layout});
+      write_seeds.push_back(seed_of(keys.groups[group][restored + i]));
       writes.push_back(std::move(blocks[i]));
     }
   }
-  KVBM_TRY(compute(std::move(work), writes, reads));
+  KVBM_TRY(compute(writes, write_seeds, reads, std::move(read_from)));
 
   // Back into groups: register what is new, and let go of all, deepest first.
   auto read = reads.begin();
@@ -150,51 +146,22 @@ Result<Served> PretendEngine::serve(const TraceRequest& request) {
   return served;
 }
 
-Status PretendEngine::compute(std::shared_ptr<Work> work, std::vector<MutableBlock>& writes,
-                              const std::vector<ImmutableBlock>& reads) {
+Status PretendEngine::compute(const std::vector<MutableBlock>& writes,
+                              const std::vector<uint64_t>& write_seeds,
+                              const std::vector<ImmutableBlock>& reads,
+                              std::vector<Read> read_from) {
   if (!options_.bytes) return {};
-  KVBM_TRY(running_.wait());
-  KVBM_TRY(first_mismatch());
-  const auto task = [work, checker = checker_](const KvView& view) -> Status {
-    for (size_t i = 0; i < work->reads.size(); ++i) {
-      const Work::Block& block = work->reads[i];
-      for (uint16_t layer = 0; layer < block.layout.num_layers; ++layer) {
-        for (uint32_t outer = 0; outer < block.layout.outer_dim; ++outer) {
-          const auto wrong = first_wrong_byte({block.key, view.rank(), LayerId(layer), outer},
-                                              view.readable(i, LayerId(layer), outer));
-          if (!wrong) continue;
-          checker->mismatches.fetch_add(1);
-          MutexLock lock(checker->mutex);
-          if (checker->first) continue;
-          checker->first = "wrong bytes in block " + to_string(block.id) + " (key " +
-                           to_string(block.key) + "), restored from " +
-                           std::string(to_string(block.tier)) + ", rank " + to_string(view.rank()) +
-                           ", layer " + std::to_string(layer) + ", outer " + std::to_string(outer) +
-                           ", offset " + std::to_string(*wrong);
-        }
-      }
-      checker->verified_on_ranks.fetch_add(1);
-    }
-    for (size_t i = 0; i < work->writes.size(); ++i) {
-      const Work::Block& block = work->writes[i];
-      for (uint16_t layer = 0; layer < block.layout.num_layers; ++layer) {
-        for (uint32_t outer = 0; outer < block.layout.outer_dim; ++outer) {
-          fill_content({block.key, view.rank(), LayerId(layer), outer},
-                       view.writable(i, LayerId(layer), outer));
-        }
-      }
-    }
-    return {};
-  };
-  KVBM_ASSIGN_OR_RETURN(running_, manager_.launch(writes, reads, task));
+  KVBM_TRY(finish());
+  std::vector<uint64_t> read_seeds;
+  read_seeds.reserve(reads.size());
+  for (const Read& read : read_from) read_seeds.push_back(seed_of(read.key));
+  KVBM_ASSIGN_OR_RETURN(running_, manager_.launch_patterns({.writes = writes,
+                                                            .write_seeds = write_seeds,
+                                                            .reads = reads,
+                                                            .read_seeds = read_seeds}));
+  reads_ = std::move(read_from);
   if (options_.overlap) return {};
-  KVBM_TRY(running_.wait());
-  return first_mismatch();
-}
-
-Status PretendEngine::finish() {
-  KVBM_TRY(running_.wait());
-  return first_mismatch();
+  return finish();
 }
 
 }  // namespace kvbm

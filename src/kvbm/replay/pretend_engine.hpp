@@ -3,18 +3,18 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "kvbm/base/completion.hpp"
+#include "kvbm/base/error.hpp"
 #include "kvbm/base/ids.hpp"
 #include "kvbm/base/result.hpp"
+#include "kvbm/blocks/block_key.hpp"
 #include "kvbm/replay/trace.hpp"
 #include "kvbm/runtime/block_manager.hpp"
+#include "kvbm/runtime/kv_pattern.hpp"
 
 namespace kvbm {
 
@@ -32,7 +32,8 @@ struct PretendEngineOptions {
 };
 
 /// Serves requests one after the other: matches, onboards, fills the missing blocks with the bytes
-/// that their key dictates, compares those it got, registers, releases. Ownership: borrows the
+/// that their key dictates, compares those it got, registers, releases. The bytes are patterns that
+/// the device makes and compares, so that they go over no link. Ownership: borrows the
 /// manager. Threads: one thread at a time.
 class PretendEngine {
  public:
@@ -46,27 +47,35 @@ class PretendEngine {
   /// Waits for what serve() left running. Errors: as serve().
   Status finish();
 
-  /// Blocks that were compared, on every rank and in every group each.
-  [[nodiscard]] uint64_t verified_blocks() const noexcept;
-  [[nodiscard]] uint64_t mismatches() const noexcept;
+  /// Blocks that were compared, on every rank and in every group each. What serve() left running
+  /// is not among them.
+  [[nodiscard]] uint64_t verified_blocks() const noexcept { return verified_blocks_; }
+  /// Those of them that were wrong.
+  [[nodiscard]] uint64_t mismatches() const noexcept { return mismatches_; }
   /// Loads of matched blocks that failed, as a whole or in part, or ran out of time.
   [[nodiscard]] uint64_t failed_loads() const noexcept { return failed_loads_; }
   /// Why the first of them did; empty without one.
   [[nodiscard]] const std::string& first_failed_load() const noexcept { return first_failed_load_; }
 
  private:
-  struct Checker;
-  struct Work;
+  /// A block that is compared.
+  struct Read {
+    BlockKey key;
+    BlockId id;
+    TierId tier;  ///< that it came from
+  };
 
-  Status compute(std::shared_ptr<Work> work, std::vector<MutableBlock>& writes,
-                 const std::vector<ImmutableBlock>& reads);
-  [[nodiscard]] Status first_mismatch() const;
+  Status compute(const std::vector<MutableBlock>& writes, const std::vector<uint64_t>& write_seeds,
+                 const std::vector<ImmutableBlock>& reads, std::vector<Read> read_from);
 
   BlockManager& manager_;
   PretendEngineOptions options_;
-  std::shared_ptr<Checker> checker_;
   std::vector<Identity> identities_;
-  Completion running_ = Completion::ready();  // the launch before this one
+  KvPatternRun running_;     // the launch before this one
+  std::vector<Read> reads_;  // of it
+  uint64_t verified_blocks_ = 0;
+  uint64_t mismatches_ = 0;
+  std::optional<Error> first_mismatch_;
   uint64_t failed_loads_ = 0;
   std::string first_failed_load_;
 };

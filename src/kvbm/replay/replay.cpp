@@ -35,6 +35,7 @@ KvBlockManagerConfig config_of(const ReplayOptions& options) {
   config.block_size = 1;
   config.dtype_width_bytes = 1;
   config.num_heads = 1;
+  config.device = options.device;
   config.num_blocks = static_cast<uint32_t>(options.g1_blocks);
   config.host_blocks = static_cast<uint32_t>(options.g2_blocks);
   config.disk_blocks = static_cast<uint32_t>(options.g3_blocks);

@@ -9,6 +9,7 @@
 #include "kvbm/base/text.hpp"
 #include "kvbm/layout/slot_format.hpp"
 #include "kvbm/replay/block_shape.hpp"
+#include "kvbm/runtime/devices.hpp"
 #include "kvbm/runtime/kv_block_manager_config.hpp"
 
 namespace kvbm {
@@ -98,6 +99,13 @@ std::string format_replay_groups(const std::vector<ReplayGroup>& groups) {
 }
 
 Status ReplayOptions::validate() const {
+  if (!is_device_name(device)) {
+    return invalid(format_text("device is {}: say host, cuda or cuda:N", device));
+  }
+  if (bytes == Bytes::kNone && device != ReplayOptions{}.device) {
+    return invalid(
+        format_text("without bytes nothing is put on device {}: leave the device out", device));
+  }
   if (g1_blocks == 0) return invalid("g1-blocks is 0: the engine needs at least one block");
   for (const TierId tier : {TierId::kG1, TierId::kG2, TierId::kG3}) {
     const uint64_t blocks = blocks_of(*this, tier);
@@ -182,12 +190,15 @@ std::string_view to_string(ReplayOptions::Overlap overlap) noexcept {
 }
 
 Status check_fits(const ReplayOptions& options, const ReplayRoom& room) {
-  const uint64_t memory = options.tier_bytes(TierId::kG1) + options.tier_bytes(TierId::kG2);
+  const bool on_gpu = gpu_ordinal(options.device).has_value();
+  const uint64_t memory =
+      (on_gpu ? 0 : options.tier_bytes(TierId::kG1)) + options.tier_bytes(TierId::kG2);
   if (memory > room.memory_bytes) {
     return make_error(ErrorCode::kExhausted,
-                      format_text("G1 and G2 need {} of memory and {} are free: ask for fewer or "
-                                  "smaller blocks, or play without bytes",
-                                  format_size(memory), format_size(room.memory_bytes)));
+                      format_text("{} of memory and {} are free: ask for fewer or smaller blocks, "
+                                  "or play without bytes",
+                                  (on_gpu ? "G2 needs " : "G1 and G2 need ") + format_size(memory),
+                                  format_size(room.memory_bytes)));
   }
   const uint64_t disk = options.tier_bytes(TierId::kG3);
   if (room.disk_bytes && disk > *room.disk_bytes) {

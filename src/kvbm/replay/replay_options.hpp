@@ -38,6 +38,7 @@ struct ReplayOptions {
   /// Whether the engine goes on with the next request while blocks are still being stored.
   enum class Overlap : uint8_t { kOff, kOn };
 
+  std::string device = "host";       ///< of G1, see KvBlockManagerConfig::device
   uint64_t g1_blocks = 4096;         ///< blocks of each group; likewise below
   uint64_t g2_blocks = 0;            ///< 0: the tier is left out
   uint64_t g3_blocks = 0;            ///< 0: the tier is left out
@@ -51,9 +52,10 @@ struct ReplayOptions {
   uint64_t seed = 0;
   std::optional<uint64_t> limit;  ///< requests of the trace that were read; for the report alone
 
-  /// Errors: kInvalidArgument: a size of zero or out of range, sizes that overflow, shards that do
-  /// not come out even or have no shape (see block_shape_of), a disk tier without a folder or a
-  /// folder without a disk tier. Looks at no file.
+  /// Errors: kInvalidArgument: a device that is none, or a GPU without bytes; a size of zero or out
+  /// of range, sizes that overflow, shards that do not come out even or have no shape (see
+  /// block_shape_of), a disk tier without a folder or a folder without a disk tier. Looks at no
+  /// file.
   [[nodiscard]] Status validate() const;
 
   /// One block position over all groups and ranks. Contract: validate() succeeds.
@@ -70,7 +72,7 @@ struct ReplayOptions {
 
 /// What the machine has left for a replay.
 struct ReplayRoom {
-  uint64_t memory_bytes = 0;
+  uint64_t memory_bytes = 0;             ///< of the host; what a GPU has is told by its allocation
   std::optional<uint64_t> disk_bytes{};  ///< of the folder of G3; nothing: not known
 };
 

@@ -92,9 +92,11 @@ std::string onboarded_text(const ReplayReport& report, TextStyle style) {
 }
 
 std::string sizes_text(const ReplayOptions& options) {
-  return fmt::format("G1 {}, G2 {}, G3 {} blocks; groups {}", grouped(options.g1_blocks),
+  const std::string on =
+      options.device == ReplayOptions{}.device ? "" : fmt::format("; G1 on {}", options.device);
+  return fmt::format("G1 {}, G2 {}, G3 {} blocks; groups {}{}", grouped(options.g1_blocks),
                      grouped(options.g2_blocks), grouped(options.g3_blocks),
-                     format_replay_groups(options.groups));
+                     format_replay_groups(options.groups), on);
 }
 
 nlohmann::ordered_json per_tier_json(const PerTier<uint64_t>& counts) {
@@ -108,6 +110,7 @@ nlohmann::ordered_json per_tier_json(const PerTier<uint64_t>& counts) {
 
 nlohmann::ordered_json options_json(const ReplayOptions& options) {
   nlohmann::ordered_json json;
+  json["device"] = options.device;
   json["g1_blocks"] = options.g1_blocks;
   json["g2_blocks"] = options.g2_blocks;
   json["g3_blocks"] = options.g3_blocks;

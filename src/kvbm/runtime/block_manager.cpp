@@ -2,7 +2,6 @@
 #include "kvbm/runtime/block_manager.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <new>
 #include <stdexcept>
@@ -16,28 +15,17 @@
 #include "kvbm/cluster/cluster.hpp"
 #include "kvbm/cluster/inproc_channel.hpp"
 #include "kvbm/cluster/logical_channel.hpp"
-#include "kvbm/device/host_device.hpp"
-#include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/layout/slot_format.hpp"
-#include "kvbm/memory/posix_file_engine.hpp"
-#include "kvbm/runtime/calibration_cache.hpp"
+#include "kvbm/runtime/internal/block_manager_rank.hpp"
 #include "kvbm/runtime/resolved_config.hpp"
-#include "kvbm/worker/worker.hpp"
 
 namespace kvbm {
-namespace {
-constexpr uint64_t kGpuAlignment = 4096;  // of the memory of a group
 
-/// One rank: its G1 memory, its device, its worker. Members are destroyed in reverse order: the
-/// worker's copies end first, then what runs on the device, and memory goes last.
-struct Rank {
-  std::vector<DeviceMemory> gpu_memory;     // by group
-  std::vector<PhysicalLayout> gpu_layouts;  // by group
-  std::unique_ptr<HostDevice> device;
-  std::unique_ptr<PosixFileEngine> files;  // null without a disk tier
-  StreamRef compute;
-  std::unique_ptr<Worker> worker;
-};
+using internal::BlockManagerRank;
+
+namespace {
+
+Error no_bytes() { return {ErrorCode::kUnsupported, "logical workers have no bytes to work on"}; }
 
 }  // namespace
 
@@ -51,8 +39,6 @@ struct BlockManager::Impl {
         metrics(parts.metrics != nullptr ? *parts.metrics : own_metrics) {}
 
   Status set_up();
-  Status make_device(uint16_t rank);
-  Status make_worker(uint16_t rank);
   GroupId group_id(size_t group) const;
   size_t group_index(GroupId id) const;
   Status begin_step();
@@ -78,7 +64,7 @@ struct BlockManager::Impl {
 
   std::unique_ptr<ThreadExecutor> own_executor;
   Executor* executor = nullptr;
-  std::vector<Rank> ranks;  // none: logical workers
+  std::vector<BlockManagerRank> ranks;  // none: logical workers
   std::unique_ptr<Channel> channel;
   std::unique_ptr<Cluster> cluster;
 
@@ -148,25 +134,30 @@ Status BlockManager::Impl::set_up() {
   }
   KVBM_TRY(config.validate());
   const bool real = parts.workers == BlockManagerParts::Workers::kReal;
+  const internal::RankOptions rank_options{.config = config,
+                                           .executor = *executor,
+                                           .log = log,
+                                           .metrics = metrics,
+                                           .open_device = parts.open_device};
   if (real) {
-    ranks.resize(config.num_ranks);
-    for (uint16_t rank = 0; rank < config.num_ranks; ++rank) KVBM_TRY(make_device(rank));
-  } else if (config.num_blocks == 0) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      "logical workers have no device memory to take a share of: set num_blocks");
+    KVBM_ASSIGN_OR_RETURN(ranks, internal::make_ranks(rank_options));
   }
-  KVBM_ASSIGN_OR_RETURN(
-      const ResolvedConfig resolved,
-      resolve(config, real ? ranks.front().device->info().free_bytes / config.num_ranks : 0));
+  uint64_t free_bytes = 0;
+  if (config.num_blocks == 0) {
+    KVBM_ASSIGN_OR_RETURN(free_bytes, internal::gpu_bytes_to_share(ranks));
+  }
+  KVBM_ASSIGN_OR_RETURN(const ResolvedConfig resolved, resolve(config, free_bytes));
   groups = resolved.groups;
   model = resolved.model;
   ns = resolved.ns;
   places = resolved.places;
 
   if (real) {
-    for (uint16_t rank = 0; rank < config.num_ranks; ++rank) KVBM_TRY(make_worker(rank));
+    for (uint16_t rank = 0; rank < config.num_ranks; ++rank) {
+      KVBM_TRY(internal::start_rank(ranks[rank], RankId(rank), resolved, rank_options));
+    }
     std::vector<Worker*> workers;
-    for (Rank& rank : ranks) workers.push_back(rank.worker.get());
+    for (BlockManagerRank& rank : ranks) workers.push_back(rank.worker.get());
     channel = std::make_unique<InprocChannel>(*executor, std::move(workers));
   } else {
     channel = std::make_unique<LogicalChannel>(config.num_ranks, places);
@@ -197,55 +188,6 @@ Status BlockManager::Impl::set_up() {
   return {};
 }
 
-Status BlockManager::Impl::make_device(uint16_t rank) {
-  Rank& to = ranks[rank];
-  const std::string suffix = "-" + std::to_string(rank);
-  KVBM_ASSIGN_OR_RETURN(to.device, HostDevice::create({.executor = *executor,
-                                                       .num_threads = config.copy_threads,
-                                                       .name = "kvbm-copy" + suffix,
-                                                       .ordinal = rank}));
-  if (config.has_disk_tier()) {
-    KVBM_ASSIGN_OR_RETURN(to.files, PosixFileEngine::create({.executor = *executor,
-                                                             .num_threads = config.disk_threads,
-                                                             .name = "kvbm-disk" + suffix}));
-  }
-  KVBM_ASSIGN_OR_RETURN(to.compute, to.device->create_stream("compute"));
-  return {};
-}
-
-Status BlockManager::Impl::make_worker(uint16_t rank) {
-  Rank& to = ranks[rank];
-  KVBM_ASSIGN_OR_RETURN(CalibrationFound costs,
-                        calibrate({.device = *to.device,
-                                   .executor = *executor,
-                                   .log = log,
-                                   .folder = calibration_folder(config.calibration_dir)}));
-  KVBM_ASSIGN_OR_RETURN(to.worker, Worker::create({.rank = RankId(rank),
-                                                   .worker = WorkerId(rank),
-                                                   .model = model,
-                                                   .disk_directory = config.offload_path,
-                                                   .metrics = &metrics,
-                                                   .calibration = std::move(costs.calibration)},
-                                                  *to.device, to.files.get(), *executor, log));
-  for (const PlaceSpec& place : places) {
-    if (place.place.tier != TierId::kG1) {
-      KVBM_TRY(to.worker->provide(place));
-      continue;
-    }
-    LayoutConfig layout = *model.find(place.place.group);
-    layout.num_blocks = place.num_blocks;
-    KVBM_ASSIGN_OR_RETURN(const uint64_t bytes,
-                          required_bytes(layout, LayoutKind::kFullyContiguous));
-    KVBM_ASSIGN_OR_RETURN(DeviceMemory memory, to.device->allocate(bytes, kGpuAlignment));
-    KVBM_ASSIGN_OR_RETURN(PhysicalLayout tensors,
-                          PhysicalLayout::fully_contiguous(layout, MemoryRegion::of(memory)));
-    to.gpu_memory.push_back(std::move(memory));
-    to.gpu_layouts.push_back(tensors);
-    KVBM_TRY(to.worker->attach(place.place, std::move(tensors)));
-  }
-  return {};
-}
-
 /// A step begins with the first launch after the last one ended, and with it the fences of all
 /// blocks that were allocated meanwhile. Failed, it keeps the fences for the next one.
 Status BlockManager::Impl::begin_step() {
@@ -260,7 +202,7 @@ Status BlockManager::Impl::begin_step() {
   plan.fences = fences;
   if (parts.on_step_plan) parts.on_step_plan(plan);
   Status begun;
-  for (Rank& rank : ranks) {
+  for (BlockManagerRank& rank : ranks) {
     if (Status fenced = rank.worker->begin_step(plan, rank.compute); !fenced && begun) {
       begun = std::move(fenced);
     }
@@ -272,7 +214,7 @@ Status BlockManager::Impl::begin_step() {
 /// The gate that opens once all launches so far have ended.
 Gate BlockManager::Impl::end_step() {
   if (step_open) {
-    for (Rank& rank : ranks) rank.worker->end_step(rank.compute);
+    for (BlockManagerRank& rank : ranks) rank.worker->end_step(rank.compute);
     step_open = false;
   }
   return Gate::step_end(step);
@@ -354,7 +296,7 @@ Result<std::unique_ptr<BlockManager>> BlockManager::create(const KvBlockManagerC
 BlockManager::BlockManager(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 BlockManager::~BlockManager() {
-  for (Rank& rank : impl_->ranks) (void)rank.worker->stop();
+  for (BlockManagerRank& rank : impl_->ranks) (void)rank.worker->stop();
 }
 
 SequenceKeys BlockManager::keys(const TokenBlockSequence& tokens) const {
@@ -549,8 +491,12 @@ Onboarded BlockManager::Impl::onboarded(Onboarding onboarding, LoadOutcome outco
 
 Result<Completion> BlockManager::launch(std::span<const MutableBlock> writes,
                                         std::span<const ImmutableBlock> reads, const KvTask& task) {
-  if (impl_->ranks.empty()) {
-    return make_error(ErrorCode::kUnsupported, "logical workers have no bytes to work on");
+  if (impl_->ranks.empty()) return make_error(no_bytes());
+  if (!impl_->ranks.front().device.device->info().capabilities.host_accessible) {
+    return make_error(ErrorCode::kUnsupported,
+                      format_text("a task of the host cannot address the memory of device = {}: "
+                                  "use launch_patterns, store_kv or load_kv",
+                                  impl_->config.device));
   }
   const auto slots = [this](const auto& blocks, auto group_of) {
     auto list = std::make_shared<std::vector<KvView::Slot>>();
@@ -567,14 +513,59 @@ Result<Completion> BlockManager::launch(std::span<const MutableBlock> writes,
   KVBM_TRY(impl_->begin_step());
   std::vector<Completion> ended;
   for (size_t i = 0; i < impl_->ranks.size(); ++i) {
-    Rank& rank = impl_->ranks[i];
+    BlockManagerRank& rank = impl_->ranks[i];
     KvView on_rank = view;
     on_rank.rank_ = RankId(static_cast<uint16_t>(i));
     on_rank.layouts_ = rank.gpu_layouts.data();
-    KVBM_TRY(rank.device->launch(rank.compute, [task, on_rank] { return task(on_rank); }));
+    KVBM_TRY(rank.device.device->launch(rank.compute, [task, on_rank] { return task(on_rank); }));
     ended.push_back(rank.worker->record(rank.compute).completion());
   }
   return Completion::all(ended);
+}
+
+Result<KvPatternRun> BlockManager::launch_patterns(const KvPatterns& patterns) {
+  if (impl_->ranks.empty()) return make_error(no_bytes());
+  KVBM_CONTRACT(patterns.write_seeds.size() == patterns.writes.size() &&
+                    patterns.read_seeds.size() == patterns.reads.size(),
+                "a pattern needs one seed for each block");
+  const size_t num_groups = impl_->groups.size();
+  std::vector<PatternBatch> reads(num_groups);
+  std::vector<PatternBatch> writes(num_groups);
+  KvPatternRun run;
+  run.parts_.resize(num_groups);
+  for (size_t i = 0; i < patterns.reads.size(); ++i) {
+    const size_t group = impl_->group_index(patterns.reads[i].key().group);
+    reads[group].blocks.push_back(patterns.reads[i].block_id());
+    reads[group].seeds.push_back(patterns.read_seeds[i]);
+    run.parts_[group].reads.push_back(i);
+  }
+  for (size_t i = 0; i < patterns.writes.size(); ++i) {
+    const size_t group = impl_->group_index(patterns.writes[i].group());
+    writes[group].blocks.push_back(patterns.writes[i].block_id());
+    writes[group].seeds.push_back(patterns.write_seeds[i]);
+  }
+  KVBM_TRY(impl_->begin_step());
+  std::vector<Completion> ended;
+  for (BlockManagerRank& rank : impl_->ranks) {
+    for (size_t group = 0; group < num_groups; ++group) {
+      run.parts_[group].outer_dim = impl_->model.groups[group].config.outer_dim;
+      if (reads[group].blocks.empty()) continue;
+      PatternBatch batch = reads[group];
+      batch.pieces = rank.patterns[group];
+      batch.findings = std::make_shared<PatternFindings>(batch.blocks.size());
+      run.parts_[group].by_rank.push_back(batch.findings);
+      KVBM_TRY(rank.device.device->pattern(rank.compute, std::move(batch)));
+    }
+    for (size_t group = 0; group < num_groups; ++group) {
+      if (writes[group].blocks.empty()) continue;
+      PatternBatch batch = writes[group];
+      batch.pieces = rank.patterns[group];
+      KVBM_TRY(rank.device.device->pattern(rank.compute, std::move(batch)));
+    }
+    ended.push_back(rank.worker->record(rank.compute).completion());
+  }
+  run.ended_ = Completion::all(ended);
+  return run;
 }
 
 Status BlockManager::store_kv(const MutableBlock& block, LayerId layer,
@@ -585,42 +576,30 @@ Status BlockManager::store_kv(const MutableBlock& block, LayerId layer,
   KVBM_CONTRACT(data.size() == layout.layer_bytes(),
                 "a layer of a block has " + std::to_string(layout.layer_bytes()) + " bytes, not " +
                     std::to_string(data.size()));
-  auto copy = std::make_shared<const std::vector<std::byte>>(data.begin(), data.end());
-  const auto write = [copy, rank, layer,
-                      outer_dim = layout.outer_dim](const KvView& view) -> Status {
-    if (view.rank() != rank) return {};
-    std::span<const std::byte> from = *copy;
-    for (uint32_t outer = 0; outer < outer_dim; ++outer) {
-      const auto to = view.writable(0, layer, outer);
-      std::memcpy(to.data(), from.data(), to.size());
-      from = from.subspan(to.size());
-    }
-    return {};
-  };
-  KVBM_ASSIGN_OR_RETURN(const Completion written, launch({&block, 1}, {}, write));
-  return written.wait();
+  if (impl_->ranks.empty()) return make_error(no_bytes());
+  BlockManagerRank& on = impl_->ranks[rank.value()];
+  KVBM_ASSIGN_OR_RETURN(const std::span<std::byte> staging, on.staging_bytes(data.size()));
+  std::ranges::copy(data, staging.begin());
+  KVBM_TRY(impl_->begin_step());
+  KVBM_TRY(on.copy_layer(BlockManagerRank::LayerCopy::kStore, impl_->group_index(block.group()),
+                         block.block_id(), layer, staging));
+  return on.worker->record(on.compute).wait();
 }
 
 Result<std::vector<std::byte>> BlockManager::load_kv(const ImmutableBlock& block, LayerId layer,
                                                      RankId rank) {
-  const LayoutConfig& layout = *impl_->model.find(block.key().group);
+  const size_t group = impl_->group_index(block.key().group);
+  const LayoutConfig& layout = impl_->model.groups[group].config;
   KVBM_CONTRACT(rank.value() < impl_->config.num_ranks, "no rank " + to_string(rank));
   KVBM_CONTRACT(layer.value() < layout.num_layers, "no layer " + to_string(layer));
-  auto data = std::make_shared<std::vector<std::byte>>(layout.layer_bytes());
-  const auto read = [data, rank, layer,
-                     outer_dim = layout.outer_dim](const KvView& view) -> Status {
-    if (view.rank() != rank) return {};
-    std::span<std::byte> to = *data;
-    for (uint32_t outer = 0; outer < outer_dim; ++outer) {
-      const auto from = view.readable(0, layer, outer);
-      std::memcpy(to.data(), from.data(), from.size());
-      to = to.subspan(from.size());
-    }
-    return {};
-  };
-  KVBM_ASSIGN_OR_RETURN(const Completion copied, launch({}, {&block, 1}, read));
-  KVBM_TRY(copied.wait());
-  return std::move(*data);
+  if (impl_->ranks.empty()) return make_error(no_bytes());
+  BlockManagerRank& on = impl_->ranks[rank.value()];
+  KVBM_ASSIGN_OR_RETURN(const std::span<std::byte> staging, on.staging_bytes(layout.layer_bytes()));
+  KVBM_TRY(impl_->begin_step());
+  KVBM_TRY(
+      on.copy_layer(BlockManagerRank::LayerCopy::kLoad, group, block.block_id(), layer, staging));
+  KVBM_TRY(on.worker->record(on.compute).wait());
+  return std::vector<std::byte>(staging.begin(), staging.end());
 }
 
 std::vector<ImmutableBlock> BlockManager::register_blocks(std::vector<CompleteBlock>&& blocks) {
@@ -703,10 +682,10 @@ Status BlockManager::stop(TimePoint deadline) {
   if (impl_->stopped) return {};
   (void)impl_->end_step();
   KVBM_TRY(impl_->cluster->drain(deadline));
-  for (Rank& rank : impl_->ranks) {
+  for (BlockManagerRank& rank : impl_->ranks) {
     KVBM_TRY(rank.worker->stop(deadline));
     // How launches ended is told by their own results.
-    const Status idle = rank.device->synchronize(rank.compute, deadline);
+    const Status idle = rank.device.device->synchronize(rank.compute, deadline);
     if (!idle && idle.error().code() == ErrorCode::kTimeout) return idle;
   }
   impl_->stopped = true;

@@ -24,7 +24,9 @@
 #include "kvbm/events/event_sink.hpp"
 #include "kvbm/layout/layout_config.hpp"
 #include "kvbm/protocol/messages.hpp"
+#include "kvbm/runtime/devices.hpp"
 #include "kvbm/runtime/kv_block_manager_config.hpp"
+#include "kvbm/runtime/kv_pattern.hpp"
 #include "kvbm/tiers/match.hpp"
 #include "kvbm/tiers/tier_metrics.hpp"
 #include "kvbm/tokens/token_block_sequence.hpp"
@@ -127,6 +129,8 @@ struct BlockManagerParts {
   LogSink* log = nullptr;
   /// Logical workers move no bytes and answer at once.
   enum class Workers : uint8_t { kReal, kLogical } workers = Workers::kReal;
+  /// Instead of the devices that the configuration names: the device of each rank.
+  std::function<Result<OpenedDevice>(RankId)> open_device = nullptr;
   /// Wraps the channel between leader and workers.
   std::function<std::unique_ptr<Channel>(std::unique_ptr<Channel>)> wrap_channel = nullptr;
   /// Sees every step plan on its way to the workers, and may change it.
@@ -147,8 +151,9 @@ struct BlockManagerParts {
 class BlockManager {
  public:
   /// Reserves and maps all memory and files. Errors: kInvalidArgument (see
-  /// KvBlockManagerConfig::validate), kExhausted, kIo and kNotFound (the
-  /// offload directory).
+  /// KvBlockManagerConfig::validate; a device without memory to take a share of, and no
+  /// num_blocks), kExhausted, kIo and kNotFound (the offload directory), those of open_device(),
+  /// kUnsupported (a disk tier right below memory that files cannot take).
   [[nodiscard]] static Result<std::unique_ptr<BlockManager>> create(
       const KvBlockManagerConfig& config, BlockManagerParts parts = {});
   /// Stops without draining, if stop() was not called.
@@ -189,11 +194,18 @@ class BlockManager {
   [[nodiscard]] Result<std::vector<std::byte>> load_kv(const ImmutableBlock& block, LayerId layer,
                                                        RankId rank = RankId{0});
 
+  /// Compares and fills blocks on every rank's compute stream, as launch() runs tasks there; wrong
+  /// bytes are no failure. On any device that has patterns. Contract: a seed for each block.
+  /// Errors: kUnsupported (logical workers; a device without patterns), those of Device::wait and
+  /// Device::pattern.
+  [[nodiscard]] Result<KvPatternRun> launch_patterns(const KvPatterns& patterns);
+
   /// Runs a task on every rank's compute stream, after the copies that still read `writes`. The
   /// guards may be completed or dropped meanwhile, as streams keep the order.
   /// A task that fails leaves its blocks unwritten: nothing below G1 takes them, but G1 itself
   /// finds what was registered. Wait for the result before register_blocks() if a failure is not
-  /// the end. Errors: kUnsupported (logical workers), those of Device::wait and Device::launch.
+  /// the end. Errors: kUnsupported (logical workers; memory that the host does not address), those
+  /// of Device::wait and Device::launch.
   [[nodiscard]] Result<Completion> launch(std::span<const MutableBlock> writes,
                                           std::span<const ImmutableBlock> reads,
                                           const KvTask& task);
@@ -222,8 +234,8 @@ class BlockManager {
   /// The shape of a group's blocks in G1 on each rank.
   [[nodiscard]] const LayoutConfig& layout(size_t group = 0) const;
   /// Where the blocks of a group are in G1 on one rank, as long as the manager lives. Who touches
-  /// these bytes outside of a launch has waited for a launch that names the block. Contract: real
-  /// workers.
+  /// these bytes outside of a launch has waited for a launch that names the block. The addresses
+  /// are the device's. Contract: real workers.
   [[nodiscard]] const PhysicalLayout& gpu_layout(RankId rank, size_t group = 0) const;
   [[nodiscard]] PoolOccupancy gpu_occupancy(size_t group = 0) const;
   [[nodiscard]] uint64_t resident_blocks(TierId tier) const;

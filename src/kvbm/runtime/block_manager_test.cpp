@@ -18,6 +18,7 @@
 #include "kvbm/base/contract.hpp"
 #include "kvbm/events/counting_sink.hpp"
 #include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/runtime/devices.hpp"
 
 #include "tests/support/recording_log_sink.hpp"
 
@@ -360,6 +361,53 @@ TEST(BlockManager, StoreAndLoadCheckTheirBounds) {
                ContractViolation);
 }
 
+TEST(BlockManager, TellsWhichBytesOfAPatternAreWrong) {
+  KvBlockManagerConfig config = small_config();
+  config.num_ranks = 2;
+  auto manager = make(config);
+  const SequenceKeys keys = manager->keys(chain(1, 3));
+  auto blocks = manager->allocate_blocks(3);
+  ASSERT_TRUE(blocks);
+  const std::vector<uint64_t> seeds = {5, 6, 7};
+  const auto written = manager->launch_patterns(
+      {.writes = *blocks, .write_seeds = seeds, .reads = {}, .read_seeds = {}});
+  ASSERT_TRUE(written) << written.error();
+  ASSERT_TRUE(written->ended().wait());
+  EXPECT_EQ(written->num_compared(), 0u);
+
+  // The values of the last layer of one block, on the second rank.
+  const uint64_t chunk = manager->layout().layer_bytes() / 2;
+  const PhysicalLayout& second = manager->gpu_layout(RankId(1));
+  second.region((*blocks)[2].block_id(), LayerId(1), 1).base()[chunk - 1] ^= std::byte{1};
+  std::vector<CompleteBlock> complete;
+  for (size_t i = 0; i < 3; ++i) {
+    complete.push_back(std::move((*blocks)[i])
+                           .complete(keys.groups[0][i],
+                                     i > 0 ? std::optional(keys.groups[0][i - 1]) : std::nullopt));
+  }
+  const auto held = manager->register_blocks(std::move(complete));
+  const auto compare = [&](std::vector<uint64_t> expected) {
+    const auto run = manager->launch_patterns(
+        {.writes = {}, .write_seeds = {}, .reads = held, .read_seeds = expected});
+    EXPECT_TRUE(run) << run.error();
+    EXPECT_TRUE(run->ended().wait()) << "wrong bytes are no failure";
+    EXPECT_EQ(run->num_compared(), 3u);
+    return *run;
+  };
+  const KvPatternRun last_byte = compare(seeds);
+  EXPECT_EQ(last_byte.num_wrong(), 1u);
+  EXPECT_EQ(
+      last_byte.first_wrong(),
+      (WrongBytes{
+          .read = 2, .rank = RankId(1), .layer = LayerId(1), .outer = 1, .offset = chunk - 1}));
+  const KvPatternRun exchanged = compare({6, 5, 7});
+  EXPECT_EQ(exchanged.num_wrong(), 3u);
+  EXPECT_EQ(exchanged.first_wrong(), WrongBytes{});
+  EXPECT_THROW((void)manager->launch_patterns(
+                   {.writes = {}, .write_seeds = {}, .reads = held, .read_seeds = {}}),
+               ContractViolation);
+}
+
 TEST(BlockManager, RefusesAnAllocationLargerThanG1) {
   auto manager = make(small_config());
   const auto blocks = manager->allocate_blocks(5);
@@ -378,12 +426,25 @@ TEST(BlockManager, LogicalWorkersMoveNoBytes) {
   EXPECT_EQ(launched.error().code(), ErrorCode::kUnsupported);
 }
 
-TEST(BlockManager, TakesAShareOfDeviceMemoryIfNoNumberIsGiven) {
+TEST(BlockManager, HasNoShareOfTheHostsMemoryToTake) {
   KvBlockManagerConfig config = small_config();
   config.num_blocks = 0;
-  config.gpu_memory_fraction = 0.001;
-  auto manager = make(config);
-  EXPECT_GT(manager->gpu_occupancy().num_free, 1000u);
+  const auto manager = BlockManager::create(config);
+  ASSERT_FALSE(manager);
+  EXPECT_EQ(manager.error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_NE(manager.error().message().find("device = host has no GPU memory"), std::string::npos)
+      << manager.error();
+}
+
+TEST(BlockManager, WithoutAGpuItSaysWhatToDo) {
+  if (find_accelerators()) GTEST_SKIP() << "there is a GPU here";
+  KvBlockManagerConfig config = small_config();
+  config.device = "cuda";
+  const auto manager = BlockManager::create(config);
+  ASSERT_FALSE(manager);
+  for (const char* word : {"device = cuda", "kvbm doctor", "device = host"}) {
+    EXPECT_NE(manager.error().describe().find(word), std::string::npos) << manager.error();
+  }
 }
 
 TEST(BlockManager, AMissingOffloadDirectoryIsOneClearError) {

@@ -41,6 +41,8 @@ std::string any_value(const ConfigKey& key, Random& random) {
   if (kind == "NUMBER") return std::to_string(1 - random.uniform_real() * 0.9);
   if (kind == "true|false") return random.chance(0.5) ? "true" : "false";
   if (kind == "SPEC") return any_spec(random);
+  if (key.has_form != nullptr)
+    return random.chance(0.5) ? "cuda:" + std::to_string(random.uniform(9)) : "host";
   std::string text;
   for (uint64_t i = random.uniform(12); i > 0; --i) {
     text += static_cast<char>(random.uniform_between(' ', '~'));
@@ -71,7 +73,8 @@ void mend(KvBlockManagerConfig& config) {
   } else if (config.offload_path.empty()) {
     config.offload_path = "x";
   }
-  if (config.num_blocks > 0) config.gpu_memory_fraction = defaults.gpu_memory_fraction;
+  if (config.num_blocks > 0 || config.device == "host")
+    config.gpu_memory_fraction = defaults.gpu_memory_fraction;
   if (config.num_heads == 0) config.num_heads = 1;
   if (config.head_dim == 0) config.head_dim = 1;
   if (!config.groups.empty()) {

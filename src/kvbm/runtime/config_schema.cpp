@@ -12,6 +12,7 @@
 #include "kvbm/base/text.hpp"
 #include "kvbm/base/units.hpp"
 #include "kvbm/blocks/eviction_policy.hpp"
+#include "kvbm/runtime/devices.hpp"
 #include "kvbm/runtime/internal/nearest_name.hpp"
 
 namespace kvbm {
@@ -45,6 +46,12 @@ std::vector<ConfigKey> make_schema() {
        .doc = "Tokens per block.",
        .min = 1,
        .max = 65536},
+      {.name = "device",
+       .member = &Values::device,
+       .doc = "Where G1 is: `cuda:N` (`cuda` is `cuda:0`), or `host` for host memory in its place. "
+              "Each further rank takes the next GPU if there are enough, else all share one.",
+       .has_form = is_device_name,
+       .form = "host, cuda or cuda:N"},
       {.name = "num_blocks",
        .member = &Values::num_blocks,
        .unit = "blocks",
@@ -58,7 +65,8 @@ std::vector<ConfigKey> make_schema() {
       {.name = "gpu_memory_fraction",
        .member = &Values::gpu_memory_fraction,
        .doc =
-           "The part of the free GPU memory that blocks may take. Only where `num_blocks` is 0."},
+           "The part of the free GPU memory that blocks may take. Only where `num_blocks` is 0 and "
+           "`device` is a GPU."},
       {.name = "enable_offload",
        .member = &Values::enable_offload,
        .doc = "Keep blocks in host memory or on disk too. Needs a size for at least one of them."},
@@ -259,6 +267,7 @@ Error not_allowed(const ConfigKey& key) {
 
 std::string ConfigKey::allowed() const {
   if (!choices.empty()) return alternatives(choices);
+  if (has_form != nullptr) return std::string(form);
   return with_type(*this, [this]<class T>(TypeOf<T> /*type*/) {
     if constexpr (std::same_as<T, bool>) {
       return std::string("true or false");
@@ -397,7 +406,8 @@ Status ConfigKey::check(const KvBlockManagerConfig& config) const {
       } else if constexpr (std::same_as<T, double>) {
         is_good = value > 0 && value <= 1;  // false for not-a-number
       } else if constexpr (std::same_as<T, std::string>) {
-        is_good = !has_control_character(value) && is_choice(*this, value);
+        is_good = !has_control_character(value) && is_choice(*this, value) &&
+                  (has_form == nullptr || has_form(value));
       } else if constexpr (std::same_as<T, LogLevel>) {
         is_good = is_choice(*this, to_string(value));
       }

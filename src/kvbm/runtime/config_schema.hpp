@@ -35,7 +35,9 @@ struct ConfigKey {
   std::string_view doc;        ///< one sentence or two, without a line break
   uint64_t min = 0;            ///< of integers, sizes and durations
   uint64_t max = 0;
-  std::span<const std::string_view> choices = {};  ///< if there are any: one of these
+  std::span<const std::string_view> choices = {};     ///< if there are any: one of these
+  bool (*has_form)(std::string_view text) = nullptr;  ///< of texts, with `form` in words
+  std::string_view form = {};
 
   /// "an integer from 1 to 65536", "true or false", "lineage, lru or fifo".
   [[nodiscard]] std::string allowed() const;

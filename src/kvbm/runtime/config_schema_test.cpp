@@ -37,7 +37,7 @@ TEST(ConfigSchema, HasEveryKeyOnceWithADocument) {
     EXPECT_TRUE(each.doc.ends_with('.')) << each.name;
     EXPECT_EQ(each.doc.find_first_of("\n|"), std::string_view::npos) << each.name;
   }
-  EXPECT_EQ(names.size(), 24U);
+  EXPECT_EQ(names.size(), 25U);
 }
 
 TEST(ConfigSchema, NoTwoKeysShareAMember) {
@@ -50,18 +50,31 @@ TEST(ConfigSchema, NoTwoKeysShareAMember) {
 
 TEST(ConfigSchema, DefaultsAreThoseOfTheStructure) {
   const std::map<std::string_view, std::string> defaults = {
-      {"block_size", "64"},        {"num_blocks", "0"},
-      {"num_layers", "0"},         {"gpu_memory_fraction", "0.9"},
-      {"enable_offload", "false"}, {"offload_path", "\"/tmp\""},
-      {"outer_dim", "2"},          {"num_heads", "0"},
-      {"head_dim", "0"},           {"dtype_width_bytes", "2"},
-      {"num_ranks", "1"},          {"groups", "\"\""},
-      {"host_blocks", "0"},        {"host_bytes", "0"},
-      {"disk_blocks", "0"},        {"disk_bytes", "0"},
-      {"policy", "\"lineage\""},   {"model", "\"\""},
-      {"cache_salt", "\"\""},      {"transfer_timeout", "30000"},
-      {"copy_threads", "2"},       {"disk_threads", "4"},
-      {"calibration_dir", "\"\""}, {"log_level", "\"info\""},
+      {"block_size", "64"},
+      {"device", "\"host\""},
+      {"num_blocks", "0"},
+      {"num_layers", "0"},
+      {"gpu_memory_fraction", "0.9"},
+      {"enable_offload", "false"},
+      {"offload_path", "\"/tmp\""},
+      {"outer_dim", "2"},
+      {"num_heads", "0"},
+      {"head_dim", "0"},
+      {"dtype_width_bytes", "2"},
+      {"num_ranks", "1"},
+      {"groups", "\"\""},
+      {"host_blocks", "0"},
+      {"host_bytes", "0"},
+      {"disk_blocks", "0"},
+      {"disk_bytes", "0"},
+      {"policy", "\"lineage\""},
+      {"model", "\"\""},
+      {"cache_salt", "\"\""},
+      {"transfer_timeout", "30000"},
+      {"copy_threads", "2"},
+      {"disk_threads", "4"},
+      {"calibration_dir", "\"\""},
+      {"log_level", "\"info\""},
   };
   for (const ConfigKey& each : config_schema()) {
     EXPECT_EQ(each.default_value(), defaults.at(each.name)) << each.name;
@@ -161,6 +174,15 @@ TEST(ConfigSchema, TextsAreTakenAsTheyAreButForControlCharacters) {
     EXPECT_EQ(after_set(name, "a\nb"), "allowed is a text without control characters");
     EXPECT_EQ(after_set(name, std::string_view("a\0b", 3)),
               "allowed is a text without control characters");
+  }
+}
+
+TEST(ConfigSchema, ADeviceHasAName) {
+  for (const std::string_view good : {"host", "cuda", "cuda:0", "cuda:17"}) {
+    EXPECT_EQ(after_set("device", good), '"' + std::string(good) + '"');
+  }
+  for (const std::string_view bad : {"", "gpu", "cuda:", "cuda:x", "Host"}) {
+    EXPECT_EQ(after_set("device", bad), "allowed is host, cuda or cuda:N") << bad;
   }
 }
 

@@ -72,6 +72,7 @@ TEST(Config, WithoutSourcesIsTheDefaultsWhichLackAModel) {
 TEST(Config, ReadsEveryTypeFromAFile) {
   const Config config = Config::load(with_file(R"(
 block_size = 16            # a comment
+device = "cuda:1"
 gpu_memory_fraction = 0.5
 enable_offload = true
 host_bytes = "2 GiB"
@@ -85,6 +86,7 @@ model = "a/b"
                             .value();
   const KvBlockManagerConfig& values = config.values();
   EXPECT_EQ(values.block_size, 16U);
+  EXPECT_EQ(values.device, "cuda:1");
   EXPECT_EQ(values.gpu_memory_fraction, 0.5);
   EXPECT_TRUE(values.enable_offload);
   EXPECT_EQ(values.host_bytes, uint64_t{2} << 30);
@@ -99,8 +101,9 @@ model = "a/b"
 }
 
 TEST(Config, AnIntegerWillDoForAFraction) {
-  EXPECT_EQ(Config::load(with_file("gpu_memory_fraction = 1")).value().values().gpu_memory_fraction,
-            1.0);
+  const Config config =
+      Config::load(with_file("device = \"cuda\"\ngpu_memory_fraction = 1")).value();
+  EXPECT_EQ(config.values().gpu_memory_fraction, 1.0);
 }
 
 TEST(Config, TheEnvironmentWinsOverTheFileAndASettingOverBoth) {

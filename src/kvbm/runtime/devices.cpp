@@ -17,25 +17,39 @@ std::string default_device() {
   return found && !found->empty() ? found->front().device : "host";
 }
 
-Result<OpenedDevice> open_device(const OpenDeviceOptions& options) {
+std::optional<int32_t> gpu_ordinal(std::string_view device) {
   constexpr std::string_view kCuda = "cuda";
-  std::string_view rest = options.name;
-  if (rest == "host") {
+  if (device == kCuda) return 0;
+  if (!device.starts_with(kCuda) || device.size() < kCuda.size() + 2 ||
+      device[kCuda.size()] != ':') {
+    return std::nullopt;
+  }
+  device.remove_prefix(kCuda.size() + 1);
+  int32_t ordinal = -1;
+  const auto [end, error] = std::from_chars(device.data(), device.data() + device.size(), ordinal);
+  if (error != std::errc() || end != device.data() + device.size() || ordinal < 0) {
+    return std::nullopt;
+  }
+  return ordinal;
+}
+
+bool is_device_name(std::string_view device) {
+  return device == "host" || gpu_ordinal(device).has_value();
+}
+
+Result<OpenedDevice> open_device(const OpenDeviceOptions& options) {
+  if (options.name == "host") {
     KVBM_ASSIGN_OR_RETURN(auto device, HostDevice::create({.executor = options.executor,
                                                            .num_threads = options.num_threads,
                                                            .name = options.queue_name,
                                                            .ordinal = options.host_ordinal}));
-    return OpenedDevice{
-        .device = std::move(device), .pinner = nullptr, .identity = {.name = options.queue_name}};
+    return OpenedDevice{.device = std::move(device),
+                        .pinner = nullptr,
+                        .identity = {.name = options.queue_name},
+                        .adopt_stream = nullptr};
   }
-  if (rest == kCuda) return internal::open_cuda_device(0, options);
-  if (rest.starts_with(kCuda) && rest.size() > kCuda.size() + 1 && rest[kCuda.size()] == ':') {
-    rest.remove_prefix(kCuda.size() + 1);
-    int32_t ordinal = -1;
-    const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), ordinal);
-    if (error == std::errc() && end == rest.data() + rest.size() && ordinal >= 0) {
-      return internal::open_cuda_device(ordinal, options);
-    }
+  if (const std::optional<int32_t> ordinal = gpu_ordinal(options.name)) {
+    return internal::open_cuda_device(*ordinal, options);
   }
   return make_error(
       ErrorCode::kInvalidArgument,

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,6 +34,12 @@ struct AcceleratorInfo {
 /// GPU), kDevice.
 [[nodiscard]] Result<std::vector<AcceleratorInfo>> find_accelerators();
 
+/// N of "cuda:N", 0 of "cuda"; nothing for any other name.
+[[nodiscard]] std::optional<int32_t> gpu_ordinal(std::string_view device);
+
+/// Whether open_device() knows the form of the name.
+[[nodiscard]] bool is_device_name(std::string_view device);
+
 /// Of the first of them; "host" where there is none.
 [[nodiscard]] std::string default_device();
 
@@ -59,6 +66,10 @@ struct OpenedDevice {
   std::unique_ptr<Device> device;
   std::shared_ptr<HostPinner> pinner;  ///< null for the host, which copies any memory
   DeviceIdentity identity = {};
+  /// The name on the device of an engine's own stream (a cudaStream_t; 0: the default stream),
+  /// which outlives what is queued on it. Empty for the host, which knows no native streams.
+  std::function<Result<StreamRef>(uintptr_t native_stream, std::string_view name)> adopt_stream =
+      nullptr;
 };
 
 /// Errors: kInvalidArgument (no such name), those of find_accelerators, kNotFound (no such GPU),

@@ -6,6 +6,7 @@
 
 #include "kvbm/base/text.hpp"
 #include "kvbm/runtime/config_schema.hpp"
+#include "kvbm/runtime/devices.hpp"
 #include "kvbm/runtime/internal/config_check.hpp"
 #include "kvbm/runtime/internal/nearest_name.hpp"
 
@@ -125,6 +126,10 @@ class Checker {
     if (config_.num_blocks > 0 && is_changed("gpu_memory_fraction")) {
       return invalid(format_text("{} has no effect beside {}: drop one",
                                  named("gpu_memory_fraction"), named("num_blocks")));
+    }
+    if (!gpu_ordinal(config_.device) && is_changed("gpu_memory_fraction")) {
+      return invalid(format_text("{} has no effect with {}, which is no GPU: drop one",
+                                 named("gpu_memory_fraction"), named("device")));
     }
     for (const std::string_view key : {"offload_path", "disk_threads"}) {
       if (config_.has_disk_tier() || !is_changed(key)) continue;

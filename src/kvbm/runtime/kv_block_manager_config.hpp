@@ -19,8 +19,9 @@ inline constexpr uint32_t kMaxTierBlocks = 1U << 30;
 /// Members have the names of the configuration keys; config_schema() documents each, with its
 /// range. Units: blocks of all groups alike; bytes over all ranks.
 struct KvBlockManagerConfig {
-  uint32_t block_size = 64;  ///< tokens per block
-  uint32_t num_blocks = 0;   ///< of G1; 0: as many as gpu_memory_fraction of the free memory holds
+  uint32_t block_size = 64;     ///< tokens per block
+  std::string device = "host";  ///< of G1, see open_device(); the first of several ranks
+  uint32_t num_blocks = 0;  ///< of G1; 0: as many as gpu_memory_fraction of the GPU's memory holds
   uint32_t num_layers = 0;
   double gpu_memory_fraction = 0.9;
   bool enable_offload = false;

@@ -54,6 +54,8 @@ TEST(KvBlockManagerConfig, RangesAreCheckedWithoutASource) {
             "block_size = 0: allowed is an integer from 1 to 65536");
   EXPECT_EQ(verdict([](Config& c) { c.gpu_memory_fraction = 1.5; }),
             "gpu_memory_fraction = 1.5: allowed is a number above 0, at most 1");
+  EXPECT_EQ(verdict([](Config& c) { c.device = "tpu"; }),
+            "device = \"tpu\": allowed is host, cuda or cuda:N");
   EXPECT_EQ(verdict([](Config& c) { c.policy = "lf\nu"; }),
             "policy = \"lf?u\": allowed is lineage, lru or fifo");
   EXPECT_EQ(verdict([](Config& c) { c.log_level = static_cast<LogLevel>(99); }).substr(0, 12),
@@ -170,9 +172,16 @@ TEST(KvBlockManagerConfig, WhatWouldHaveNoEffectIsRefused) {
             "gpu_memory_fraction = 0.5 has no effect beside num_blocks = 100: drop one");
   EXPECT_EQ(verdict([](Config& c) {
               c.num_blocks = 0;
+              c.device = "cuda";
               c.gpu_memory_fraction = 0.5;
             }),
             "valid");
+  EXPECT_EQ(verdict([](Config& c) {
+              c.num_blocks = 0;
+              c.gpu_memory_fraction = 0.5;
+            }),
+            "gpu_memory_fraction = 0.5 has no effect with device = \"host\", which is no GPU: drop "
+            "one");
   EXPECT_EQ(verdict([](Config& c) { c.offload_path = "/nvme"; }),
             "offload_path = \"/nvme\" has no effect without a disk tier: set disk_blocks or "
             "disk_bytes, or drop it");

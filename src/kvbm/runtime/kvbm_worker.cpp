@@ -7,8 +7,8 @@
 #include "kvbm/base/contract.hpp"
 #include "kvbm/base/text.hpp"
 #include "kvbm/base/thread_executor.hpp"
-#include "kvbm/device/host_device.hpp"
 #include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/memory/host_memory.hpp"
 #include "kvbm/memory/posix_file_engine.hpp"
 #include "kvbm/runtime/calibration_cache.hpp"
 #include "kvbm/runtime/internal/rank_link.hpp"
@@ -22,7 +22,7 @@ struct KvbmWorker::Impl {
   LogSink& log;
   ThreadExecutor executor;
   MetricsRegistry metrics;
-  std::unique_ptr<HostDevice> device;
+  OpenedDevice device;
   std::unique_ptr<PosixFileEngine> files;
   StreamRef compute;
   std::unique_ptr<Worker> worker;
@@ -44,25 +44,53 @@ LayoutConfig layout_of(const EngineGroup& group, uint32_t num_blocks) {
           .dtype_width_bytes = 1};
 }
 
-Result<PhysicalLayout> tensors_of(const EngineGroup& group, const LayoutConfig& config) {
+Result<PhysicalLayout> tensors_of(const EngineGroup& group, const LayoutConfig& config,
+                                  StorageKind kind) {
   std::vector<PageMap> maps;
   for (size_t i = 0; i < group.runs.size(); ++i) {
     const EngineRun& run = group.runs[i];
     const uint64_t extent = (config.num_blocks - 1) * run.block_stride + group.run_bytes;
-    KVBM_ASSIGN_OR_RETURN(
-        PageMap map,
-        PageMap::create({.region = MemoryRegion::of_bytes(StorageKind::kSystem, run.base, extent),
-                         .base_offset = 0,
-                         .num_blocks = config.num_blocks,
-                         .block_stride = run.block_stride,
-                         .layers = {LayerId(static_cast<uint16_t>(i)), 1},
-                         .layer_stride = 0,
-                         .outer_dim = 1,
-                         .outer_stride = 0,
-                         .run_bytes = group.run_bytes}));
+    KVBM_ASSIGN_OR_RETURN(PageMap map,
+                          PageMap::create({.region = MemoryRegion::of_bytes(kind, run.base, extent),
+                                           .base_offset = 0,
+                                           .num_blocks = config.num_blocks,
+                                           .block_stride = run.block_stride,
+                                           .layers = {LayerId(static_cast<uint16_t>(i)), 1},
+                                           .layer_stride = 0,
+                                           .outer_dim = 1,
+                                           .outer_stride = 0,
+                                           .run_bytes = group.run_bytes}));
     maps.push_back(std::move(map));
   }
   return PhysicalLayout::from_page_maps(config, std::move(maps));
+}
+
+/// Has a kernel copy the first and the last byte of every run: a device looks up what its kernels
+/// are to touch, and refuses an address that is not its own. Nothing else would tell before a copy
+/// of the engine's bytes goes wrong.
+Status check_reach(const OpenedDevice& opened, const PhysicalLayout& tensors) {
+  Device& device = *opened.device;
+  if (!device.info().capabilities.kernel_copies) return {};
+  KVBM_ASSIGN_OR_RETURN(const HostMemory landing,
+                        HostMemory::create({.executor = device.executor(),
+                                            .pinner = opened.pinner,
+                                            .size_bytes = 2 * tensors.page_maps().size()}));
+  StridedCopyBatch batch{.from = make_block_list({BlockId(0)}),
+                         .to = make_block_list({BlockId(0)}),
+                         .method = CopyMethod::kKernel};
+  std::byte* to = landing.bytes().data();
+  for (const PageMap& map : tensors.page_maps()) {
+    const MemoryRegion& region = map.region();
+    for (const uint64_t at : {uint64_t{0}, region.size_bytes() - 1}) {
+      batch.pieces.push_back({.src = region.base() + at, .dst = to++, .bytes = 1});
+    }
+  }
+  KVBM_ASSIGN_OR_RETURN(const StreamRef stream, device.create_stream("check"));
+  Status reached = device.copy(stream, std::move(batch));
+  if (reached) reached = device.synchronize(stream);
+  KVBM_TRY(device.destroy_stream(stream));
+  if (reached) return {};
+  return make_error(std::move(reached).error().with_context("the tensors of the engine"));
 }
 
 Status check(const KvbmWorkerOptions& options) {
@@ -96,20 +124,35 @@ Result<std::unique_ptr<KvbmWorker>> KvbmWorker::create(KvbmWorkerOptions options
   auto impl = std::make_unique<Impl>(log);
   impl->rank = RankId(options.rank);
   const std::string suffix = "-" + std::to_string(options.rank);
-  KVBM_ASSIGN_OR_RETURN(impl->device, HostDevice::create({.executor = impl->executor,
-                                                          .num_threads = options.copy_threads,
-                                                          .name = "kvbm-copy" + suffix,
-                                                          .ordinal = options.rank}));
+  const auto open = options.open_device ? options.open_device : open_device;
+  KVBM_ASSIGN_OR_RETURN(impl->device, open({.name = options.device,
+                                            .executor = impl->executor,
+                                            .num_threads = options.copy_threads,
+                                            .queue_name = "kvbm-copy" + suffix,
+                                            .host_ordinal = options.rank}));
+  Device& device = *impl->device.device;
+  const bool on_gpu = device.info().kind != DeviceKind::kHost;
+  if (!on_gpu && options.compute_stream) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "compute_stream is a stream of a GPU: device = host has none");
+  }
   if (!options.disk_directory.empty()) {
     KVBM_ASSIGN_OR_RETURN(impl->files, PosixFileEngine::create({.executor = impl->executor,
                                                                 .num_threads = options.disk_threads,
                                                                 .name = "kvbm-disk" + suffix}));
   }
-  KVBM_ASSIGN_OR_RETURN(impl->compute, impl->device->create_stream("compute"));
+  if (on_gpu) {
+    KVBM_ASSIGN_OR_RETURN(impl->compute,
+                          impl->device.adopt_stream(options.compute_stream.value_or(0), "compute"));
+  } else {
+    KVBM_ASSIGN_OR_RETURN(impl->compute, device.create_stream("compute"));
+  }
   KVBM_ASSIGN_OR_RETURN(CalibrationFound costs,
-                        calibrate({.device = *impl->device,
+                        calibrate({.device = device,
                                    .executor = impl->executor,
                                    .log = log,
+                                   .pinner = impl->device.pinner,
+                                   .identity = impl->device.identity,
                                    .folder = calibration_folder(options.calibration_dir)}));
   ModelLayout model;
   for (size_t i = 0; i < options.groups.size(); ++i) {
@@ -124,17 +167,21 @@ Result<std::unique_ptr<KvbmWorker>> KvbmWorker::create(KvbmWorkerOptions options
                                         .direct_io = options.direct_io,
                                         .zero_fill = options.zero_fill,
                                         .metrics = &impl->metrics,
+                                        .pinner = impl->device.pinner,
                                         .calibration = std::move(costs.calibration)},
-                                       *impl->device, impl->files.get(), impl->executor, log));
+                                       device, impl->files.get(), impl->executor, log));
   for (size_t i = 0; i < options.groups.size(); ++i) {
     KVBM_ASSIGN_OR_RETURN(PhysicalLayout tensors,
-                          tensors_of(options.groups[i], model.groups[i].config));
+                          tensors_of(options.groups[i], model.groups[i].config,
+                                     on_gpu ? StorageKind::kDevice : StorageKind::kSystem));
+    if (on_gpu) KVBM_TRY(check_reach(impl->device, tensors));
     KVBM_ASSIGN_OR_RETURN(PlaceSpec place, impl->worker->attach({TierId::kG1, model.groups[i].id},
                                                                 std::move(tensors)));
     impl->places.push_back(place);
   }
-  impl->hooks = std::make_unique<ConnectorWorker>(*impl->worker, *impl->device, impl->compute,
-                                                  EngineCompute::kOnHost);
+  impl->hooks =
+      std::make_unique<ConnectorWorker>(*impl->worker, device, impl->compute,
+                                        on_gpu ? EngineCompute::kOnStream : EngineCompute::kOnHost);
   return std::unique_ptr<KvbmWorker>(new KvbmWorker(std::move(impl)));
 }
 

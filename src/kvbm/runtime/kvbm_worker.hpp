@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +16,7 @@
 #include "kvbm/connector/connector_worker.hpp"
 #include "kvbm/memory/file.hpp"
 #include "kvbm/protocol/messages.hpp"
+#include "kvbm/runtime/devices.hpp"
 #include "kvbm/worker/worker.hpp"
 
 namespace kvbm {
@@ -34,6 +37,11 @@ struct EngineGroup {
 
 struct KvbmWorkerOptions {
   uint16_t rank = 0;
+  /// Where the engine's tensors are: "host", or "cuda:N" for device addresses of that GPU.
+  std::string device = "host";
+  /// The engine's native stream (a cudaStream_t), on which it computes; nothing: the default stream
+  /// of the GPU. Only with a GPU.
+  std::optional<uintptr_t> compute_stream = std::nullopt;
   uint32_t num_blocks = 0;          ///< of every group
   std::vector<EngineGroup> groups;  ///< their index is their GroupId
   std::string disk_directory;
@@ -42,14 +50,18 @@ struct KvbmWorkerOptions {
   uint32_t copy_threads = 2;
   uint32_t disk_threads = 4;
   std::string calibration_dir = {};  ///< as the configuration key of that name
+  /// Instead of the device of that name; null: open_device().
+  std::function<Result<OpenedDevice>(const OpenDeviceOptions&)> open_device = nullptr;
 };
 
+/// With tensors on a GPU nothing waits on the host: steps order the engine's stream and the copies.
 /// Ownership: owns threads, device and worker; borrows the engine's tensors, which stay until
 /// stop() has succeeded, and the log.
 /// Threads: the engine's thread.
 class KvbmWorker {
  public:
-  /// Errors: kInvalidArgument (no group, no run, runs that overlap), kExhausted (threads).
+  /// Errors: kInvalidArgument (no group, no run, runs that overlap, addresses that are not the
+  /// device's), kExhausted (threads), those of open_device().
   [[nodiscard]] static Result<std::unique_ptr<KvbmWorker>> create(KvbmWorkerOptions options,
                                                                   LogSink& log);
   ~KvbmWorker();

@@ -12,9 +12,9 @@
 #include "kvbm/base/latch.hpp"
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/text.hpp"
+#include "kvbm/base/units.hpp"
 #include "kvbm/memory/file_memory.hpp"
-#include "kvbm/memory/pinned_memory.hpp"
-#include "kvbm/memory/system_memory.hpp"
+#include "kvbm/memory/host_memory.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
 
 namespace kvbm {
@@ -27,6 +27,9 @@ constexpr size_t kRememberedSteps = 64;
 /// One is enough for operations whose timeouts are alike; each that has to start before all others
 /// adds one.
 constexpr size_t kMaxTimers = 256;
+
+/// The log tells how far the pinning of host memory has come, this often and at its end.
+constexpr uint64_t kPinnedBetweenRecords = uint64_t{4} << 30;
 
 }  // namespace
 
@@ -76,11 +79,10 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   /// What a gate waits for: done with the last of these, succeeded if all have.
   using Point = std::span<const Event>;
   struct ProvidedPlace {
-    SystemMemory memory;
-    PinnedMemory pinned;  // instead, with a pinner
+    HostMemory memory;
     FileMemory file;
   };
-  [[nodiscard]] Result<MemoryRegion> provide_host_memory(ProvidedPlace& place, uint64_t bytes);
+  [[nodiscard]] Result<HostMemory> make_host_memory(uint64_t bytes);
   /// What has to happen once the lock is released.
   struct Todo {
     std::vector<std::shared_ptr<Operation>> start;
@@ -221,17 +223,16 @@ Result<PlaceSpec> Worker::Core::attach(Place place, PhysicalLayout tensors) {
   return spec;
 }
 
-Result<MemoryRegion> Worker::Core::provide_host_memory(ProvidedPlace& place, uint64_t bytes) {
-  if (options_.pinner == nullptr) {
-    KVBM_ASSIGN_OR_RETURN(place.memory, SystemMemory::create({.size_bytes = bytes,
-                                                              .huge_pages = HugePages::kAdvise}));
-    return place.memory.region();
-  }
-  KVBM_ASSIGN_OR_RETURN(
-      place.pinned, PinnedMemory::create(
-                        {.executor = executor_, .pinner = options_.pinner, .size_bytes = bytes}));
-  KVBM_TRY(place.pinned.wait_for(bytes));
-  return place.pinned.region();
+/// Pinning takes seconds where there is much of it, so the log tells how far it has come.
+Result<HostMemory> Worker::Core::make_host_memory(uint64_t bytes) {
+  const auto tell = [this, bytes, told = uint64_t{0}](uint64_t ready) mutable {
+    if (ready < bytes && ready - told < kPinnedBetweenRecords) return;
+    told = ready;
+    KVBM_LOG_INFO(log_, "worker", "rank {}: {} of {} of host memory are pinned",
+                  options_.rank.value(), format_size(ready), format_size(bytes));
+  };
+  return HostMemory::create(
+      {.executor = executor_, .pinner = options_.pinner, .size_bytes = bytes, .on_progress = tell});
 }
 
 Status Worker::Core::provide(const PlaceSpec& spec) {
@@ -244,8 +245,9 @@ Status Worker::Core::provide(const PlaceSpec& spec) {
   if (spec.place.tier == TierId::kG2) {
     KVBM_ASSIGN_OR_RETURN(const uint64_t bytes,
                           required_bytes(config, LayoutKind::kFullyContiguous));
-    KVBM_ASSIGN_OR_RETURN(const MemoryRegion region, provide_host_memory(*place, bytes));
-    KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout, PhysicalLayout::fully_contiguous(config, region));
+    KVBM_ASSIGN_OR_RETURN(place->memory, make_host_memory(bytes));
+    KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout,
+                          PhysicalLayout::fully_contiguous(config, place->memory.region()));
     KVBM_TRY(add_layout(spec.place, std::move(layout)));
   } else if (spec.place.tier == TierId::kG3 && files_ != nullptr) {
     const SlotOptions slots = options_.direct_io == DirectIo::kOff ? SlotOptions{} : kDirectSlots;

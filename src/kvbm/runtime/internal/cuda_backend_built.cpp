@@ -54,8 +54,13 @@ Result<OpenedDevice> open_cuda_device(int32_t ordinal, const OpenDeviceOptions& 
                                                          .num_threads = options.num_threads}));
   std::shared_ptr<HostPinner> pinner = device->pinner();
   KVBM_ASSIGN_OR_RETURN(DeviceIdentity identity, identity_of(ordinal));
-  return OpenedDevice{
-      .device = std::move(device), .pinner = std::move(pinner), .identity = std::move(identity)};
+  const auto adopt = [gpu = device.get()](uintptr_t native_stream, std::string_view name) {
+    return gpu->adopt_stream(native_stream, name);
+  };
+  return OpenedDevice{.device = std::move(device),
+                      .pinner = std::move(pinner),
+                      .identity = std::move(identity),
+                      .adopt_stream = adopt};
 }
 
 }  // namespace kvbm::internal

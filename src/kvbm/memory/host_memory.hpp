@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// HostMemory: host memory as a device wants it: pinned for one that pins, else pageable.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "kvbm/base/executor.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/base/unique_function.hpp"
+#include "kvbm/memory/host_pinner.hpp"
+#include "kvbm/memory/memory_region.hpp"
+#include "kvbm/memory/pinned_memory.hpp"
+#include "kvbm/memory/system_memory.hpp"
+
+namespace kvbm {
+
+struct HostMemoryOptions {
+  Executor& executor;
+  std::shared_ptr<HostPinner> pinner = nullptr;  ///< null: pageable memory
+  uint64_t size_bytes = 0;
+  /// Of the pinning; see PinnedMemoryOptions.
+  UniqueFunction<void(uint64_t ready_bytes)> on_progress = {};
+};
+
+/// Reads as zero.
+/// Ownership: move-only. Borrows the executor.
+/// Threads: one thread at a time.
+class HostMemory {
+ public:
+  /// Owns nothing.
+  HostMemory() noexcept = default;
+
+  /// Returns when all of it is ready. Errors: those of SystemMemory; of PinnedMemory and its
+  /// pinner.
+  [[nodiscard]] static Result<HostMemory> create(HostMemoryOptions options);
+
+  [[nodiscard]] uint64_t size_bytes() const noexcept { return bytes().size(); }
+  [[nodiscard]] std::span<std::byte> bytes() const noexcept {
+    if (pinned_.size_bytes() > 0) return {pinned_.data(), pinned_.size_bytes()};
+    return pageable_.bytes();
+  }
+  [[nodiscard]] MemoryRegion region() const {
+    return pinned_.size_bytes() > 0 ? pinned_.region() : pageable_.region();
+  }
+
+ private:
+  SystemMemory pageable_;
+  PinnedMemory pinned_;  // instead, with a pinner
+};
+
+}  // namespace kvbm
