@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// OutOfReachDevice: a host device that says that its memory is out of the host's reach, as a GPU does.
+// OutOfReachDevice: a host device that says that its memory is out of the host's reach, as a GPU
+// does.
 #pragma once
 
 #include <functional>

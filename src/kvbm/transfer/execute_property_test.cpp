@@ -284,7 +284,8 @@ TEST(ExecuteProperty, DirectAndStagedTransfersMoveWhatAnElementwiseCopyWould) {
                        .bounce_slots = between(random, 1, 5),
                        .bounce_slot_bytes = 4096,
                        .pinner = std::make_shared<testing::PinnerDouble>()});
-      if (reach != Reach::kAll) rig.use_device<testing::OutOfReachDevice>(reach == Reach::kPageable);
+      if (reach != Reach::kAll)
+        rig.use_device<testing::OutOfReachDevice>(reach == Reach::kPageable);
       for (int round = 0; round < 120; ++round) {
         SCOPED_TRACE(round);
         check_one(rig, random, staged, direct);
