@@ -16,6 +16,8 @@
 #include "kvbm/runtime/devices.hpp"
 #include "kvbm/transfer/calibration.hpp"
 
+#include "apps/kvbench/kvbench_command.hpp"
+#include "apps/kvbench/kvbench_options.hpp"
 #include "apps/kvbm/command.hpp"
 #include "apps/kvbm/interrupt.hpp"
 
@@ -149,12 +151,20 @@ Command add_calibrate(CLI::App& parent, Console& console) {
   return {app, [arguments, &console] { return run_calibrate(*arguments, console); }};
 }
 
+Command add_transfer(CLI::App& parent, Console& console) {
+  CLI::App* app = add_subcommand(
+      parent, "transfer", "Measures copies of blocks by every way there is, as kvbench does");
+  auto options = std::make_shared<KvbenchOptions>();
+  add_kvbench_options(*app, *options);
+  return {app, [options, &console] { return run_kvbench(*options, console); }};
+}
+
 }  // namespace
 
 std::vector<Command> add_bench_commands(CLI::App& program, Console& console) {
   CLI::App* app = add_subcommand(program, "bench", "Measures what copies cost on this machine");
   app->require_subcommand(1);
-  return {add_calibrate(*app, console)};
+  return {add_calibrate(*app, console), add_transfer(*app, console)};
 }
 
 }  // namespace kvbm

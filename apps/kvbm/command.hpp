@@ -28,6 +28,7 @@ struct Command {
 [[nodiscard]] Command add_replay_command(CLI::App& program, Console& console);
 [[nodiscard]] std::vector<Command> add_config_commands(CLI::App& program, Console& console);
 [[nodiscard]] std::vector<Command> add_bench_commands(CLI::App& program, Console& console);
+[[nodiscard]] Command add_plan_command(CLI::App& program, Console& console);
 [[nodiscard]] Command add_doctor_command(CLI::App& program, Console& console);
 
 /// A subcommand with --help and --version.

@@ -60,10 +60,12 @@ void ErrorStream::write_line(std::string_view line) {
 }
 
 void Console::Log::write(const LogRecord& record) {
-  error_.write_line(format_text("kvbm: {}: {}", to_string(record.level), format_record(record)));
+  error_.write_line(
+      format_text("{}: {}: {}", program_, to_string(record.level), format_record(record)));
 }
 
-Console::Console() : error_is_terminal_(is_capable_terminal(STDERR_FILENO)) {
+Console::Console(std::string program)
+    : program_(std::move(program)), error_is_terminal_(is_capable_terminal(STDERR_FILENO)) {
   const bool colours = colours_are_wanted();
   error_has_colours_ = error_is_terminal_ && colours;
   if (locale_is_utf8()) style_.letters = TextStyle::Letters::kUtf8;
@@ -76,9 +78,14 @@ void Console::print(std::string_view text) {
   }
 }
 
+void Console::flush() {
+  if (std::fflush(stdout) != 0 && print_error_ == 0) print_error_ = errno;
+}
+
 void Console::complain(std::string_view message) {
-  std::string line = error_has_colours_ ? "\x1b[1;31mkvbm:\x1b[0m " : "kvbm: ";
-  line.append(message);
+  std::string line = program_ + ":";
+  if (error_has_colours_) line = "\x1b[1;31m" + line + "\x1b[0m";
+  line.append(" ").append(message);
   // What was printed so far comes first where both go to the same place.
   std::fflush(stdout);
   error_.write_line(line);

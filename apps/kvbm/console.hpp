@@ -17,7 +17,7 @@ namespace kvbm {
 /// What the program ends with. Signals add 128 + their number.
 enum class ExitCode : uint8_t {
   kSuccess = 0,
-  kMismatch = 1,  ///< a replay found wrong bytes, or other outcomes than were recorded
+  kMismatch = 1,  ///< wrong bytes were found, or a replay had other outcomes than were recorded
   kFailed = 2,    ///< wrong options, files, sizes; anything that did not work
 };
 
@@ -42,13 +42,16 @@ class ErrorStream {
 /// Threads: one thread at a time; log(): any thread.
 class Console {
  public:
-  /// Colours only on a terminal and without NO_COLOR; letters as the locale has them.
-  Console();
+  /// Colours only on a terminal and without NO_COLOR; letters as the locale has them. Messages
+  /// begin with the program's name.
+  explicit Console(std::string program);
 
   [[nodiscard]] TextStyle style() const noexcept { return style_; }
 
   /// To standard output. What fails is told by close().
   void print(std::string_view text);
+  /// Shows what was printed so far, where both streams go to one place.
+  void flush();
   /// "kvbm: message" to standard error.
   void complain(std::string_view message);
   void complain(const Error& error);
@@ -66,19 +69,22 @@ class Console {
  private:
   class Log final : public LogSink {
    public:
-    explicit Log(ErrorStream& error) : LogSink(LogLevel::kWarning), error_(error) {}
+    Log(ErrorStream& error, const std::string& program)
+        : LogSink(LogLevel::kWarning), error_(error), program_(program) {}
 
    private:
     void write(const LogRecord& record) override;
 
     ErrorStream& error_;
+    const std::string& program_;
   };
 
+  const std::string program_;
   TextStyle style_;
   const bool error_is_terminal_;
   bool error_has_colours_ = false;
   ErrorStream error_{error_is_terminal_};
-  Log log_{error_};
+  Log log_{error_, program_};
   int print_error_ = 0;  // errno of the first print that failed
 };
 

@@ -458,6 +458,118 @@ class BenchTest(CliTest):
         self.assertIn("calibrate", self.assert_succeeds(kvbm("bench", "--help")))
 
 
+class PlanTest(CliTest):
+    """kvbm plan by a calibration of a GPU that need not be here."""
+
+    CORPUS = pathlib.Path(__file__).resolve().parents[2] / "fuzz/corpus/calibration"
+    CALIBRATION = CORPUS / "three_routes"
+
+    def plan(self, *arguments, calibration=CALIBRATION):
+        return kvbm("plan", "--calibration", calibration, *arguments)
+
+    def lines(self, *arguments, **options):
+        """What it says of pieces, and of the choice."""
+        out = self.assert_succeeds(self.plan(*arguments, **options))
+        words = {line[:13].strip(): line[13:] for line in out.splitlines() if not line.startswith("  ")}
+        return words, [line.strip() for line in out.splitlines() if line.startswith("  ")]
+
+    def test_everything_is_told(self):
+        out = self.assert_succeeds(self.plan("--num-blocks", 128))
+        self.assertEqual(
+            out,
+            "from         pinned memory, fully_contiguous, operational_nhd\n"
+            "to           device memory, layer_separate_block_second, operational_nhd\n"
+            "blocks       128 of 5 MiB, 640 MiB in all, in any order\n"
+            "pieces       80 after folding, of every block\n"
+            "  80 of      2 runs of 32 KiB; from steps of 32 KiB to steps of 4 MiB\n"
+            "route        host_to_device\n"
+            f"calibration  {self.CALIBRATION}, of NVIDIA H200\n"
+            "engine       14.599 ms, 45.97 GB/s\n"
+            "kernel       13.070 ms, 51.34 GB/s\n"
+            "chosen       kernel, at most 4 CTAs: 13070 us, the engine would take 14599 us\n",
+        )
+
+    def test_whole_blocks_are_one_run_for_the_engine(self):
+        words, pieces = self.lines("--dst", "device:fc")
+        self.assertEqual(pieces, ["1 of       one run of 5 MiB"])
+        self.assertTrue(words["chosen"].startswith("engine: "), words)
+
+    def test_a_permutation_is_runs_of_a_head(self):
+        words, pieces = self.lines("--src", "device:lw:nhd", "--dst", "pinned:fc:universal_tp", "--layers", 2)
+        self.assertEqual(words["route"], "device_to_host")
+        self.assertEqual(
+            pieces, ["2 of       8 x 2 x 16 runs of 256 B; from steps of 256 B, 4 MiB, 2 KiB to steps of 16 KiB, 4 KiB, 256 B"]
+        )
+
+    def test_blocks_one_after_another_are_rows(self):
+        any_order, _ = self.lines()
+        in_order, _ = self.lines("--sequential-ids")
+        self.assertIn("one after another", in_order["blocks"])
+        milliseconds = [float(words["engine"].split()[0]) for words in (any_order, in_order)]
+        self.assertLess(milliseconds[1], milliseconds[0])
+
+    def test_a_route_that_was_not_measured_is_told(self):
+        words, _ = self.lines(calibration=self.CORPUS / "one_route")
+        self.assertEqual(words["chosen"], "engine: nothing was measured on this route")
+        self.assertNotIn("kernel", words)
+
+    def test_a_way_that_is_none_is_told(self):
+        self.assert_fails(self.plan("--src", "system:fc"), "use pinned memory")
+        self.assert_fails(self.plan("--src", "pinned:fc:unknown"), "say which the unknown one is")
+
+    def test_the_host_has_one_method(self):
+        out = self.assert_succeeds(kvbm("plan", "--device", "host", "--src", "system:fc"))
+        self.assertIn("chosen       engine: the device has no other method\n", out)
+
+    def test_a_calibration_must_be_one(self):
+        self.assert_fails(self.plan(calibration=self.folder / "none"), "cannot read")
+        self.assert_fails(self.plan(calibration=self.write("bad", "{}")), 'bad: its "format" is not')
+        self.assert_fails(self.plan(calibration=self.CORPUS / "newer_version"), "version 2")
+
+    def test_sides_are_words_that_there_are(self):
+        for side, word in (("disk:fc", "'disk' is none of system"), ("pinned", "is not MEMORY"), ("pinned:lf", "fc, lw"), ("pinned:fc:ndh", "nhd, hnd")):
+            self.assert_fails(self.plan("--src", side), word)
+        self.assert_fails(self.plan("--device", "host"), "--device")
+
+
+class KvbenchTest(CliTest):
+    """kvbm bench transfer, which is what kvbench runs, on the host."""
+
+    SMALL = ["--device=host", "--layers=2", "--head-dim=8", "--num-blocks=1,3", "--tokens-per-block=4", "--warmup=1"]
+
+    def bench(self, *arguments):
+        return kvbm("bench", "transfer", *self.SMALL, "--iters=3", *arguments)
+
+    def test_csv_is_all_there_is_on_standard_output(self):
+        path = self.folder / "report.json"
+        run = self.bench("--pattern=lw_to_fc,nhd_to_universal", "--direction=h2d", "--json", path)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        rows = [line.split(",") for line in run.stdout.splitlines()]
+        self.assertEqual(",".join(rows[0]), "tokens_per_block,num_blocks,pattern,direction,backend,total_bytes,inner_bytes,copy_size,num_copies,median_ms,bandwidth_gbps,peak_gbps,share")
+        self.assertEqual([row[:5] for row in rows[1:]], [["4", blocks, pattern, "h2d", backend] for blocks in "13" for pattern in ("lw_to_fc", "nhd_to_universal") for backend in ("auto", "transfer_mgr")])
+        self.assertIn("  [1/20] tpb=4 N=  1 lw_to_fc h2d    vectorized   ... not run\n", run.stderr)
+        self.assertRegex(run.stderr, r"(?m)^not run: vectorized \(4 tests\): ")
+        report = json.loads(path.read_text())
+        self.assertEqual((report["format"], len(report["results"]), len(report["not_run"])), ("kvbench", 8, 12))
+
+    def test_what_is_no_list_is_refused(self):
+        self.assert_fails(self.bench("--backend=fast"), "'fast' is none of vectorized,batched")
+
+    def test_a_signal_ends_it_and_leaves_no_file(self):
+        path = self.folder / "report.json"
+        process = self.start("bench", "transfer", *self.SMALL, "--iters=100000000", "--json", path)
+        noted = ""
+        while "[4/" not in noted:  # a test that runs has no line break yet
+            chunk = os.read(process.stderr.fileno(), 4096)
+            self.assertTrue(chunk, noted)
+            noted += chunk.decode()
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=TIMEOUT_SECONDS)
+        self.assertEqual(process.returncode, 128 + signal.SIGINT)
+        self.assertTrue(error.endswith("\nkvbm: interrupted\n"), error)
+        self.assertEqual(self.entries(), [])
+
+
 class DoctorTest(CliTest):
     NAMES = ["cpu cores", "memory", "huge pages", "locked memory", "disk", "adapters", "nvidia driver", "gpus", "io_uring"]
 

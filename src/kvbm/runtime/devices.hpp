@@ -14,6 +14,7 @@
 #include "kvbm/base/executor.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/device/device.hpp"
+#include "kvbm/device/stream.hpp"
 #include "kvbm/memory/host_pinner.hpp"
 
 namespace kvbm {

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "apps/kvbench/raw_copies.hpp"
+
+namespace kvbm {
+
+Result<std::unique_ptr<RawCopies>> RawCopies::create(const OpenedDevice& /*device*/) {
+  return make_error(ErrorCode::kUnsupported, "CUDA was left out of this build");
+}
+
+}  // namespace kvbm
