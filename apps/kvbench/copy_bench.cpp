@@ -18,7 +18,7 @@
 #include "kvbm/transfer/copy_choice.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
 #include "kvbm/transfer/transfer_plan.hpp"
-#include "kvbm/transfer/transfer_route.hpp"
+#include "kvbm/transfer/transfer_strategy.hpp"
 
 #include "apps/kvbench/bench_place.hpp"
 #include "apps/kvbench/raw_copies.hpp"
@@ -368,8 +368,13 @@ Result<TimeCopy> CopyBench::make_auto(const BenchPlaces& places, std::string& ch
   const PhysicalLayout& dst = places.destination();
   const DeviceCapabilities capabilities = device_.device->info().capabilities;
   KVBM_ASSIGN_OR_RETURN(const TransferPlan plan, TransferPlan::create(src, dst));
-  KVBM_ASSIGN_OR_RETURN(const TransferRoute route,
-                        choose_route(src.storage_kind(), dst.storage_kind(), capabilities));
+  const bool reshaped = src.kv_block_layout().requires_transform(dst.kv_block_layout());
+  KVBM_ASSIGN_OR_RETURN(
+      const TransferStrategy strategy,
+      choose_strategy({.src = {.storage = src.storage_kind()},
+                       .dst = {.storage = dst.storage_kind()},
+                       .match = reshaped ? BlockMatch::kReshaped : BlockMatch::kSameBytes,
+                       .device = capabilities}));
   const auto ids = [](std::span<const BlockId> list) {
     return make_block_list(std::vector<BlockId>(list.begin(), list.end()));
   };
@@ -380,11 +385,12 @@ Result<TimeCopy> CopyBench::make_auto(const BenchPlaces& places, std::string& ch
       choose_method({.pieces = batch.pieces,
                      .num_blocks = batch.from->size(),
                      .num_groups = count_equal_steps(*batch.from, *batch.to),
-                     .route = route,
+                     .route = strategy.first.route(),
                      .capabilities = capabilities,
                      .calibration = calibration_});
   batch.method = choice.method;
   batch.max_ctas = choice.max_ctas;
+  batch.max_bytes_per_second = choice.max_bytes_per_second;
   chosen = describe(choice);
   SubmitCopy submit = [this, batch = std::move(batch)] {
     return device_.device->copy(stream_, batch);

@@ -19,7 +19,7 @@
 #include "kvbm/runtime/devices.hpp"
 #include "kvbm/transfer/copy_choice.hpp"
 #include "kvbm/transfer/transfer_plan.hpp"
-#include "kvbm/transfer/transfer_route.hpp"
+#include "kvbm/transfer/transfer_strategy.hpp"
 
 #include "apps/kvbench/bench_cell.hpp"
 #include "apps/kvbench/kvbench_options.hpp"
@@ -206,18 +206,15 @@ Result<ExitCode> run_plan(const PlanArguments& arguments, Console& console) {
   KVBM_ASSIGN_OR_RETURN(const PhysicalLayout dst, layout_of(arguments.dst, config, memory));
   KVBM_ASSIGN_OR_RETURN(const TransferPlan plan, TransferPlan::create(src, dst));
   KVBM_ASSIGN_OR_RETURN(const PlannedDevice device, device_of(arguments, console));
-  KVBM_ASSIGN_OR_RETURN(const TransferRoute route,
-                        choose_route(src.storage_kind(), dst.storage_kind(), device.capabilities));
+  const bool reshaped = src.kv_block_layout().requires_transform(dst.kv_block_layout());
+  KVBM_ASSIGN_OR_RETURN(
+      const TransferStrategy strategy,
+      choose_strategy({.src = {.storage = src.storage_kind()},
+                       .dst = {.storage = dst.storage_kind()},
+                       .match = reshaped ? BlockMatch::kReshaped : BlockMatch::kSameBytes,
+                       .device = device.capabilities}));
   const std::vector<StridedPiece> pieces = plan.with_addresses(src, dst);
   const uint64_t bytes = plan.bytes_per_block() * arguments.num_blocks;
-  const MethodChoice choice =
-      choose_method({.pieces = pieces,
-                     .num_blocks = arguments.num_blocks,
-                     .num_groups = arguments.sequential_ids ? size_t{1} : arguments.num_blocks,
-                     .route = route,
-                     .capabilities = device.capabilities,
-                     .calibration = device.calibration});
-
   std::string text;
   const auto line = [&text](std::string_view name, std::string_view value) {
     text.append(fmt::format("{:<13}{}\n", name, value));
@@ -228,7 +225,18 @@ Result<ExitCode> run_plan(const PlanArguments& arguments, Console& console) {
                              format_size(plan.bytes_per_block()), format_size(bytes),
                              arguments.sequential_ids ? "one after another" : "in any order"));
   text.append(fmt::format("{:<13}{}", "pieces", pieces_text(pieces)));
-  line("route", to_string(route));
+  line("way", describe(strategy));
+  if (strategy.is_staged() || strategy.first.kind != HopKind::kDevice) {
+    console.print(text);
+    return ExitCode::kSuccess;
+  }
+  const MethodChoice choice =
+      choose_method({.pieces = pieces,
+                     .num_blocks = arguments.num_blocks,
+                     .num_groups = arguments.sequential_ids ? size_t{1} : arguments.num_blocks,
+                     .route = strategy.first.route(),
+                     .capabilities = device.capabilities,
+                     .calibration = device.calibration});
   line("calibration", device.origin);
   if (choice.reason == MethodChoice::Reason::kCheaper ||
       choice.reason == MethodChoice::Reason::kEngineInDoubt) {

@@ -482,7 +482,7 @@ class PlanTest(CliTest):
             "blocks       128 of 5 MiB, 640 MiB in all, in any order\n"
             "pieces       80 after folding, of every block\n"
             "  80 of      2 runs of 32 KiB; from steps of 32 KiB to steps of 4 MiB\n"
-            "route        host_to_device\n"
+            "way          pinned to device (device copy): the device copies memory of both kinds\n"
             f"calibration  {self.CALIBRATION}, of NVIDIA H200\n"
             "engine       14.599 ms, 45.97 GB/s\n"
             "kernel       13.070 ms, 51.34 GB/s\n"
@@ -496,7 +496,7 @@ class PlanTest(CliTest):
 
     def test_a_permutation_is_runs_of_a_head(self):
         words, pieces = self.lines("--src", "device:lw:nhd", "--dst", "pinned:fc:universal_tp", "--layers", 2)
-        self.assertEqual(words["route"], "device_to_host")
+        self.assertTrue(words["way"].startswith("device to pinned (device copy)"), words)
         self.assertEqual(
             pieces, ["2 of       8 x 2 x 16 runs of 256 B; from steps of 256 B, 4 MiB, 2 KiB to steps of 16 KiB, 4 KiB, 256 B"]
         )
@@ -513,8 +513,12 @@ class PlanTest(CliTest):
         self.assertEqual(words["chosen"], "engine: nothing was measured on this route")
         self.assertNotIn("kernel", words)
 
-    def test_a_way_that_is_none_is_told(self):
-        self.assert_fails(self.plan("--src", "system:fc"), "use pinned memory")
+    def test_a_way_of_two_hops_is_told(self):
+        words, _ = self.lines("--src", "system:fc")
+        self.assertTrue(words["way"].startswith("system to pinned (host copy), pinned to device (device copy): "), words)
+        self.assertNotIn("chosen", words)
+
+    def test_formats_that_do_not_go_together_are_refused(self):
         self.assert_fails(self.plan("--src", "pinned:fc:unknown"), "say which the unknown one is")
 
     def test_the_host_has_one_method(self):
