@@ -48,6 +48,7 @@ LayerRange layers_from(uint64_t begin, uint64_t end) {
 
 std::vector<BlockId> all_blocks(uint32_t num_blocks) {
   std::vector<BlockId> ids;
+  ids.reserve(num_blocks);
   for (uint32_t i = 0; i < num_blocks; ++i) ids.emplace_back(i);
   return ids;
 }
@@ -84,6 +85,7 @@ Result<BenchPlace> BenchPlace::create(BenchMemory& memory, const LayoutConfig& c
                                       const BenchSide& side) {
   KVBM_ASSIGN_OR_RETURN(const MemoryNeed need, required_memory(config, side.kind));
   std::vector<OwnedRegion> owned;
+  owned.reserve(need.num_regions);
   if (side.on_device) {
     for (size_t i = 0; i < need.num_regions; ++i) {
       KVBM_ASSIGN_OR_RETURN(DeviceMemory layer,
@@ -101,6 +103,7 @@ Result<BenchPlace> BenchPlace::create(BenchMemory& memory, const LayoutConfig& c
     }
   }
   std::vector<MemoryRegion> regions;
+  regions.reserve(owned.size());
   for (const OwnedRegion& each : owned) regions.push_back(each.region);
   auto layout = side.kind == LayoutKind::kFullyContiguous
                     ? PhysicalLayout::fully_contiguous(config, regions.front(), side.format)

@@ -109,6 +109,7 @@ Result<PhysicalLayout> layout_of(const PlannedSide& side, const LayoutConfig& co
                                  PlannedMemory& memory) {
   KVBM_ASSIGN_OR_RETURN(const MemoryNeed need, required_memory(config, side.kind));
   std::vector<MemoryRegion> regions;
+  regions.reserve(need.num_regions);
   for (size_t i = 0; i < need.num_regions; ++i) {
     regions.push_back(memory.take(side.memory, need.region_bytes));
   }

@@ -32,6 +32,8 @@ TEST_F(DevicesTest, TheHostIsAlwaysThere) {
   ASSERT_TRUE(host);
   EXPECT_EQ(host->device->info().kind, DeviceKind::kHost);
   EXPECT_EQ(host->pinner, nullptr);
+  EXPECT_FALSE(host->adopt_stream) << "it has no native streams";
+  EXPECT_EQ(host->identity.pci_address, "");
 }
 
 TEST_F(DevicesTest, AGpuIsThereOrTheReasonIs) {
@@ -42,6 +44,9 @@ TEST_F(DevicesTest, AGpuIsThereOrTheReasonIs) {
     if (gpu) {
       EXPECT_EQ(gpu->device->info().kind, DeviceKind::kCuda);
       EXPECT_NE(gpu->pinner, nullptr);
+      EXPECT_TRUE(gpu->adopt_stream);
+      EXPECT_EQ(gpu->identity.name, gpu->device->info().name);
+      EXPECT_NE(gpu->identity.pci_address, "");
       EXPECT_EQ(found->front().device, "cuda:0");
     } else {
       EXPECT_EQ(gpu.error(), found.error());
