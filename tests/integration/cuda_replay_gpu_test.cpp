@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The block manager and whole replays with G1 on a GPU.
+// The block manager, whole replays and the worker of an engine with G1 on a GPU.
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <optional>
 #include <tuple>
@@ -11,10 +13,13 @@
 #include <gtest/gtest.h>
 
 #include "kvbm/base/clock.hpp"
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/thread_executor.hpp"
 #include "kvbm/replay/replay.hpp"
 #include "kvbm/replay/trace_generator.hpp"
 #include "kvbm/runtime/block_manager.hpp"
 #include "kvbm/runtime/devices.hpp"
+#include "kvbm/runtime/kvbm_worker.hpp"
 
 #include "tests/support/require.hpp"
 
@@ -138,6 +143,75 @@ TEST_F(CudaReplay, TakesAShareOfTheFreeMemory) {
   const auto manager = BlockManager::create(config);
   ASSERT_TRUE(manager) << manager.error();
   EXPECT_GT((*manager)->gpu_occupancy().num_free, 100u);
+}
+
+KvbmWorkerOptions worker_of(std::byte* tensor) {
+  KvbmWorkerOptions options;
+  options.device = "cuda";
+  options.num_blocks = 4;
+  options.groups = {{.run_bytes = 4096, .runs = {{.base = tensor, .block_stride = 4096}}}};
+  return options;
+}
+
+TEST_F(CudaReplay, AWorkerMovesTheTensorsOfAnEngine) {
+  NullLogSink log;
+  ThreadExecutor executor(log);
+  const auto engine = open_device({.name = "cuda", .executor = executor});
+  ASSERT_TRUE(engine) << engine.error();
+  Device& device = *engine->device;
+  const DeviceMemory tensor = device.allocate(uint64_t{4} * 4096, 256).value();
+  const auto worker = KvbmWorker::create(worker_of(tensor.data()), log);
+  ASSERT_TRUE(worker) << worker.error();
+  PlaceSpec host = (*worker)->engine_places().front();
+  const Place g1 = host.place;
+  host.place.tier = TierId::kG2;
+  host.owner = Owner::kKvbm;
+  ASSERT_TRUE((*worker)->worker().provide(host));
+
+  PatternBatch pattern{.blocks = {BlockId(1)},
+                       .seeds = {77},
+                       .pieces = {{.data = tensor.data(), .block_stride = 4096, .bytes = 4096}}};
+  const StreamRef stream = device.create_stream("engine").value();
+  ASSERT_TRUE(device.pattern(stream, pattern));
+  ASSERT_TRUE(device.synchronize(stream));
+
+  std::promise<void> both;
+  std::vector<Outcome> outcomes;
+  (*worker)->worker().on_result([&](OpResult&& result) {
+    outcomes.push_back(result.outcome);
+    if (outcomes.size() == 2) both.set_value();
+  });
+  CopyOp down;
+  down.op = OpId(1);
+  down.src = g1;
+  down.dst = host.place;
+  down.from = {BlockId(1)};
+  down.to = {BlockId(3)};
+  CopyOp up;
+  up.op = OpId(2);
+  up.src = host.place;
+  up.dst = g1;
+  up.from = {BlockId(3)};
+  up.to = {BlockId(0)};
+  up.after = {Gate::op_done(OpId(1))};
+  (*worker)->worker().submit(std::array{down, up});
+  both.get_future().wait();
+  EXPECT_EQ(outcomes, std::vector(2, Outcome::kSucceeded));
+  pattern.blocks = {BlockId(0)};
+  pattern.findings = std::make_shared<PatternFindings>(1);
+  ASSERT_TRUE(device.pattern(stream, pattern));
+  ASSERT_TRUE(device.synchronize(stream));
+  EXPECT_EQ(pattern.findings->num_compared(), 1u);
+  EXPECT_EQ(pattern.findings->num_wrong(), 0u);
+  EXPECT_TRUE((*worker)->stop());
+}
+
+TEST_F(CudaReplay, AWorkerRefusesAddressesThatAreNotTheGpus) {
+  NullLogSink log;
+  std::vector<std::byte> heap(size_t{4} * 4096);
+  const auto worker = KvbmWorker::create(worker_of(heap.data()), log);
+  ASSERT_FALSE(worker);
+  EXPECT_EQ(worker.error().code(), ErrorCode::kInvalidArgument) << worker.error();
 }
 
 }  // namespace

@@ -46,6 +46,13 @@ TEST(ReplayOptions, AreRefusedWithAReason) {
     EXPECT_THAT(status.error().message(), HasSubstr(reason));
   };
   using Options = ReplayOptions;
+  refused([](Options& o) { o.device = "cuda:"; }, "device is cuda:: say host, cuda or cuda:N");
+  refused(
+      [](Options& o) {
+        o.device = "cuda";
+        o.bytes = Options::Bytes::kNone;
+      },
+      "without bytes nothing is put on device cuda");
   refused([](Options& o) { o.g1_blocks = 0; }, "g1-blocks is 0");
   refused([](Options& o) { o.g2_blocks = (uint64_t{1} << 30) + 1; },
           "G2 is given 1073741825 blocks: at most 1073741824 are possible");
@@ -124,6 +131,12 @@ TEST(CheckFits, ComparesMemoryWithG1AndG2) {
   ASSERT_FALSE(status.has_value());
   EXPECT_EQ(status.error().code(), ErrorCode::kExhausted);
   EXPECT_THAT(status.error().message(), HasSubstr("need 16 MiB of memory and 15 MiB are free"));
+  options.device = "cuda:1";  // which has room for G1, or says so itself
+  EXPECT_TRUE(check_fits(options, {.memory_bytes = 6 * kMiB}).has_value());
+  const auto host_tier = check_fits(options, {.memory_bytes = 5 * kMiB});
+  ASSERT_FALSE(host_tier.has_value());
+  EXPECT_THAT(host_tier.error().message(), HasSubstr("G2 needs 6 MiB of memory and 5 MiB are"));
+  options.device = "host";
   options.bytes = ReplayOptions::Bytes::kNone;
   EXPECT_TRUE(check_fits(options, {}).has_value());
 }

@@ -7,6 +7,7 @@
 #include <future>
 #include <new>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -374,6 +375,21 @@ TEST(BlockManager, TellsWhichBytesOfAPatternAreWrong) {
   ASSERT_TRUE(written) << written.error();
   ASSERT_TRUE(written->ended().wait());
   EXPECT_EQ(written->num_compared(), 0u);
+
+  // No two chunks of it are alike.
+  std::set<std::vector<std::byte>> chunks;
+  for (uint16_t rank = 0; rank < 2; ++rank) {
+    for (const MutableBlock& block : *blocks) {
+      for (uint16_t layer = 0; layer < 2; ++layer) {
+        for (uint32_t outer = 0; outer < 2; ++outer) {
+          const MemoryRegion part =
+              manager->gpu_layout(RankId(rank)).region(block.block_id(), LayerId(layer), outer);
+          chunks.emplace(part.base(), part.base() + part.size_bytes());
+        }
+      }
+    }
+  }
+  EXPECT_EQ(chunks.size(), 2u * 3 * 2 * 2);
 
   // The values of the last layer of one block, on the second rank.
   const uint64_t chunk = manager->layout().layer_bytes() / 2;
