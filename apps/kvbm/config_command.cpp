@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // kvbm config: what the sources of a configuration come to.
+#include <algorithm>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,11 +24,17 @@ struct ConfigArguments {
 
 Result<ExitCode> show(const ConfigArguments& arguments, Console& console) {
   ConfigSources sources{.environment = process_environment(), .settings = arguments.settings};
+  std::ranges::move(connector_environment(), std::back_inserter(sources.environment));
   if (arguments.file) {
     KVBM_ASSIGN_OR_RETURN(sources.file, read_config_file(*arguments.file));
   }
-  KVBM_ASSIGN_OR_RETURN(const Config config, Config::load(sources));
-  console.print(config.to_toml());
+  KVBM_ASSIGN_OR_RETURN(const Config config, Config::read(sources));
+  // Who sets a connector alone has no block manager, whose keys lack defaults.
+  const bool has_block_manager = std::ranges::any_of(config_schema(), [&](const ConfigKey& key) {
+    return config.origin(key.name).kind != ConfigSourceKind::kDefault;
+  });
+  if (has_block_manager) KVBM_TRY(config.check());
+  console.print(config.to_toml() + "\n" + config.connector_to_toml());
   return ExitCode::kSuccess;
 }
 

@@ -21,7 +21,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "kvbm/base/text.hpp"
-#include "kvbm/runtime/dynamo_variables.hpp"
+#include "kvbm/runtime/config.hpp"
 #include "kvbm/runtime/kvbm_leader.hpp"
 #include "kvbm/runtime/kvbm_worker.hpp"
 
@@ -51,6 +51,37 @@ std::vector<std::vector<BlockId>> block_ids(const std::vector<std::vector<uint32
     for (const uint32_t block : groups[group]) ids[group].emplace_back(block);
   }
   return ids;
+}
+
+ConfigSetting setting_of(std::string_view key, nb::handle value, const std::string& where) {
+  ConfigSetting setting{.key = "connector." + std::string(key), .where = where};
+  if (PyBool_Check(value.ptr())) {
+    setting.literal = ConfigLiteral::kBoolean;
+    setting.value = value.is(Py_True) ? "true" : "false";
+  } else if (PyLong_Check(value.ptr())) {
+    setting.literal = ConfigLiteral::kInteger;
+    setting.value = nb::str(value).c_str();
+  } else if (PyFloat_Check(value.ptr())) {
+    setting.literal = ConfigLiteral::kReal;
+    setting.value = nb::str(value).c_str();
+  } else if (PyUnicode_Check(value.ptr())) {
+    setting.literal = ConfigLiteral::kText;
+    setting.value = nb::cast<std::string>(value);
+  } else {
+    raise(Error(ErrorCode::kInvalidArgument,
+                format_text("{}: {} = {}: a setting is a number, a text, True or False", where, key,
+                            nb::repr(value).c_str())));
+  }
+  return setting;
+}
+
+/// Of the file that KVBM_CONFIG names, the variables DYN_KVBM_* and `settings`, which win.
+ConnectorConfig connector_config(const nb::dict& settings, const std::string& where) {
+  ConfigSources sources{.environment = connector_environment()};
+  for (const auto& [key, value] : settings) {
+    sources.settings.push_back(setting_of(nb::cast<std::string>(key), value, where));
+  }
+  return take(Config::read(sources)).connector();
 }
 
 /// kvbm.KvbmWorker
@@ -118,7 +149,8 @@ void construct_worker(LocalWorker* self, uint32_t num_device_blocks, uint32_t pa
                       std::optional<uint32_t> dtype_width_bytes, nb::handle drt,
                       bool layout_blocking, nb::handle device_layout_type,
                       nb::handle host_layout_type, nb::handle disk_layout_type, uint16_t rank,
-                      std::optional<uint32_t> world_size, nb::handle nccl_comm_ptr) {
+                      std::optional<uint32_t> world_size, nb::handle nccl_comm_ptr,
+                      const nb::kwargs& settings) {
   check_unused("device_id", device_id == 0, "the tensors are in host memory, which is device 0");
   check_runtime(drt);
   check_unused("layout_blocking", !layout_blocking, "the tensors are registered when it returns");
@@ -135,11 +167,10 @@ void construct_worker(LocalWorker* self, uint32_t num_device_blocks, uint32_t pa
   const auto groups = nb::cast<Groups>(
       nb::module_::import_("kvbm._tensors")
           .attr("groups_of")(tensors, num_device_blocks, page_size, dtype_width_bytes));
-  const DynamoVariables found = take(read_dynamo_variables(dynamo_environment()));
-  const bool has_disk = found.disk_bytes > 0 || found.disk_blocks > 0;
-  std::unique_ptr<LocalWorker> made =
-      create_worker(rank, num_device_blocks, groups, has_disk ? found.disk_directory : "",
-                    found.disk_direct_io, found.disk_zero_fill);
+  const ConnectorConfig found = connector_config(settings, "KvbmWorker()");
+  std::unique_ptr<LocalWorker> made = create_worker(
+      rank, num_device_blocks, groups, found.has_disk_tier() ? found.disk_directory : "",
+      found.disk_direct_io, found.disk_zero_fill);
   made->page_size = page_size;
   for (nb::handle tensor : tensors) made->kept.push_back(nb::borrow(tensor));
   new (self) LocalWorker(std::move(*made));
@@ -260,6 +291,12 @@ std::vector<size_t> group_parts(const std::vector<uint32_t>& block_tokens,
   return counts;
 }
 
+LoadMode load_mode_of(const std::string& name) {
+  if (name == "auto") return LoadMode::kAuto;
+  if (name == "between_steps") return LoadMode::kBetweenSteps;
+  raise(Error(ErrorCode::kInvalidArgument, "load_mode is auto or between_steps, not " + name));
+}
+
 std::unique_ptr<Leader> create_leader(
     nb::list workers, const std::string& endpoint, uint16_t num_ranks, const std::string& secret,
     double init_timeout_secs, double place_timeout_secs, const std::string& model,
@@ -271,14 +308,7 @@ std::unique_ptr<Leader> create_leader(
   KvbmLeaderOptions options;
   options.groups = layer_groups(block_tokens, window_blocks);
   options.ns = namespace_of(model, dtype, scheme, options.groups, weights_epoch);
-  if (load_mode == "auto") {
-    options.load_mode = LoadMode::kAuto;
-  } else if (load_mode == "between_steps") {
-    options.load_mode = LoadMode::kBetweenSteps;
-  } else {
-    raise(
-        Error(ErrorCode::kInvalidArgument, "load_mode is auto or between_steps, not " + load_mode));
-  }
+  options.load_mode = load_mode_of(load_mode);
   options.host_bytes = host_bytes;
   options.disk_bytes = disk_bytes;
   options.host_blocks = host_blocks;
@@ -300,8 +330,8 @@ std::unique_ptr<Leader> create_leader(
 
 void construct_leader(Leader* self, uint16_t world_size, nb::handle drt, nb::list workers,
                       const std::string& endpoint, const std::string& secret, uint32_t page_size,
-                      const std::string& model, const std::string& dtype,
-                      const std::string& scheme) {
+                      const std::string& model, const std::string& dtype, const std::string& scheme,
+                      const nb::kwargs& settings) {
   check_runtime(drt);
   if (endpoint.empty() && nb::len(workers) != world_size) {
     raise(Error(
@@ -319,23 +349,26 @@ void construct_leader(Leader* self, uint16_t world_size, nb::handle drt, nb::lis
     raise(Error(ErrorCode::kInvalidArgument,
                 "page_size is missing: how many tokens a block has, which no worker tells"));
   }
-  const DynamoVariables found = take(read_dynamo_variables(dynamo_environment()));
+  const ConnectorConfig found = connector_config(settings, "KvbmLeader()");
   KvbmLeaderOptions options;
   options.groups = {{.block_tokens = page_size}};
-  options.ns = namespace_of(model, dtype, scheme, options.groups, 0);
+  options.ns = namespace_of(model, dtype, scheme, options.groups, found.weights_epoch);
+  options.load_mode = load_mode_of(found.load_mode);
   options.host_bytes = found.host_bytes;
   options.disk_bytes = found.disk_bytes;
   options.host_blocks = found.host_blocks;
   options.disk_blocks = found.disk_blocks;
   options.disk_filter = found.disk_filter;
   options.min_priority = found.min_priority;
-  options.metrics_port = found.metrics_port;
+  options.timeout = found.transfer_timeout;
+  options.metrics_port = found.served_port();
   if (found.record) options.record_directory = found.disk_directory;
   new (self) Leader(start_leader(options, workers,
                                  {.endpoint = endpoint,
                                   .num_ranks = world_size,
                                   .secret = secret,
                                   .init_timeout = found.init_timeout,
+                                  .place_timeout = found.place_timeout,
                                   .keep_waiting = nullptr}));
 }
 
@@ -413,11 +446,12 @@ NB_MODULE(_core, module) {
            "device_id"_a = 0, "dtype_width_bytes"_a = nb::none(), "drt"_a = nb::none(),
            "layout_blocking"_a = false, "device_layout_type"_a = nb::none(),
            "host_layout_type"_a = nb::none(), "disk_layout_type"_a = nb::none(), "rank"_a = 0,
-           "world_size"_a = nb::none(), "nccl_comm_ptr"_a = nb::none(),
+           "world_size"_a = nb::none(), "nccl_comm_ptr"_a = nb::none(), "settings"_a,
            "As Dynamo's KvbmWorker: one group of layers that are alike. tensors: one a layer, each "
            "[num_device_blocks, ...] in host memory, of torch or NumPy, with strides of any kind; "
-           "page_size tokens a block; kept until stop(). The DYN_KVBM_DISK_* variables say where "
-           "the disk tier lies. The arguments without an effect here take their defaults alone.\n\n"
+           "page_size tokens a block; kept until stop(). Where the disk tier lies and how it is "
+           "read: see connector_config; settings are as the leader's. The arguments without an "
+           "effect here take their defaults alone.\n\n"
            "Raises kvbm.InvalidArgumentError, naming the tensor, kvbm.UnsupportedError.")
       .def_static("create", &create_worker, "rank"_a, "num_blocks"_a, "groups"_a, nb::kw_only(),
                   "disk_directory"_a = "", "disk_direct_io"_a = true, "disk_zero_fill"_a = false,
@@ -499,12 +533,14 @@ NB_MODULE(_core, module) {
       .def(
           "__init__", &construct_leader, "world_size"_a, "drt"_a = nb::none(), nb::kw_only(),
           "workers"_a = nb::list(), "endpoint"_a = "", "secret"_a = "", "page_size"_a = 0,
-          "model"_a = "", "dtype"_a = "", "scheme"_a = "",
+          "model"_a = "", "dtype"_a = "", "scheme"_a = "", "settings"_a,
           "As Dynamo's KvbmLeader, whose runtime brings the workers together; here they are given: "
           "world_size workers of this process, by rank, or the endpoint to which they come. Each "
           "has one layer group, kept as a whole prefix. page_size, tokens of a block, if the "
-          "workers do not tell. Sizes, times and the metrics port come from the DYN_KVBM_* "
-          "variables. model, dtype, scheme: see create.")
+          "workers do not tell. Sizes, times and the metrics port: see connector_config; settings "
+          "are "
+          "those of docs/configuration.md, such as host_blocks=64. model, dtype, scheme: see "
+          "create.")
       .def_static(
           "create", &create_leader, "workers"_a = nb::list(), nb::kw_only(), "endpoint"_a = "",
           "num_ranks"_a = 1, "secret"_a = "", "init_timeout_secs"_a = 120.0,
@@ -635,9 +671,12 @@ NB_MODULE(_core, module) {
              "kvbm.InvalidArgumentError, kvbm.UnsupportedError for sizes that do not divide each "
              "other.");
   module.def(
-      "dynamo_variables",
-      [] {
-        const DynamoVariables found = take(read_dynamo_variables(dynamo_environment()));
+      "connector_config",
+      [](const nb::dict& settings, const std::string& where) {
+        const ConnectorConfig found = connector_config(settings, where);
+        const auto seconds = [](Duration time) {
+          return std::chrono::duration<double>(time).count();
+        };
         nb::dict values;
         values["host_bytes"] = found.host_bytes;
         values["disk_bytes"] = found.disk_bytes;
@@ -645,13 +684,23 @@ NB_MODULE(_core, module) {
         values["disk_blocks"] = found.disk_blocks;
         values["disk_filter"] = found.disk_filter;
         values["min_priority"] = found.min_priority;
+        values["load_mode"] = found.load_mode;
+        values["weights_epoch"] = found.weights_epoch;
+        values["timeout_seconds"] = seconds(found.transfer_timeout);
         values["record_directory"] = found.record ? found.disk_directory : std::string();
         values["disk_directory"] = found.disk_directory;
         values["disk_direct_io"] = found.disk_direct_io;
         values["disk_zero_fill"] = found.disk_zero_fill;
-        values["metrics_port"] = found.metrics_port;
-        values["init_timeout_secs"] = std::chrono::duration<double>(found.init_timeout).count();
+        values["metrics_port"] = found.served_port();
+        values["init_timeout_secs"] = seconds(found.init_timeout);
+        values["place_timeout_secs"] = seconds(found.place_timeout);
         return values;
       },
-      "The DYN_KVBM_* variables of this process.");
+      "settings"_a = nb::dict(), "where"_a = "keyword",
+      "What a connector is told, as arguments of KvbmLeader.create and KvbmWorker.create: from the "
+      "defaults, the table [connector] of the file that KVBM_CONFIG names, the variables "
+      "DYN_KVBM_* and settings, each over those before it. settings: by the names of "
+      "docs/configuration.md. where: what messages call them.\n\n"
+      "Raises kvbm.InvalidArgumentError with the name and what is allowed, kvbm.UnsupportedError "
+      "for a variable that nothing here acts on.");
 }

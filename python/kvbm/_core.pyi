@@ -652,9 +652,9 @@ class KvbmWorker:
     In a forked child every call raises kvbm.UnsupportedError.
     """
 
-    def __init__(self, num_device_blocks: int, page_size: int, tensors: list, device_id: int = 0, dtype_width_bytes: int | None = None, drt: object | None = None, layout_blocking: bool = False, device_layout_type: object | None = None, host_layout_type: object | None = None, disk_layout_type: object | None = None, rank: int = 0, world_size: int | None = None, nccl_comm_ptr: object | None = None) -> None:
+    def __init__(self, num_device_blocks: int, page_size: int, tensors: list, device_id: int = 0, dtype_width_bytes: int | None = None, drt: object | None = None, layout_blocking: bool = False, device_layout_type: object | None = None, host_layout_type: object | None = None, disk_layout_type: object | None = None, rank: int = 0, world_size: int | None = None, nccl_comm_ptr: object | None = None, **settings) -> None:
         """
-        As Dynamo's KvbmWorker: one group of layers that are alike. tensors: one a layer, each [num_device_blocks, ...] in host memory, of torch or NumPy, with strides of any kind; page_size tokens a block; kept until stop(). The DYN_KVBM_DISK_* variables say where the disk tier lies. The arguments without an effect here take their defaults alone.
+        As Dynamo's KvbmWorker: one group of layers that are alike. tensors: one a layer, each [num_device_blocks, ...] in host memory, of torch or NumPy, with strides of any kind; page_size tokens a block; kept until stop(). Where the disk tier lies and how it is read: see connector_config; settings are as the leader's. The arguments without an effect here take their defaults alone.
 
         Raises kvbm.InvalidArgumentError, naming the tensor, kvbm.UnsupportedError.
         """
@@ -707,9 +707,9 @@ class KvbmLeader:
     In a forked child every call raises kvbm.UnsupportedError.
     """
 
-    def __init__(self, world_size: int, drt: object | None = None, *, workers: list = [], endpoint: str = '', secret: str = '', page_size: int = 0, model: str = '', dtype: str = '', scheme: str = '') -> None:
+    def __init__(self, world_size: int, drt: object | None = None, *, workers: list = [], endpoint: str = '', secret: str = '', page_size: int = 0, model: str = '', dtype: str = '', scheme: str = '', **settings) -> None:
         """
-        As Dynamo's KvbmLeader, whose runtime brings the workers together; here they are given: world_size workers of this process, by rank, or the endpoint to which they come. Each has one layer group, kept as a whole prefix. page_size, tokens of a block, if the workers do not tell. Sizes, times and the metrics port come from the DYN_KVBM_* variables. model, dtype, scheme: see create.
+        As Dynamo's KvbmLeader, whose runtime brings the workers together; here they are given: world_size workers of this process, by rank, or the endpoint to which they come. Each has one layer group, kept as a whole prefix. page_size, tokens of a block, if the workers do not tell. Sizes, times and the metrics port: see connector_config; settings are those of docs/configuration.md, such as host_blocks=64. model, dtype, scheme: see create.
         """
 
     @staticmethod
@@ -812,5 +812,9 @@ def group_parts(block_tokens: Sequence[int], window_blocks: Sequence[int]) -> li
     Arguments as of KvbmLeader.create, by layer group. Raises kvbm.InvalidArgumentError, kvbm.UnsupportedError for sizes that do not divide each other.
     """
 
-def dynamo_variables() -> dict:
-    """The DYN_KVBM_* variables of this process."""
+def connector_config(settings: dict = {}, where: str = 'keyword') -> dict:
+    """
+    What a connector is told, as arguments of KvbmLeader.create and KvbmWorker.create: from the defaults, the table [connector] of the file that KVBM_CONFIG names, the variables DYN_KVBM_* and settings, each over those before it. settings: by the names of docs/configuration.md. where: what messages call them.
+
+    Raises kvbm.InvalidArgumentError with the name and what is allowed, kvbm.UnsupportedError for a variable that nothing here acts on.
+    """

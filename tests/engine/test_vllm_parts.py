@@ -11,7 +11,8 @@ from vllm.distributed.kv_events import BlockRemoved, BlockStored
 
 import kvbm
 from kvbm.vllm_integration import connector_leader, connector_worker
-from kvbm.vllm_integration.connector_leader import options_of, priority_of
+from kvbm.vllm_integration.connector_leader import priority_of
+from kvbm.vllm_integration.connector_worker import settings_of
 from kvbm.vllm_integration.events import to_kv_cache_events, wants_events
 from kvbm.vllm_integration.layer_groups import layer_groups_of, window_blocks
 from kvbm.vllm_integration.layout import check_canary, check_declared, runs_of
@@ -20,14 +21,21 @@ from kvbm.vllm_integration.start_checks import warn_at_start, warnings_of
 # --- options
 
 
-def test_options_have_defaults_and_take_what_is_given():
-    assert options_of(None) == {
-        "load_mode": "auto",
-        "weights_epoch": 0,
-        "transfer_timeout_seconds": 30.0,
-        "place_timeout_seconds": 1800.0,
-    }
-    assert options_of({"weights_epoch": 7, "transfer_timeout_seconds": 2})["weights_epoch"] == 7
+def settings(extra):
+    return settings_of(SimpleNamespace(kv_transfer_config=SimpleNamespace(kv_connector_extra_config=extra)))
+
+
+def test_settings_have_defaults_and_take_what_is_given(monkeypatch, tmp_path):
+    assert settings(None)["load_mode"] == "auto"
+    assert settings(None)["timeout_seconds"] == 30.0
+    assert settings({"weights_epoch": 7, "transfer_timeout_seconds": 2})["weights_epoch"] == 7
+    file = tmp_path / "kvbm.toml"
+    file.write_text("[connector]\nhost_blocks = 3\ndisk_blocks = 3\nmin_priority = 3\n")
+    monkeypatch.setenv("KVBM_CONFIG", str(file))
+    monkeypatch.setenv("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", "2")
+    monkeypatch.setenv("DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY", "2")
+    found = settings({"min_priority": 1})
+    assert (found["host_blocks"], found["disk_blocks"], found["min_priority"]) == (3, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -38,15 +46,17 @@ def test_options_have_defaults_and_take_what_is_given():
         {"weights_epoch": True},
         {"weights_epoch": "1"},
         {"weights_epoch": 2**64},
+        {"weights_epoch": None},
+        {"load_mode": "later"},
         {"transfer_timeout_seconds": 0},
         {"transfer_timeout_seconds": float("nan")},
         {"transfer_timeout_seconds": "2"},
         {"place_timeout_seconds": 0},
     ],
 )
-def test_options_that_make_no_sense_are_refused(extra):
-    with pytest.raises(ValueError, match=next(iter(extra))):
-        options_of(extra)
+def test_settings_that_make_no_sense_are_refused(extra):
+    with pytest.raises(ValueError, match=f"{next(iter(extra))}.*kv_connector_extra_config|kv_connector_extra_config.*{next(iter(extra))}"):
+        settings(extra)
 
 
 @pytest.mark.parametrize("params, priority", [(None, None), ({}, None), ({"priority": 20}, 20), ({"priority": 100}, 100)])

@@ -414,9 +414,24 @@ class ConfigTest(CliTest):
         self.assertEqual(re.sub("#.*", "", out), re.sub("#.*", "", again))
 
     def test_the_schema_names_every_key_that_is_shown(self):
-        schema = json.loads(self.assert_succeeds(kvbm("config", "schema")))
+        schema = json.loads(self.assert_succeeds(kvbm("config", "schema")))["properties"]
         out = self.assert_succeeds(self.show("--num-layers", 2, "--num-heads", 8, "--head-dim", 64))
-        self.assertEqual(list(schema["properties"]), re.findall("(?m)^([a-z_]+) = ", out))
+        keys, settings = (re.findall("(?m)^([a-z_]+) = ", part) for part in out.split("\n[connector]\n"))
+        self.assertEqual(list(schema), [*keys, "connector"])
+        self.assertEqual(list(schema["connector"]["properties"]), settings)
+
+    def test_a_connector_is_shown_without_a_block_manager(self):
+        path = self.write("kvbm.toml", '[connector]\nhost_bytes = "4 GB"\ndisk_directory = "/data"\nmin_priority = 3\n')
+        variables = {"DYN_KVBM_CPU_CACHE_GB": "0.5", "DYN_KVBM_DISK_DISABLE_O_DIRECT": "true"}
+        out = self.assert_succeeds(self.show(KVBM_CONFIG=str(path), **variables))
+        self.assertIn("\nhost_bytes = 500000000  # DYN_KVBM_CPU_CACHE_GB\n", out)
+        self.assertIn("\ndisk_direct_io = false  # DYN_KVBM_DISK_DISABLE_O_DIRECT\n", out)
+        self.assertIn(f'\ndisk_directory = "/data"  # {path}:3\n', out)
+        self.assertIn("\ndisk_zero_fill = false  # default\n", out)
+        self.assert_fails(self.show("--block-size", 64), "num_layers is not set")
+        self.assert_fails(self.show(DYN_KVBM_NIXL_BACKEND="1"), "DYN_KVBM_NIXL_BACKEND is not acted on")
+        path = self.write("wrong.toml", "[connector]\nhost_block = 4\n")
+        self.assert_fails(self.show("--config", path), f"{path}:2", "the nearest is host_blocks")
 
     def test_mistakes_name_the_key_and_what_is_near(self):
         path = self.write("kvbm.toml", "blok_size = 32\n")

@@ -11,7 +11,7 @@ import pytest
 
 import kvbm
 import kvbm.utils
-from kvbm._core import MetricsReader, dynamo_variables
+from kvbm._core import MetricsReader, connector_config
 
 
 def test_import_starts_no_thread_and_needs_no_engine():
@@ -45,10 +45,10 @@ def test_errors_have_codes():
 
 def test_variables_are_read(monkeypatch):
     monkeypatch.setenv("DYN_KVBM_CPU_CACHE_GB", "1.5")
-    assert dynamo_variables()["host_bytes"] == 1_500_000_000
+    assert connector_config()["host_bytes"] == 1_500_000_000
     monkeypatch.setenv("DYN_KVBM_CPU_CACHE_GB", "lots")
     with pytest.raises(kvbm.Error, match="DYN_KVBM_CPU_CACHE_GB"):
-        dynamo_variables()
+        connector_config()
 
 
 class Engine:
@@ -140,9 +140,9 @@ def test_metrics_are_served_where_it_is_asked_for():
 
 def test_a_record_is_a_folder_of_this_user(tmp_path, monkeypatch):
     monkeypatch.setenv("DYN_KVBM_DISK_CACHE_DIR", str(tmp_path))
-    assert dynamo_variables()["record_directory"] == ""
+    assert connector_config()["record_directory"] == ""
     monkeypatch.setenv("DYN_KVBM_ENABLE_RECORD", "true")
-    assert dynamo_variables()["record_directory"] == str(tmp_path)
+    assert connector_config()["record_directory"] == str(tmp_path)
     for _ in range(2):  # each leader has a record of its own
         engine = Engine(host_blocks=8, record_directory=str(tmp_path))
         engine.leader.extend("a", [bytes(32)])

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The variables DYN_KVBM_*: what each says, what it is without, and that a worker and a leader heed those of the disk."""
+"""What a connector is told: by the variables DYN_KVBM_*, by a file, by keywords; and that a worker and a leader heed it."""
 
 import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import kvbm
-from kvbm._core import dynamo_variables
+from kvbm._core import connector_config
 
 GUIDES = pathlib.Path(__file__).resolve().parents[2] / "docs" / "guides"
 
@@ -20,12 +22,16 @@ DEFAULTS = {
     "disk_blocks": 0,
     "disk_filter": True,
     "min_priority": 0,
+    "load_mode": "auto",
+    "weights_epoch": 0,
+    "timeout_seconds": 30.0,
     "record_directory": "",
     "disk_directory": "/tmp/",
     "disk_direct_io": True,
     "disk_zero_fill": False,
     "metrics_port": None,
     "init_timeout_secs": 120.0,
+    "place_timeout_secs": 1800.0,
 }
 
 # The twelve of Dynamo's document, and the flight record: a value, and all that it changes.
@@ -72,45 +78,89 @@ LEFT_OUT = {
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):
     for name in list(os.environ):
-        if name.startswith("DYN_KVBM_"):
+        if name.startswith("DYN_KVBM_") or name == "KVBM_CONFIG":
             monkeypatch.delenv(name)
 
 
 def test_without_variables_there_are_the_documents_defaults():
-    assert dynamo_variables() == DEFAULTS
+    assert connector_config() == DEFAULTS
 
 
 @pytest.mark.parametrize("name", VARIABLES)
 def test_each_variable_changes_what_it_is_for_and_nothing_else(monkeypatch, name):
     value, changes = VARIABLES[name]
     monkeypatch.setenv(name, value)
-    assert dynamo_variables() == {**DEFAULTS, **changes}
+    assert connector_config() == {**DEFAULTS, **changes}
 
 
 def test_the_port_is_that_of_the_page(monkeypatch):
     monkeypatch.setenv("DYN_KVBM_METRICS", "true")
     monkeypatch.setenv("DYN_KVBM_METRICS_PORT", "9000")
-    assert dynamo_variables() == {**DEFAULTS, "metrics_port": 9000}
+    assert connector_config() == {**DEFAULTS, "metrics_port": 9000}
 
 
 @pytest.mark.parametrize("name", [n for n in VARIABLES if n != "DYN_KVBM_DISK_CACHE_DIR"])
 def test_a_value_that_makes_no_sense_is_refused_by_name(monkeypatch, name):
     monkeypatch.setenv(name, "plenty")
     with pytest.raises(kvbm.InvalidArgumentError, match=f'{name} = "plenty": allowed is '):
-        dynamo_variables()
+        connector_config()
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_what_nothing_acts_on_is_refused_with_the_reason(monkeypatch, name):
     monkeypatch.setenv(name, "1")
     with pytest.raises(kvbm.UnsupportedError, match=f"{name} is not acted on: .*{LEFT_OUT[name]}.*; unset it"):
-        dynamo_variables()
+        connector_config()
 
 
 def test_a_name_that_nobody_knows_is_refused(monkeypatch):
     monkeypatch.setenv("DYN_KVBM_CPU_CACHE", "4")
-    with pytest.raises(kvbm.InvalidArgumentError, match="there is no variable .*DYN_KVBM_CPU_CACHE"):
-        dynamo_variables()
+    with pytest.raises(kvbm.InvalidArgumentError, match='"DYN_KVBM_CPU_CACHE"; the nearest is DYN_KVBM_CPU_CACHE_GB'):
+        connector_config()
+
+
+def write_file(monkeypatch, folder, text):
+    file = folder / "kvbm.toml"
+    file.write_text(text)
+    monkeypatch.setenv("KVBM_CONFIG", str(file))
+    return file
+
+
+def test_a_file_is_over_the_defaults_a_variable_over_the_file_and_a_keyword_over_both(monkeypatch, tmp_path):
+    write_file(monkeypatch, tmp_path, "[connector]\nhost_blocks = 1\ndisk_blocks = 1\nmin_priority = 1\n")
+    monkeypatch.setenv("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", "2")
+    monkeypatch.setenv("DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY", "2")
+    assert connector_config({"min_priority": 3}) == {**DEFAULTS, "host_blocks": 1, "disk_blocks": 2, "min_priority": 3}
+
+
+def test_a_mistake_in_the_file_is_refused_with_the_place(monkeypatch, tmp_path):
+    file = write_file(monkeypatch, tmp_path, "block_size = 16\n[connector]\nhost_block = 1\n")
+    with pytest.raises(kvbm.InvalidArgumentError, match=f'{file}:3: .*"host_block"; the nearest is host_blocks'):
+        connector_config()
+
+
+@pytest.mark.parametrize("settings", [{"host_block": 4}, {"host_blocks": "4"}, {"host_blocks": None}, {"metrics": 1}])
+def test_a_keyword_that_makes_no_sense_is_refused(settings):
+    name = next(iter(settings))
+    with pytest.raises(kvbm.InvalidArgumentError, match=name):
+        connector_config(settings)
+    for make in (lambda: kvbm.KvbmWorker(8, 4, [np.zeros((8, 4096), np.uint8)], **settings), lambda: leader_of(**settings)):
+        with pytest.raises(kvbm.InvalidArgumentError, match=rf"{name}.*Kvbm(Worker|Leader)\(\)|Kvbm.*\(\).*{name}"):
+            make()
+
+
+def leader_of(**settings):
+    with kvbm.KvbmWorker(8, 4, [np.zeros((8, 4096), np.uint8)]) as worker:
+        return kvbm.KvbmLeader(1, workers=[worker], **settings)
+
+
+def test_leader_and_worker_take_settings_by_keyword(monkeypatch, tmp_path):
+    write_file(monkeypatch, tmp_path, "[connector]\nhost_blocks = 3\n")
+    disk = {"disk_blocks": 4, "disk_directory": str(tmp_path)}
+    with kvbm.KvbmWorker(8, 4, [np.zeros((8, 4096), np.uint8)], **disk) as worker:
+        with kvbm.KvbmLeader(1, workers=[worker], **disk) as leader:
+            assert (leader.num_host_blocks, leader.num_disk_blocks) == (3, 4)
+            assert len(flags_of_files_in(tmp_path)) == 1
 
 
 def named_in(guide):
@@ -162,3 +212,54 @@ def test_the_disk_is_read_around_the_page_cache_unless_that_is_disabled(monkeypa
     worker.stop()
     assert flags
     assert [bool(flag & os.O_DIRECT) for flag in flags] == [not disabled] * len(flags)
+
+
+# A file system that cannot reserve space, as Lustre: the kernel refuses fallocate() from here on.
+WITHOUT_FALLOCATE = """
+import ctypes, errno, os, pathlib, platform, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+number = {"x86_64": 285, "aarch64": 47}[platform.machine()]
+rules = b"".join(struct.pack("HBBI", *rule) for rule in [
+    (0x20, 0, 0, 0),                       # load the number of the system call
+    (0x15, 0, 1, number),                  # is it another one, skip a rule
+    (0x06, 0, 0, 0x00050000 | errno.EOPNOTSUPP),
+    (0x06, 0, 0, 0x7FFF0000),              # allowed
+])
+kept = ctypes.create_string_buffer(rules)
+program = struct.pack("HxxxxxxP", 4, ctypes.addressof(kept))
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, FILTER = 38, 22, 2
+libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+libc.prctl(PR_SET_SECCOMP, FILTER, ctypes.c_char_p(program), 0, 0)
+folder = pathlib.Path(sys.argv[1])
+with open(folder / "probe", "wb") as probe:
+    if libc.fallocate(probe.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(4096)) == 0:
+        sys.exit(77)
+(folder / "probe").unlink()
+
+import numpy as np
+import kvbm
+worker = kvbm.KvbmWorker(8, 4, [np.zeros((8, 4096), np.uint8)])
+leader = kvbm.KvbmLeader(1, workers=[worker])
+for descriptor in pathlib.Path("/proc/self/fd").iterdir():
+    if os.path.exists(descriptor) and os.readlink(descriptor).startswith(f"{folder}/"):
+        facts = os.stat(descriptor)
+        print(facts.st_size, facts.st_blocks * 512)
+leader.stop()
+worker.stop()
+"""
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_where_space_cannot_be_reserved_the_file_is_filled_if_asked(monkeypatch, tmp_path, fill):
+    monkeypatch.setenv("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", "4")
+    monkeypatch.setenv("DYN_KVBM_DISK_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("DYN_KVBM_DISK_ZEROFILL_FALLBACK", str(fill).lower())
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FALLOCATE, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    if run.returncode == 77:
+        pytest.skip("this kernel takes no filter that refuses fallocate()")
+    assert run.returncode == 0, run.stderr
+    size, allocated = map(int, run.stdout.split())  # of one file
+    assert size >= 4 * 4096
+    assert (allocated >= size) is fill

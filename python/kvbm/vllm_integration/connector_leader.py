@@ -3,40 +3,14 @@
 
 import logging
 
-from kvbm._core import KvbmLeader, MetricsReader, dynamo_variables
-from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS, WORKER_VARIABLES
+from kvbm._core import KvbmLeader, MetricsReader
+from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS, WORKER_SETTINGS, settings_of
 from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, run_of, uses_channel
 from kvbm.vllm_integration.events import MAX_EVENTS, to_kv_cache_events, wants_events
 from kvbm.vllm_integration.layer_groups import hash_tokens_of, layer_groups_of
 from kvbm.vllm_integration.start_checks import warn_at_start
 
 logger = logging.getLogger("kvbm")
-
-# kv_connector_extra_config, with the defaults.
-OPTIONS = {
-    "load_mode": "auto",
-    "weights_epoch": 0,
-    "transfer_timeout_seconds": 30.0,
-    "place_timeout_seconds": 1800.0,
-}
-
-
-def options_of(extra: dict | None) -> dict:
-    """OPTIONS with what the user gives. Raises ValueError for what is not known or makes no sense."""
-    extra = extra or {}
-    unknown = set(extra) - set(OPTIONS)
-    if unknown:
-        raise ValueError(f"kv_connector_extra_config: unknown {sorted(unknown)}; known are {sorted(OPTIONS)}")
-    options = {**OPTIONS, **extra}
-    epoch = options["weights_epoch"]
-    if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < 2**64:
-        raise ValueError(f"kv_connector_extra_config: weights_epoch is an integer from 0 to 2^64 - 1, not {epoch!r}")
-    for name in ("transfer_timeout_seconds", "place_timeout_seconds"):
-        seconds = options[name]
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
-            raise ValueError(f"kv_connector_extra_config: {name} is a number above 0, not {seconds!r}")
-    return options
-
 
 def priority_of(request) -> int | None:
     """What the request's kv_transfer_params say its blocks are worth keeping, 0 to 100."""
@@ -66,15 +40,12 @@ class KvConnectorLeader:
         model = vllm_config.model_config
         parallel = vllm_config.parallel_config
         engine_id = vllm_config.kv_transfer_config.engine_id
-        options = options_of(vllm_config.kv_transfer_config.kv_connector_extra_config)
-        load_mode = options["load_mode"]
+        settings = settings_of(vllm_config)
         if shapes.fails_by_request:
             # A load that fails in a step can be told by block alone.
-            load_mode = "between_steps"
-        variables = dynamo_variables()
-        for name in WORKER_VARIABLES:
-            variables.pop(name)
-        init_timeout_secs = variables.pop("init_timeout_secs")
+            settings["load_mode"] = "between_steps"
+        for name in WORKER_SETTINGS:
+            settings.pop(name)
         folder = None
         if uses_channel(parallel):
             # The workers have registered their tensors, or will: they come to the endpoint by themselves.
@@ -82,8 +53,6 @@ class KvConnectorLeader:
             where = {
                 "endpoint": endpoint_of(folder),
                 "num_ranks": parallel.world_size,
-                "init_timeout_secs": init_timeout_secs,
-                "place_timeout_secs": float(options["place_timeout_seconds"]),
             }
         else:
             where = {"workers": [LOCAL_WORKERS[engine_id, rank] for rank in range(parallel.world_size)]}
@@ -95,11 +64,8 @@ class KvConnectorLeader:
                 scheme=f"vllm-{vllm_config.cache_config.prefix_caching_hash_algo}",
                 block_tokens=self._block_tokens,
                 window_blocks=shapes.window_blocks,
-                load_mode=load_mode,
-                weights_epoch=options["weights_epoch"],
-                timeout_seconds=float(options["transfer_timeout_seconds"]),
                 max_events=MAX_EVENTS if wants_events(vllm_config) else 0,
-                **variables,
+                **settings,
             )
         finally:
             if folder is not None:

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker half: vLLM's hooks over kvbm.KvbmWorker."""
 
-from kvbm._core import KvbmWorker, MetricsReader, dynamo_variables, group_parts
+from kvbm._core import KvbmWorker, MetricsReader, connector_config, group_parts
 from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, run_of, uses_channel
 from kvbm.vllm_integration.layer_groups import layer_groups_of
 from kvbm.vllm_integration.layout import check_canary, check_declared, runs_of
 
-# Of dynamo_variables(): those that KvbmWorker.create takes.
-WORKER_VARIABLES = ("disk_directory", "disk_direct_io", "disk_zero_fill")
+# Of connector_config(): those that KvbmWorker.create takes.
+WORKER_SETTINGS = ("disk_directory", "disk_direct_io", "disk_zero_fill")
 
 # The workers of this process, by engine id and rank: what a leader of the same process finds.
 LOCAL_WORKERS: dict[tuple[str, int], KvbmWorker] = {}
+
+
+def settings_of(vllm_config) -> dict:
+    """connector_config() with what kv_connector_extra_config says. Raises kvbm.InvalidArgumentError, a ValueError."""
+    extra = getattr(vllm_config.kv_transfer_config, "kv_connector_extra_config", None)
+    return connector_config(extra or {}, "kv_connector_extra_config")
 
 
 class KvConnectorWorker:
@@ -22,6 +28,7 @@ class KvConnectorWorker:
         self._run = run_of(vllm_config) if uses_channel(vllm_config.parallel_config) else None
         self._folder = None
         self._kv_cache_config = kv_cache_config
+        self._settings = settings_of(vllm_config)
         self._worker = None
         self._metrics = None
         self._layers: dict[str, int] = {}
@@ -54,9 +61,8 @@ class KvConnectorWorker:
             groups += [(layers[0].run_bytes, runs)] * parts
             self._layers.update({name: i for i, name in enumerate(group.layer_names)})
         check_declared(config, by_name)
-        variables = dynamo_variables()
-        options = {name: variables[name] for name in WORKER_VARIABLES}
-        if not variables["disk_bytes"] and not variables["disk_blocks"]:
+        options = {name: self._settings[name] for name in WORKER_SETTINGS}
+        if not self._settings["disk_bytes"] and not self._settings["disk_blocks"]:
             options["disk_directory"] = ""
         self._worker = KvbmWorker.create(
             rank=self._rank,

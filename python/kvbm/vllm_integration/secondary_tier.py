@@ -6,7 +6,8 @@ In kv_connector_extra_config of the OffloadingConnector:
     "secondary_tiers": [{"type": "KvbmSecondaryTierManager", "module_path": "kvbm.vllm_integration.secondary_tier",
                          "disk_gb": 100, "disk_dir": "/data"}]
 
-What is left out is taken from the variables DYN_KVBM_DISK_CACHE_GB, DYN_KVBM_DISK_CACHE_DIR and so on.
+What is left out is taken from the variables DYN_KVBM_DISK_CACHE_GB, DYN_KVBM_DISK_CACHE_DIR and so on, or from the table
+[connector] of the file that KVBM_CONFIG names.
 """
 
 import logging
@@ -17,7 +18,7 @@ from vllm.v1.kv_offload.base import LookupResult, Medium, RequestOffloadingConte
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 import kvbm
-from kvbm._core import SecondaryTier, dynamo_variables
+from kvbm._core import SecondaryTier, connector_config
 
 logger = logging.getLogger("kvbm")
 
@@ -41,9 +42,9 @@ class KvbmSecondaryTierManager(SecondaryTierManager):
         disk_dir: str | None = None,
     ):
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
-        variables = dynamo_variables()
+        settings = connector_config()
         if disk_gb is not None:
-            variables["disk_bytes"], variables["disk_blocks"] = int(disk_gb * 1e9), 0
+            settings["disk_bytes"], settings["disk_blocks"] = int(disk_gb * 1e9), 0
         pool = np.asarray(primary_kv_view)
         if pool.ndim != 2 or pool.strides[1] != pool.itemsize:
             raise ValueError(f"the host pool has shape {pool.shape} and strides {pool.strides}, not rows of chunks")
@@ -53,11 +54,11 @@ class KvbmSecondaryTierManager(SecondaryTierManager):
             num_chunks=pool.shape[0],
             chunk_bytes=pool.shape[1] * pool.itemsize,
             chunk_stride=pool.strides[0],
-            disk_bytes=variables["disk_bytes"],
-            disk_blocks=variables["disk_blocks"],
-            disk_directory=disk_dir or variables["disk_directory"],
-            disk_direct_io=variables["disk_direct_io"],
-            disk_zero_fill=variables["disk_zero_fill"],
+            disk_bytes=settings["disk_bytes"],
+            disk_blocks=settings["disk_blocks"],
+            disk_directory=disk_dir or settings["disk_directory"],
+            disk_direct_io=settings["disk_direct_io"],
+            disk_zero_fill=settings["disk_zero_fill"],
         )
         self._loads: dict[int, list] = {}  # the keys of open loads
         self._refused: list[JobResult] = []

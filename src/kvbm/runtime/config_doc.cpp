@@ -13,24 +13,26 @@
 #include "kvbm/base/text.hpp"
 #include "kvbm/runtime/config.hpp"
 #include "kvbm/runtime/config_schema.hpp"
+#include "kvbm/runtime/connector_config.hpp"
 
 namespace kvbm {
 namespace {
 
 constexpr std::string_view kHead =
-    R"(<!-- Written by the build target config_doc from src/kvbm/runtime/config_schema.cpp. -->
+    R"(<!-- Written by the build target config_doc from src/kvbm/runtime/config_schema.cpp and connector_config.cpp. -->
 # Configuration
 
-One configuration for every program and binding; `kvbm replay` alone is described by its command line and looks at none of
-this. Each value comes from the last of these sources that sets it:
+One configuration for every program and binding, for the block manager and for [the connector of an engine](#the-connector);
+`kvbm replay` alone is described by its command line and looks at none of this. Each value comes from the last of these sources
+that sets it:
 
 1. the default in the table below;
 2. a TOML file: the one given to the program, or else the one that `KVBM_CONFIG` names;
-3. the environment: `KVBM_` and the key in upper case, such as `KVBM_BLOCK_SIZE=32`;
-4. the program itself: an option such as `--block-size 32`, or a value set in code.
+3. the environment: `KVBM_` and the key in upper case, such as `KVBM_BLOCK_SIZE=32`, or the variable of a connector's setting;
+4. the program itself: an option such as `--block-size 32`, a keyword in Python, or `kv_connector_extra_config` in vLLM.
 
 `kvbm config show` prints every value with the source it came from, `kvbm config schema` a JSON Schema for editors and other
-programs.
+programs. A connector looks at its own variables and at the file; a block manager at the others and at the file.
 
 ```toml
 block_size = 16
@@ -40,6 +42,10 @@ head_dim = 128
 num_blocks = 2048
 enable_offload = true
 host_bytes = "16 GiB"
+
+[connector]
+host_bytes = "16 GB"
+disk_directory = "/data"
 ```
 
 Nothing is accepted and ignored. An unknown key is an error that names the nearest key there is; so is a value of the
@@ -52,7 +58,7 @@ no effect beside the others. Every message names the key, the value and where it
 |---|---|---|---|---|
 )";
 
-constexpr std::string_view kTail = R"(
+constexpr std::string_view kAfterKeys = R"(
 In the environment and on the command line a value is written as in TOML, but without quotes; booleans may also be `1` and `0`.
 A number of bytes is an integer or a size with a unit: `KiB MiB GiB TiB` count 1024s, `kB MB GB TB` 1000s.
 
@@ -83,6 +89,25 @@ between them. Groups have semicolons between them; spaces do not matter.
 
 A mistake is reported with the number of the character at which it begins.
 
+## The connector
+
+What the connector of an engine is told: the table `[connector]` of the file. Here an engine gives the model, its layers and its
+block size.
+
+| setting | default | allowed | unit | variable | what it does |
+|---|---|---|---|---|---|
+)";
+
+constexpr std::string_view kAfterConnector = R"(
+A variable named after GB counts gigabytes of 10^9 bytes, such as `0.5`. One marked "not" says the opposite of the setting.
+
+These variables of Dynamo's KVBM are refused, as nothing here acts on them:
+
+| variable | why |
+|---|---|
+)";
+
+constexpr std::string_view kTail = R"(
 ## Other variables
 
 These begin with `KVBM_` too, and are no keys:
@@ -90,6 +115,11 @@ These begin with `KVBM_` too, and are no keys:
 | variable | what it is for |
 |---|---|
 )";
+
+nlohmann::ordered_json size_schema(uint64_t min, uint64_t max) {
+  return {{{"type", "integer"}, {"minimum", min}, {"maximum", max}},
+          {{"type", "string"}, {"pattern", "^[0-9.]+ *([KMGT]i?)?B?$"}}};
+}
 
 template <class T>
 void describe_type(const ConfigKey& key, nlohmann::ordered_json& schema) {
@@ -105,8 +135,7 @@ void describe_type(const ConfigKey& key, nlohmann::ordered_json& schema) {
       schema["enum"].push_back(nlohmann::ordered_json::parse(choice));
     }
   } else if constexpr (std::same_as<T, uint64_t>) {
-    schema["anyOf"] = {{{"type", "integer"}, {"minimum", key.min}, {"maximum", key.max}},
-                       {{"type", "string"}, {"pattern", "^[0-9.]+ *([KMGT]i?)?B?$"}}};
+    schema["anyOf"] = size_schema(key.min, key.max);
   } else if constexpr (std::same_as<T, double>) {
     schema["type"] = "number";
     schema["exclusiveMinimum"] = 0;
@@ -129,6 +158,51 @@ nlohmann::ordered_json schema_of(const ConfigKey& key) {
   return schema;
 }
 
+nlohmann::ordered_json schema_of(const ConnectorSetting& setting) {
+  std::string doc(setting.doc);
+  std::erase(doc, '`');
+  nlohmann::ordered_json schema = {{"description", std::move(doc)}};
+  std::visit(
+      [&]<class T>(T ConnectorConfig::* /*member*/) {
+        if constexpr (std::same_as<T, bool>) {
+          schema["type"] = "boolean";
+        } else if constexpr (std::same_as<T, std::string>) {
+          schema["type"] = "string";
+          for (const std::string_view choice : setting.choices) schema["enum"].push_back(choice);
+          if (setting.choices.empty()) schema["minLength"] = 1;
+        } else if constexpr (std::same_as<T, Duration>) {
+          schema["type"] = "number";
+          schema["exclusiveMinimum"] = 0;
+          schema["maximum"] = setting.max;
+        } else if (setting.is_size()) {
+          schema["anyOf"] = size_schema(setting.min, setting.max);
+        } else {
+          schema["type"] = "integer";
+          schema["minimum"] = setting.min;
+          schema["maximum"] = setting.max;
+        }
+      },
+      setting.member);
+  schema["default"] = nlohmann::ordered_json::parse(setting.default_value());
+  if (!setting.unit.empty()) schema["x-unit"] = setting.unit;
+  if (!setting.variable.empty()) schema["x-variable"] = setting.variable;
+  return schema;
+}
+
+nlohmann::ordered_json object_schema(std::string_view description,
+                                     nlohmann::ordered_json properties) {
+  return {{"description", description},
+          {"type", "object"},
+          {"properties", std::move(properties)},
+          {"additionalProperties", false}};
+}
+
+std::string variable_of(const ConnectorSetting& setting) {
+  if (setting.variable.empty()) return {};
+  return format_text("{}`{}`", setting.form == VariableForm::kOpposite ? "not " : "",
+                     setting.variable);
+}
+
 }  // namespace
 
 std::string config_doc() {
@@ -136,6 +210,16 @@ std::string config_doc() {
   for (const ConfigKey& key : config_schema()) {
     text += format_text("| `{}` | `{}` | {} | {} | {} |\n", key.name, key.default_value(),
                         key.allowed(), key.unit, key.doc);
+  }
+  text += kAfterKeys;
+  for (const ConnectorSetting& setting : connector_schema()) {
+    text +=
+        format_text("| `{}` | `{}` | {} | {} | {} | {} |\n", setting.name, setting.default_value(),
+                    setting.allowed(), setting.unit, variable_of(setting), setting.doc);
+  }
+  text += kAfterConnector;
+  for (const RefusedVariable& variable : refused_variables()) {
+    text += format_text("| `{}` | {} |\n", variable.name, variable.reason);
   }
   text += kTail;
   for (const ReservedVariable& variable : reserved_variables()) {
@@ -147,13 +231,16 @@ std::string config_doc() {
 std::string config_json_schema() {
   nlohmann::ordered_json properties = nlohmann::ordered_json::object();
   for (const ConfigKey& key : config_schema()) properties[key.name] = schema_of(key);
-  const nlohmann::ordered_json schema = {
-      {"$schema", "https://json-schema.org/draft/2020-12/schema"},
-      {"title", "kvbm"},
-      {"description", "The configuration of kvbm; see docs/configuration.md."},
-      {"type", "object"},
-      {"properties", std::move(properties)},
-      {"additionalProperties", false}};
+  nlohmann::ordered_json settings = nlohmann::ordered_json::object();
+  for (const ConnectorSetting& setting : connector_schema()) {
+    settings[setting.name] = schema_of(setting);
+  }
+  properties["connector"] =
+      object_schema("What the connector of an engine is told.", std::move(settings));
+  nlohmann::ordered_json schema = {{"$schema", "https://json-schema.org/draft/2020-12/schema"},
+                                   {"title", "kvbm"}};
+  schema.update(object_schema("The configuration of kvbm; see docs/configuration.md.",
+                              std::move(properties)));
   return schema.dump(2) + "\n";
 }
 

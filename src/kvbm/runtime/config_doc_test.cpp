@@ -10,6 +10,7 @@
 
 #include "kvbm/runtime/config.hpp"
 #include "kvbm/runtime/config_schema.hpp"
+#include "kvbm/runtime/connector_config.hpp"
 
 namespace kvbm {
 namespace {
@@ -29,6 +30,14 @@ TEST(ConfigDoc, NamesEveryKeyAndEveryOtherVariable) {
   for (const ConfigKey& key : config_schema()) {
     EXPECT_THAT(doc, HasSubstr("| `" + std::string(key.name) + "` | `" + key.default_value()));
   }
+  for (const ConnectorSetting& setting : connector_schema()) {
+    EXPECT_THAT(doc, HasSubstr("| `" + std::string(setting.name) + "` | `" +
+                               setting.default_value() + "` | "));
+    EXPECT_THAT(doc, HasSubstr(setting.variable));
+  }
+  for (const RefusedVariable& variable : refused_variables()) {
+    EXPECT_THAT(doc, HasSubstr("| `" + std::string(variable.name) + "` | "));
+  }
   for (const ReservedVariable& variable : reserved_variables()) {
     EXPECT_THAT(doc, HasSubstr("| `" + std::string(variable.name) + "` | "));
   }
@@ -41,13 +50,14 @@ TEST(ConfigDoc, ItsExampleIsAConfiguration) {
   const Result<Config> config = Config::load({.file = ConfigFile{"example", example}});
   ASSERT_TRUE(config) << config.error();
   EXPECT_TRUE(config->values().has_host_tier());
+  EXPECT_GT(config->connector().host_bytes, 0U);
 }
 
 TEST(ConfigJsonSchema, DescribesEveryKey) {
   const auto schema = nlohmann::json::parse(config_json_schema());
   EXPECT_EQ(schema["additionalProperties"], false);
   const auto& properties = schema["properties"];
-  EXPECT_EQ(properties.size(), config_schema().size());
+  EXPECT_EQ(properties.size(), config_schema().size() + 1) << "and the table of the connector";
   for (const ConfigKey& key : config_schema()) {
     ASSERT_TRUE(properties.contains(key.name)) << key.name;
     EXPECT_TRUE(properties[key.name].contains("default")) << key.name;
@@ -62,6 +72,24 @@ TEST(ConfigJsonSchema, DescribesEveryKey) {
   EXPECT_EQ(properties["dtype_width_bytes"]["enum"], (nlohmann::json{1, 2, 4, 8}));
   EXPECT_EQ(properties["enable_offload"]["type"], "boolean");
   EXPECT_EQ(properties["host_bytes"]["anyOf"].size(), 2U);
+}
+
+TEST(ConfigJsonSchema, DescribesEverySettingOfTheConnector) {
+  const auto connector = nlohmann::json::parse(config_json_schema())["properties"]["connector"];
+  EXPECT_EQ(connector["type"], "object");
+  EXPECT_EQ(connector["additionalProperties"], false);
+  const auto& properties = connector["properties"];
+  EXPECT_EQ(properties.size(), connector_schema().size());
+  for (const ConnectorSetting& setting : connector_schema()) {
+    ASSERT_TRUE(properties.contains(setting.name)) << setting.name;
+    EXPECT_TRUE(properties[setting.name].contains("default")) << setting.name;
+    EXPECT_EQ(properties[setting.name].contains("x-variable"), !setting.variable.empty());
+  }
+  EXPECT_EQ(properties["load_mode"]["enum"], (nlohmann::json{"auto", "between_steps"}));
+  EXPECT_EQ(properties["metrics_port"]["maximum"], 65535);
+  EXPECT_EQ(properties["host_bytes"]["anyOf"].size(), 2U);
+  EXPECT_EQ(properties["init_timeout_seconds"]["type"], "number");
+  EXPECT_EQ(properties["record"]["x-variable"], "DYN_KVBM_ENABLE_RECORD");
 }
 
 TEST(ConfigHelp, ShowsEveryOptionWithItsValuesAndDefault) {

@@ -13,10 +13,15 @@
 #include "kvbm/base/units.hpp"
 #include "kvbm/blocks/eviction_policy.hpp"
 #include "kvbm/runtime/devices.hpp"
+#include "kvbm/runtime/internal/config_text.hpp"
 #include "kvbm/runtime/internal/nearest_name.hpp"
 
 namespace kvbm {
 namespace {
+
+using internal::alternatives;
+using internal::has_control_character;
+using internal::toml_text;
 
 using Values = KvBlockManagerConfig;
 using Milliseconds = std::chrono::milliseconds;
@@ -213,24 +218,8 @@ std::optional<LogLevel> parse_level(std::string_view text) {
   return *found;
 }
 
-bool has_control_character(std::string_view text) {
-  return std::ranges::any_of(text, [](char letter) {
-    return static_cast<unsigned char>(letter) < 0x20 || letter == 0x7F;
-  });
-}
-
 bool is_choice(const ConfigKey& key, std::string_view text) {
   return key.choices.empty() || std::ranges::find(key.choices, text) != key.choices.end();
-}
-
-// "a, b or c"
-std::string alternatives(std::span<const std::string_view> words) {
-  std::string text;
-  for (size_t i = 0; i < words.size(); ++i) {
-    if (i > 0) text += i + 1 == words.size() ? " or " : ", ";
-    text += words[i];
-  }
-  return text;
 }
 
 std::string joined(std::span<const std::string_view> words, char between) {
@@ -240,15 +229,6 @@ std::string joined(std::span<const std::string_view> words, char between) {
     text += word;
   }
   return text;
-}
-
-std::string toml_text(std::string_view text) {
-  std::string out = "\"";
-  for (const char letter : text) {
-    if (letter == '"' || letter == '\\') out += '\\';
-    out += letter;
-  }
-  return out + '"';
 }
 
 std::string toml_real(double value) {

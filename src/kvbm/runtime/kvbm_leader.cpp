@@ -19,7 +19,7 @@
 #include "kvbm/events/recording_sink.hpp"
 #include "kvbm/layout/slot_format.hpp"
 #include "kvbm/runtime/config_schema.hpp"
-#include "kvbm/runtime/dynamo_variables.hpp"
+#include "kvbm/runtime/connector_config.hpp"
 #include "kvbm/runtime/internal/rank_link.hpp"
 #include "kvbm/runtime/internal/tier_size.hpp"
 #include "kvbm/runtime/metrics_endpoint.hpp"
