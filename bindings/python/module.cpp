@@ -37,6 +37,7 @@
 #include "bindings/python/statistics.hpp"
 #include "bindings/python/tokens.hpp"
 #include "bindings/python/transfer.hpp"
+#include "bindings/python/waiting.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -95,13 +96,13 @@ struct LocalWorker {
     check_process("KvbmWorker", worker.process());
     return *worker;
   }
-  void stop() {
+  void stop(std::optional<double> timeout) {
     KvbmWorker& to_stop = running();
     Status stopped;
-    {
-      const nb::gil_scoped_release released;
-      stopped = to_stop.stop();
-    }
+    (void)wait_in_slices(deadline_after(timeout), [&](TimePoint end) {
+      stopped = to_stop.stop(end);
+      return stopped || stopped.error().code() != ErrorCode::kTimeout;
+    });
     check(stopped);
     kept.clear();
   }
@@ -519,12 +520,15 @@ NB_MODULE(_core, module) {
             return numbers(worker.running().hooks().take_failed_blocks());
           },
           "Blocks that a load within a step was to fill and has not, since the last call.")
-      .def("stop", &LocalWorker::stop, "Waits for running copies; the tensors may go afterwards.")
+      .def("stop", &LocalWorker::stop, "timeout"_a = nb::none(),
+           "Starts no more copies and waits for those that run; the tensors may go afterwards.\n\n"
+           "timeout: in seconds; None: no limit. Raises kvbm.TimeoutError while copies still touch "
+           "the tensors: they stay, and stop may be called again.")
       .def(
           "__enter__", [](nb::object self) { return self; },
           nb::sig("def __enter__(self) -> KvbmWorker"))
       .def(
-          "__exit__", [](LocalWorker& self, nb::args /*exception*/) { self.stop(); },
+          "__exit__", [](LocalWorker& self, nb::args /*exception*/) { self.stop(std::nullopt); },
           nb::sig("def __exit__(self, *exception: object) -> None"));
 
   nb::class_<Leader>(module, "KvbmLeader",
@@ -636,7 +640,9 @@ NB_MODULE(_core, module) {
             return statistics_of(leader.running().metrics());
           },
           "What there is and what was counted, by name and labels.")
-      .def("stop", &Leader::stop, "Lets go of the workers. Nothing else can be called afterwards.")
+      .def("stop", &Leader::stop,
+           "Lets go of the workers, and waits for none of their copies. Nothing else can be called "
+           "afterwards.")
       .def(
           "__enter__", [](nb::object self) { return self; },
           nb::sig("def __enter__(self) -> KvbmLeader"))

@@ -693,8 +693,12 @@ class KvbmWorker:
         Blocks that a load within a step was to fill and has not, since the last call.
         """
 
-    def stop(self) -> None:
-        """Waits for running copies; the tensors may go afterwards."""
+    def stop(self, timeout: float | None = None) -> None:
+        """
+        Starts no more copies and waits for those that run; the tensors may go afterwards.
+
+        timeout: in seconds; None: no limit. Raises kvbm.TimeoutError while copies still touch the tensors: they stay, and stop may be called again.
+        """
 
     def __enter__(self) -> KvbmWorker: ...
 
@@ -785,7 +789,9 @@ class KvbmLeader:
         """What there is and what was counted, by name and labels."""
 
     def stop(self) -> None:
-        """Lets go of the workers. Nothing else can be called afterwards."""
+        """
+        Lets go of the workers, and waits for none of their copies. Nothing else can be called afterwards.
+        """
 
     def __enter__(self) -> KvbmLeader: ...
 

@@ -256,6 +256,25 @@ def test_a_reader_of_a_stopped_leader_is_told():
     worker.stop()
 
 
+def test_a_stop_that_takes_too_long_raises_and_may_be_called_again(monkeypatch):
+    monkeypatch.setenv("DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", "8")
+    tensor = np.ones((8, 32 << 20), np.uint8)
+    worker = kvbm.KvbmWorker(8, PAGE, [tensor])
+    references = sys.getrefcount(tensor)
+    leader = kvbm.KvbmLeader(1, workers=[worker])
+    leader.extend("a", [bytes([i] * 32) for i in range(8)])
+    worker.begin_step(leader.build_step([("a", [list(range(8))], True, 0, 8 * PAGE)]))
+    worker.end_step()  # starts copies of 256 MiB
+    with pytest.raises(kvbm.TimeoutError, match="memory must stay"):
+        worker.stop(timeout=0)
+    assert sys.getrefcount(tensor) == references
+    with pytest.raises(kvbm.InvalidArgumentError, match="timeout is -1"):
+        worker.stop(timeout=-1)
+    worker.stop(timeout=60)
+    assert sys.getrefcount(tensor) < references
+    leader.stop()
+
+
 def test_a_with_block_stops_both(monkeypatch):
     monkeypatch.setenv("DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS", "4")
     tensors = layers()
