@@ -152,8 +152,7 @@ class BlockManager {
  public:
   /// Reserves and maps all memory and files. Errors: kInvalidArgument (see
   /// KvBlockManagerConfig::validate; a device without memory to take a share of, and no
-  /// num_blocks), kExhausted, kIo and kNotFound (the offload directory), those of open_device(),
-  /// kUnsupported (a disk tier right below memory that files cannot take).
+  /// num_blocks), kExhausted, kIo and kNotFound (the offload directory), those of open_device().
   [[nodiscard]] static Result<std::unique_ptr<BlockManager>> create(
       const KvBlockManagerConfig& config, BlockManagerParts parts = {});
   /// Stops without draining, if stop() was not called.

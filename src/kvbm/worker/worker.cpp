@@ -28,6 +28,9 @@ constexpr size_t kRememberedSteps = 64;
 /// adds one.
 constexpr size_t kMaxTimers = 256;
 
+/// Of staged transfers, where no block is larger.
+constexpr uint64_t kBounceSlotBytes = uint64_t{32} << 20;
+
 /// The log tells how far the pinning of host memory has come, this often and at its end.
 constexpr uint64_t kPinnedBetweenRecords = uint64_t{4} << 30;
 
@@ -176,16 +179,22 @@ Status Worker::Core::set_up() {
         calibration,
         measure_calibration({.device = device_, .executor = executor_, .pinner = options_.pinner}));
   }
-  KVBM_ASSIGN_OR_RETURN(transfers_, TransferManager::create(TransferConfig{
-                                        .worker = options_.worker,
-                                        .device = device_,
-                                        .executor = executor_,
-                                        .log = log_,
-                                        .files = files_,
-                                        .metrics = options_.metrics,
-                                        .calibration = *std::move(calibration),
-                                        .pinner = options_.pinner,
-                                    }));
+  uint64_t largest_block = 0;  // goes through one bounce slot
+  for (const ModelLayout::Group& group : options_.model.groups) {
+    largest_block = std::max(largest_block, group.config.block_bytes());
+  }
+  KVBM_ASSIGN_OR_RETURN(transfers_,
+                        TransferManager::create(TransferConfig{
+                            .worker = options_.worker,
+                            .device = device_,
+                            .executor = executor_,
+                            .log = log_,
+                            .files = files_,
+                            .metrics = options_.metrics,
+                            .calibration = *std::move(calibration),
+                            .bounce_slot_bytes = std::max(kBounceSlotBytes, largest_block),
+                            .pinner = options_.pinner,
+                        }));
   KVBM_ASSIGN_OR_RETURN(timers_,
                         executor_.create_queue({.name = "kvbm-timer-" + to_string(options_.rank),
                                                 .num_threads = 1,

@@ -10,26 +10,11 @@
 #include "kvbm/runtime/calibration_cache.hpp"
 #include "kvbm/runtime/internal/rank_devices.hpp"
 #include "kvbm/runtime/kv_pattern.hpp"
-#include "kvbm/transfer/transfer_strategy.hpp"
 
 namespace kvbm::internal {
 namespace {
 
 constexpr uint64_t kGpuAlignment = 4096;  // of the memory of a group
-
-/// Without a host tier blocks go between G1 and files in one step.
-Status check_tiers_meet(const KvBlockManagerConfig& config, const Device& device) {
-  if (config.has_host_tier() || !config.has_disk_tier()) return {};
-  const DeviceCapabilities capabilities = device.info().capabilities;
-  const auto strategy = choose_strategy({.src = {.storage = StorageKind::kDevice},
-                                         .dst = {.storage = StorageKind::kFile},
-                                         .device = capabilities});
-  if (strategy && !strategy->is_staged()) return {};
-  return make_error(ErrorCode::kUnsupported,
-                    format_text("files cannot take the memory of device = {}: set host_blocks or "
-                                "host_bytes for a tier between G1 and the disk",
-                                config.device));
-}
 
 Status add_engine_place(BlockManagerRank& rank, RankId id, const PlaceSpec& place,
                         LayoutConfig layout) {
@@ -121,7 +106,6 @@ Result<uint64_t> gpu_bytes_to_share(std::span<const BlockManagerRank> ranks) {
 
 Status start_rank(BlockManagerRank& rank, RankId id, const ResolvedConfig& resolved,
                   const RankOptions& options) {
-  KVBM_TRY(check_tiers_meet(options.config, *rank.device.device));
   KVBM_ASSIGN_OR_RETURN(CalibrationFound costs,
                         calibrate({.device = *rank.device.device,
                                    .executor = options.executor,

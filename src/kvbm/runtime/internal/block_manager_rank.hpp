@@ -62,8 +62,7 @@ struct RankOptions {
 [[nodiscard]] Result<uint64_t> gpu_bytes_to_share(std::span<const BlockManagerRank> ranks);
 
 /// Takes the memory of G1 and starts the worker with all places.
-/// Errors: those of Device::allocate, Worker::create and Worker::provide; kUnsupported (files right
-/// below memory that they cannot take).
+/// Errors: those of Device::allocate, Worker::create and Worker::provide.
 Status start_rank(BlockManagerRank& rank, RankId id, const ResolvedConfig& resolved,
                   const RankOptions& options);
 
