@@ -20,6 +20,7 @@ class TwoMethodDevice final : public Device {
   std::atomic<int> kernel_copies = 0;
   std::atomic<uint32_t> last_max_ctas = 0;
   std::atomic<uint64_t> last_pace = 0;
+  uint64_t largest_allocation = UINT64_MAX;  ///< beyond it there is no memory
 
   [[nodiscard]] DeviceInfo info() const override {
     DeviceInfo info = inner_.info();
@@ -31,6 +32,7 @@ class TwoMethodDevice final : public Device {
   }
   Status destroy_stream(StreamRef stream) override { return inner_.destroy_stream(stream); }
   [[nodiscard]] Result<DeviceMemory> allocate(uint64_t size_bytes, uint64_t alignment) override {
+    if (size_bytes > largest_allocation) return make_error(ErrorCode::kExhausted, "full");
     return inner_.allocate(size_bytes, alignment);
   }
   Status copy(StreamRef stream, StridedCopyBatch batch) override {

@@ -9,6 +9,7 @@
 
 #include "kvbm/base/contract.hpp"
 #include "kvbm/base/random.hpp"
+#include "kvbm/base/text.hpp"
 #include "kvbm/base/units.hpp"
 #include "kvbm/memory/pinned_memory.hpp"
 #include "kvbm/memory/system_memory.hpp"
@@ -16,14 +17,20 @@
 namespace kvbm {
 namespace {
 
-/// What one measured batch moves at most: long beside what a batch costs by itself.
-constexpr uint64_t kMostBytes = 4 * kMiB;
+/// What one measured batch moves at most over a link: long beside what a batch costs by itself.
+constexpr uint64_t kLinkBytes = 4 * kMiB;
+/// What the most pieces of a step move.
+constexpr uint64_t kLeastDeviceBytes = 2 * kMiB;
+/// That a copy engine takes one by one.
 constexpr uint32_t kMostRuns = 512;
 constexpr uint64_t kRunBytes[] = {512, 4 * kKiB, 32 * kKiB, 256 * kKiB};
 /// How much shorter the batch is that a longer one is compared with.
 constexpr uint32_t kShare = 8;
-constexpr uint32_t kRepetitions = 3;
 constexpr uint32_t kRowsOfAStep = 8;
+/// The shortest of so many counts, of fewer where they take longer than kEnoughTime.
+constexpr size_t kLeastRepetitions = 3;
+constexpr size_t kMostRepetitions = 9;
+constexpr Duration kEnoughTime = std::chrono::milliseconds(2);
 
 /// Runs in a source that has as many bytes between them as in them.
 struct BatchShape {
@@ -46,8 +53,11 @@ class Measurement {
   Measurement(const CalibrationOptions& options, StreamRef stream, TimePoint end)
       : options_(options), stream_(stream), end_(end) {}
 
-  /// None when there is no time left.
-  Result<std::optional<RouteCost>> route(const std::byte* src, std::byte* dst) {
+  /// None when there is no time left. `most_bytes`: of one batch, and of `dst`; `src` has twice as
+  /// many.
+  Result<std::optional<RouteCost>> route(const std::byte* src, std::byte* dst,
+                                         uint64_t most_bytes) {
+    most_bytes_ = most_bytes;
     RouteCost cost;
     for (size_t i = 0; i < kNumCopyForms; ++i) {
       KVBM_ASSIGN_OR_RETURN(const bool measured, form(static_cast<CopyForm>(i), src, dst, cost[i]));
@@ -59,12 +69,12 @@ class Measurement {
  private:
   Result<bool> form(CopyForm form, const std::byte* src, std::byte* dst, FormCost& cost) {
     for (const uint64_t run_bytes : kRunBytes) {
-      const auto num_runs =
-          static_cast<uint32_t>(std::min<uint64_t>(kMostRuns, kMostBytes / run_bytes));
+      const uint64_t all_runs = most_bytes_ / run_bytes;
+      const auto num_runs = static_cast<uint32_t>(
+          form == CopyForm::kEngineRuns ? std::min<uint64_t>(kMostRuns, all_runs) : all_runs);
       const auto of = [&](uint32_t runs) {
-        return form == CopyForm::kEngineRows
-                   ? BatchShape{.num_rows = runs, .run_bytes = run_bytes}
-                   : BatchShape{.num_blocks = runs, .run_bytes = run_bytes};
+        const uint32_t blocks = form == CopyForm::kEngineRows ? 1 : std::min(runs, kMostRuns);
+        return BatchShape{.num_blocks = blocks, .num_rows = runs / blocks, .run_bytes = run_bytes};
       };
       const BatchShape few = of(num_runs / kShare);
       const BatchShape many = of(num_runs);
@@ -98,20 +108,22 @@ class Measurement {
     return true;
   }
 
-  /// The shortest of some; none when there is no time left.
+  /// None when there is no time left.
   Result<std::optional<CopyCost>> time_of(CopyForm form, const BatchShape& shape,
                                           const std::byte* src, std::byte* dst) {
     const StridedCopyBatch batch = make_batch(form, shape, src, dst);
-    std::optional<CopyCost> best;
-    for (uint32_t i = 0; i < kRepetitions; ++i) {
+    std::vector<Duration> times;
+    Duration spent{0};
+    while (times.size() < kLeastRepetitions ||
+           (times.size() < kMostRepetitions && spent < kEnoughTime)) {
       const TimePoint start = now();
       if (start >= end_) return std::nullopt;
       KVBM_TRY(options_.device.copy(stream_, batch));
       KVBM_TRY(options_.device.synchronize(stream_));
-      const CopyCost cost = std::max(now() - start, Duration(1));
-      best = best ? std::min(*best, cost) : cost;
+      times.push_back(std::max(now() - start, Duration(1)));
+      spent += times.back();
     }
-    return best;
+    return CopyCost(std::ranges::min(times));  // what disturbs a copy makes it longer
   }
 
   static StridedCopyBatch make_batch(CopyForm form, const BatchShape& shape, const std::byte* src,
@@ -148,6 +160,7 @@ class Measurement {
   const CalibrationOptions& options_;
   const StreamRef stream_;
   const TimePoint end_;
+  uint64_t most_bytes_ = 0;
 };
 
 /// Host memory that the device copies.
@@ -218,14 +231,20 @@ const RouteCost* Calibration::find(TransferRoute route) const noexcept {
 }
 
 Result<Calibration> measure_calibration(const CalibrationOptions& options) {
+  if (options.device_bytes < kLeastDeviceBytes) {
+    return make_error(
+        ErrorCode::kInvalidArgument,
+        format_text("copies of {} on a device tell nothing; measure {} and more",
+                    format_size(options.device_bytes), format_size(kLeastDeviceBytes)));
+  }
   Calibration calibration;
   const DeviceCapabilities capabilities = options.device.info().capabilities;
   if (!capabilities.kernel_copies) return calibration;
   if (options.pinner == nullptr && !capabilities.copies_pageable_host) return calibration;
   const TimePoint end = saturating_add(options.executor.clock().now(), options.budget);
-  constexpr uint64_t kSrcBytes = 2 * kMostBytes;
+  constexpr uint64_t kSrcBytes = 2 * kLinkBytes;
   KVBM_ASSIGN_OR_RETURN(const DeviceMemory src, options.device.allocate(kSrcBytes, 4096));
-  KVBM_ASSIGN_OR_RETURN(const DeviceMemory dst, options.device.allocate(kMostBytes, 4096));
+  KVBM_ASSIGN_OR_RETURN(const DeviceMemory dst, options.device.allocate(kLinkBytes, 4096));
   auto host = make_scratch(options, kSrcBytes, end);
   if (!host) {
     if (host.error().code() == ErrorCode::kTimeout) return calibration;
@@ -233,21 +252,20 @@ Result<Calibration> measure_calibration(const CalibrationOptions& options) {
   }
   KVBM_ASSIGN_OR_RETURN(const StreamRef stream, options.device.create_stream("calibration"));
   const auto measure = [&]() -> Status {
-    struct Way {
-      TransferRoute route;
-      const std::byte* src;
-      std::byte* dst;
-    };
-    const Way ways[] = {{TransferRoute::kHostToDevice, host->data, dst.data()},
-                        {TransferRoute::kDeviceToHost, src.data(), host->data},
-                        {TransferRoute::kDeviceToDevice, src.data(), dst.data()}};
     Measurement measurement(options, stream, end);
-    for (const Way& way : ways) {
-      KVBM_ASSIGN_OR_RETURN(auto cost, measurement.route(way.src, way.dst));
-      if (!cost) break;
-      calibration.set(way.route, *std::move(cost));
-    }
-    return {};
+    const auto measure_route = [&](TransferRoute route, const std::byte* from, std::byte* to,
+                                   uint64_t most_bytes) -> Status {
+      KVBM_ASSIGN_OR_RETURN(auto cost, measurement.route(from, to, most_bytes));
+      if (cost) calibration.set(route, *std::move(cost));
+      return {};
+    };
+    KVBM_TRY(measure_route(TransferRoute::kHostToDevice, host->data, dst.data(), kLinkBytes));
+    KVBM_TRY(measure_route(TransferRoute::kDeviceToHost, src.data(), host->data, kLinkBytes));
+    const auto far_src = options.device.allocate(2 * options.device_bytes, 4096);
+    const auto far_dst = options.device.allocate(options.device_bytes, 4096);
+    if (!far_src || !far_dst) return {};
+    return measure_route(TransferRoute::kDeviceToDevice, far_src->data(), far_dst->data(),
+                         options.device_bytes);
   };
   const Status measured = measure();
   static_cast<void>(options.device.synchronize(stream));  // scratch memory goes after the copies

@@ -32,7 +32,7 @@ inline constexpr size_t kNumCopyForms = 3;
 [[nodiscard]] std::string_view to_string(CopyForm form) noexcept;
 
 /// Changes with what is measured, with how, and with what a figure means.
-inline constexpr int32_t kCalibrationVersion = 1;
+inline constexpr int32_t kCalibrationVersion = 2;
 
 struct RunRate {
   uint64_t run_bytes = 0;
@@ -71,13 +71,17 @@ struct CalibrationOptions {
   /// For host memory that the device copies; null: only where it copies any.
   std::shared_ptr<HostPinner> pinner = nullptr;
   Duration budget = std::chrono::milliseconds(200);  ///< what is not measured by then is left out
+  /// That one batch on the device moves at most: more than its caches hold, and long beside what a
+  /// batch costs by itself. Three times as many are allocated; where they are not to be had, copies
+  /// on the device are left out.
+  uint64_t device_bytes = uint64_t{64} << 20;
 };
 
 /// Measures the routes between host and device, and on the device. Empty, and without a copy, where
 /// the device has one method, so that there is nothing to choose, or copies no memory that can be
 /// had.
-/// Threads: waits; not for the forward path of an engine. Errors: kExhausted, kDevice and others of
-/// the device.
+/// Threads: waits; not for the forward path of an engine. Errors: kInvalidArgument (device_bytes
+/// under 2 MiB), kExhausted, kDevice and others of the device.
 [[nodiscard]] Result<Calibration> measure_calibration(const CalibrationOptions& options);
 
 }  // namespace kvbm

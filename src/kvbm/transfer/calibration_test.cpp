@@ -11,8 +11,10 @@
 #include "kvbm/base/log.hpp"
 #include "kvbm/base/random.hpp"
 #include "kvbm/base/thread_executor.hpp"
+#include "kvbm/base/units.hpp"
 #include "kvbm/device/host_device.hpp"
 
+#include "tests/support/error_code.hpp"
 #include "tests/support/pinner_double.hpp"
 #include "tests/support/transfer_rig.hpp"
 #include "tests/support/two_method_device.hpp"
@@ -66,10 +68,12 @@ TEST(Calibration, MeasuresEveryRouteInEveryForm) {
   Machine machine;
   TwoMethodDevice device(*machine.host);
   const auto pinner = std::make_shared<testing::PinnerDouble>();
-  const Calibration calibration =
-      measure_calibration(
-          {.device = device, .executor = machine.executor, .pinner = pinner, .budget = seconds(60)})
-          .value();
+  const Calibration calibration = measure_calibration({.device = device,
+                                                       .executor = machine.executor,
+                                                       .pinner = pinner,
+                                                       .budget = seconds(60),
+                                                       .device_bytes = 2 * kMiB})
+                                      .value();
   for (const TransferRoute route : {TransferRoute::kHostToDevice, TransferRoute::kDeviceToHost,
                                     TransferRoute::kDeviceToDevice}) {
     const RouteCost* const cost = calibration.find(route);
@@ -87,6 +91,18 @@ TEST(Calibration, MeasuresEveryRouteInEveryForm) {
   EXPECT_TRUE(pinner->pinned().empty()) << "memory was left pinned";
 }
 
+TEST(Calibration, OnAFullDeviceCopiesInsideItAreLeftOut) {
+  Machine machine;
+  TwoMethodDevice device(*machine.host);
+  device.largest_allocation = 32 * kMiB;
+  const Calibration calibration =
+      measure_calibration({.device = device, .executor = machine.executor, .budget = seconds(60)})
+          .value();
+  EXPECT_NE(calibration.find(TransferRoute::kHostToDevice), nullptr);
+  EXPECT_NE(calibration.find(TransferRoute::kDeviceToHost), nullptr);
+  EXPECT_EQ(calibration.find(TransferRoute::kDeviceToDevice), nullptr);
+}
+
 TEST(Calibration, WhatDoesNotFitTheBudgetIsLeftOut) {
   Machine machine;
   TwoMethodDevice device(*machine.host);
@@ -96,6 +112,13 @@ TEST(Calibration, WhatDoesNotFitTheBudgetIsLeftOut) {
           .value();
   EXPECT_EQ(calibration.find(TransferRoute::kHostToDevice), nullptr);
   EXPECT_EQ(device.engine_copies + device.kernel_copies, 0);
+}
+
+TEST(Calibration, RefusesCopiesThatTellNothing) {
+  Machine machine;
+  const auto measured = measure_calibration(
+      {.device = *machine.host, .executor = machine.executor, .device_bytes = kMiB});
+  EXPECT_EQ(testing::code_of(measured), ErrorCode::kInvalidArgument);
 }
 
 /// A manager with a layout in pinned memory and one in memory of a device that has two methods.
@@ -169,7 +192,7 @@ TEST(Calibration, TheManagerHoldsKernelsBackThatWriteToTheHost) {
   ASSERT_TRUE(rig.transfer(rig.on_device, rig.on_host));
   EXPECT_EQ(rig.device.kernel_copies, 1);
   EXPECT_EQ(rig.device.last_max_ctas, 2u);
-  EXPECT_EQ(rig.device.last_pace, 9'500'000'000u);
+  EXPECT_EQ(rig.device.last_pace, 9'700'000'000u);
 }
 
 }  // namespace
