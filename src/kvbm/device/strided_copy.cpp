@@ -27,20 +27,48 @@ std::optional<uint64_t> steps_of(const StridedPiece& piece) {
   return steps;
 }
 
-/// Whether the last byte that a piece touches on one side is an address.
-bool end_is_addressable(const void* base, uint64_t block, uint64_t block_stride,
-                        const StridedPiece& piece, uint64_t StridedAxis::*stride) {
+/// Where a piece ends on one side, from its base on; none if that is beyond all addresses.
+std::optional<uint64_t> end_of(uint64_t block, uint64_t block_stride, const StridedPiece& piece,
+                               uint64_t StridedAxis::*stride) {
   uint64_t end = 0;
-  if (__builtin_mul_overflow(block, block_stride, &end)) return false;
+  if (__builtin_mul_overflow(block, block_stride, &end)) return std::nullopt;
   for (const StridedAxis& axis : piece.axes) {
     uint64_t reach = 0;
     if (__builtin_mul_overflow(axis.count - 1, axis.*stride, &reach) ||
         __builtin_add_overflow(end, reach, &end)) {
-      return false;
+      return std::nullopt;
     }
   }
-  return !__builtin_add_overflow(end, piece.bytes, &end) &&
-         !__builtin_add_overflow(end, reinterpret_cast<uintptr_t>(base), &end);
+  if (__builtin_add_overflow(end, piece.bytes, &end)) return std::nullopt;
+  return end;
+}
+
+bool is_addressable(const void* base, std::optional<uint64_t> end) {
+  return end && *end <= UINTPTR_MAX - reinterpret_cast<uintptr_t>(base);
+}
+
+/// What a look at a piece is about, apart from its bases.
+struct PieceForm {
+  bool is_empty = true;
+  std::optional<uint64_t> src_end = std::nullopt;
+  std::optional<uint64_t> dst_end = std::nullopt;
+  std::optional<uint64_t> bytes = std::nullopt;  ///< of all blocks; none if they cannot be counted
+};
+
+PieceForm form_of(const StridedPiece& piece, uint64_t last_from, uint64_t last_to,
+                  uint64_t num_blocks) {
+  const std::optional<uint64_t> steps = steps_of(piece);
+  if (piece.bytes == 0 || steps == 0) return {};
+  PieceForm form{
+      .is_empty = false,
+      .src_end = end_of(last_from, piece.src_block_stride, piece, &StridedAxis::src_stride),
+      .dst_end = end_of(last_to, piece.dst_block_stride, piece, &StridedAxis::dst_stride)};
+  uint64_t bytes = 0;
+  if (steps && !__builtin_mul_overflow(piece.bytes, *steps, &bytes) &&
+      !__builtin_mul_overflow(bytes, num_blocks, &bytes)) {
+    form.bytes = bytes;
+  }
+  return form;
 }
 
 }  // namespace
@@ -57,6 +85,11 @@ std::string_view to_string(CopyMethod method) noexcept {
       return "kernel";
   }
   return "unknown";
+}
+
+bool same_form(const StridedPiece& a, const StridedPiece& b) noexcept {
+  return a.bytes == b.bytes && a.src_block_stride == b.src_block_stride &&
+         a.dst_block_stride == b.dst_block_stride && a.axes == b.axes;
 }
 
 StridedPiece fold(const StridedPiece& piece) noexcept {
@@ -127,25 +160,22 @@ Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
   const uint64_t last_from = highest(*batch.from);
   const uint64_t last_to = highest(*batch.to);
   uint64_t total = 0;
+  PieceForm form;
   for (size_t i = 0; i < batch.pieces.size(); ++i) {
     const StridedPiece& piece = batch.pieces[i];
-    const std::optional<uint64_t> steps = steps_of(piece);
-    if (piece.bytes == 0 || steps == 0) continue;
+    if (i == 0 || !same_form(piece, batch.pieces[i - 1])) {
+      form = form_of(piece, last_from, last_to, batch.from->size());
+    }
+    if (form.is_empty) continue;
     const auto invalid = [i](const char* what) {
       return make_error(ErrorCode::kInvalidArgument,
                         format_text("piece {} of a copy batch {}", i, what));
     };
     if (piece.src == nullptr || piece.dst == nullptr) return invalid("has a null base");
-    if (!end_is_addressable(piece.src, last_from, piece.src_block_stride, piece,
-                            &StridedAxis::src_stride) ||
-        !end_is_addressable(piece.dst, last_to, piece.dst_block_stride, piece,
-                            &StridedAxis::dst_stride)) {
+    if (!is_addressable(piece.src, form.src_end) || !is_addressable(piece.dst, form.dst_end)) {
       return invalid("ends beyond the address space");
     }
-    uint64_t bytes = 0;
-    if (!steps || __builtin_mul_overflow(piece.bytes, *steps, &bytes) ||
-        __builtin_mul_overflow(bytes, uint64_t{batch.from->size()}, &bytes) ||
-        __builtin_add_overflow(total, bytes, &total)) {
+    if (!form.bytes || __builtin_add_overflow(total, *form.bytes, &total)) {
       return invalid("makes the sum overflow");
     }
   }

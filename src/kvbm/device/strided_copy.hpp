@@ -44,6 +44,9 @@ struct StridedPiece {
   StridedAxes axes = {};
 };
 
+/// Whether two pieces differ in their bases alone, as those of layers mostly do.
+[[nodiscard]] bool same_form(const StridedPiece& a, const StridedPiece& b) noexcept;
+
 /// The piece with axes of one entry left out, runs that touch on both sides joined, and the axes
 /// that are left moved to the end. The same bytes go to the same places, in the fewest steps that
 /// the order of the axes allows.

@@ -66,6 +66,21 @@ TEST(PlannedBytes, RefusesASumThatOverflows) {
   EXPECT_EQ(code_of(bytes), ErrorCode::kInvalidArgument);
 }
 
+TEST(PlannedBytes, LooksAtTheBasesOfPiecesOfOneForm) {
+  StridedCopyBatch batch = batch_of({.bytes = 8, .axes = {{{2, 8, 8}}}});
+  const StridedPiece first = batch.pieces.front();
+  batch.pieces.push_back(first);
+  EXPECT_EQ(planned_bytes(batch), 64u);
+  batch.pieces.back().axes[0].count = 3;
+  EXPECT_EQ(planned_bytes(batch), 80u);
+  batch.pieces.push_back(first);
+  EXPECT_EQ(planned_bytes(batch), 112u);
+  batch.pieces.back().dst = nullptr;
+  EXPECT_EQ(code_of(planned_bytes(batch)), ErrorCode::kInvalidArgument);
+  batch.pieces.back().dst = reinterpret_cast<std::byte*>(kMost - 8);
+  EXPECT_EQ(code_of(planned_bytes(batch)), ErrorCode::kInvalidArgument);
+}
+
 TEST(PlannedBytes, RefusesMoreStepsThanCanBeCounted) {
   EXPECT_EQ(code_of(planned_bytes(batch_of({.bytes = 1, .axes = {{{kMost}, {kMost}}}}))),
             ErrorCode::kInvalidArgument);

@@ -13,9 +13,11 @@
 #include <variant>
 #include <vector>
 
+#include "kvbm/adapters/cuda/internal/copy_pace.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_events.hpp"
 #include "kvbm/adapters/cuda/internal/pinned_ring.hpp"
 #include "kvbm/adapters/cuda/internal/ring.hpp"
+#include "kvbm/base/clock.hpp"
 #include "kvbm/base/completion.hpp"
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/unique_function.hpp"
@@ -60,6 +62,8 @@ struct Arrival {
 struct CudaMark {
   std::shared_ptr<NativeCudaEvent> event;
   std::vector<Arrival> arrivals;
+  uint64_t bytes = 0;  ///< copied since the mark before
+  TimePoint recorded_at = {};
   std::optional<CompletionSource> source;  ///< of record()
   Status outcome;                          ///< what `source` resolves with, unless the GPU failed
   uint64_t segment = 0;                    ///< the operations between two records that it tells of
@@ -111,8 +115,10 @@ struct CudaStream {
   std::vector<Arrival> arrivals KVBM_GUARDED_BY(mutex);  // since the last mark
   std::vector<Arrival> spare KVBM_GUARDED_BY(mutex);     // a vector with memory, for the next
   bool native_since_mark KVBM_GUARDED_BY(mutex) = false;
+  uint64_t bytes_since_mark KVBM_GUARDED_BY(mutex) = 0;
   bool watched KVBM_GUARDED_BY(mutex) = false;
   uint32_t polls_without_mark KVBM_GUARDED_BY(mutex) = 0;
+  CopyPace pace KVBM_GUARDED_BY(mutex);
 
   // The outcome since the last record, and of it.
   std::optional<Error> failure KVBM_GUARDED_BY(mutex);

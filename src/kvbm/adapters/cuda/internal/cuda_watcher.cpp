@@ -4,7 +4,9 @@
 #include <cuda_runtime_api.h>
 #include <sys/prctl.h>
 
+#include <algorithm>
 #include <chrono>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -12,25 +14,32 @@ namespace kvbm::internal {
 
 namespace {
 
-/// How long the watcher spins after the last thing that happened, and how long it sleeps then.
-/// Where a nap takes longer than kLongNap (a virtual machine whose timers are late) it spins for
-/// longer.
+/// How long the watcher spins after the last thing that happened, and from how long before an end
+/// that is expected until how long after it.
 constexpr Duration kSpin = std::chrono::microseconds(60);
+constexpr Duration kSpinBefore = std::chrono::microseconds(40);
+/// How long it sleeps otherwise. Where a nap takes longer than kLongNap (a virtual machine whose
+/// timers are late) it spins for longer.
 constexpr Duration kLongSpin = std::chrono::milliseconds(20);
 constexpr Duration kNap = std::chrono::microseconds(20);
 constexpr Duration kLongNap = std::chrono::microseconds(50);
 /// Rounds of the watcher after which copies that nobody records an event behind get a mark.
 constexpr uint32_t kPatience = 3;
 
-/// Whether the watcher does not know the stream yet.
-[[nodiscard]] bool push(CudaStream& stream, CudaMark mark) KVBM_REQUIRES(stream.mutex) {
-  mark.arrivals = std::exchange(stream.arrivals, std::exchange(stream.spare, {}));
-  stream.native_since_mark = false;
-  stream.marks.push(std::move(mark));
-  return !std::exchange(stream.watched, true);
-}
-
 }  // namespace
+
+struct CudaWatcher::Round {
+  TimePoint start;
+  bool progress = false;
+  bool end_is_near = false;  ///< of copies
+  Duration nap = kNap;       ///< until one may be
+
+  void expect(TimePoint end) {
+    const Duration left = end - start;
+    end_is_near = end_is_near || (left <= kSpinBefore && left >= -kSpin);
+    if (left > kSpinBefore) nap = std::min(nap, left - kSpinBefore);
+  }
+};
 
 CudaWatcher::CudaWatcher(Listener& listener, std::shared_ptr<const CudaContext> context,
                          CudaHealth& health, Executor& executor, std::unique_ptr<TaskQueue> queue)
@@ -88,6 +97,15 @@ Result<std::shared_ptr<const NativeEvent>> CudaWatcher::record_mark(const Stream
   return native;
 }
 
+bool CudaWatcher::push(CudaStream& stream, CudaMark mark) const {
+  mark.arrivals = std::exchange(stream.arrivals, std::exchange(stream.spare, {}));
+  mark.bytes = std::exchange(stream.bytes_since_mark, 0);
+  mark.recorded_at = now();
+  stream.native_since_mark = false;
+  stream.marks.push(std::move(mark));
+  return !std::exchange(stream.watched, true);
+}
+
 void CudaWatcher::push_mark(const StreamPointer& stream, CudaMark mark) {
   bool wake = false;
   {
@@ -116,10 +134,10 @@ void CudaWatcher::watch() {
   static_cast<void>(::prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL));
   const CudaContext::Scope scope(*context_);
   std::vector<StreamPointer> active;
-  TimePoint last_progress = executor_.clock().now();
-  Duration nap_average = kNap;
+  Round round{.start = now()};
+  TimePoint last_progress = round.start;
+  Duration late_average{0};
   bool naps_are_late = false;
-  bool progress = true;
   for (;;) {
     {
       const MutexLock lock(mutex_);
@@ -129,33 +147,36 @@ void CudaWatcher::watch() {
           sleeps_ = true;
           wake_.wait(mutex_);
         } else {
-          const TimePoint now = executor_.clock().now();
-          if (progress) last_progress = now;
-          if (now - last_progress < (naps_are_late ? kLongSpin : kSpin)) break;
+          const TimePoint time = now();
+          if (round.progress) last_progress = time;
+          if (round.end_is_near || time - last_progress < (naps_are_late ? kLongSpin : kSpin)) {
+            break;
+          }
+          const TimePoint end = time + round.nap;
           sleeps_ = true;
-          if (!wake_.wait_until(mutex_, now + kNap)) {
-            const Duration nap = executor_.clock().now() - now;
-            nap_average += (nap - nap_average) / 8;
-            naps_are_late = nap_average > kLongNap;
+          if (!wake_.wait_until(mutex_, end)) {
+            late_average += (now() - end - late_average) / 8;
+            naps_are_late = late_average > kLongNap - kNap;
           }
           sleeps_ = false;
           break;
         }
         sleeps_ = false;
       }
-      if (!fresh_.empty()) last_progress = executor_.clock().now();
+      if (!fresh_.empty()) last_progress = now();
       for (StreamPointer& stream : fresh_) active.push_back(std::move(stream));
       fresh_.clear();
     }
-    progress = false;
-    std::erase_if(active, [&](const StreamPointer& stream) { return look_at(stream, progress); });
-    if (!progress) std::this_thread::yield();
+    round = {.start = now()};
+    std::erase_if(active, [&](const StreamPointer& stream) { return look_at(stream, round); });
+    if (!round.progress) std::this_thread::yield();
   }
 }
 
-bool CudaWatcher::look_at(const StreamPointer& stream, bool& progress) {
+bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
   for (;;) {
     std::shared_ptr<NativeCudaEvent> oldest;
+    std::optional<TimePoint> end;
     bool gone = false;
     {
       const MutexLock lock(stream->mutex);
@@ -169,7 +190,9 @@ bool CudaWatcher::look_at(const StreamPointer& stream, bool& progress) {
           if (!gone) return true;
         }
       } else {
-        oldest = stream->marks.front().event;
+        const CudaMark& mark = stream->marks.front();
+        oldest = mark.event;
+        end = stream->pace.expected_end(mark.recorded_at, mark.bytes);
       }
     }
     if (gone) {
@@ -185,6 +208,7 @@ bool CudaWatcher::look_at(const StreamPointer& stream, bool& progress) {
       const cudaError_t code = ::cudaEventQuery(oldest->handle);
       if (code == cudaErrorNotReady) {
         static_cast<void>(::cudaGetLastError());
+        if (end.has_value()) round.expect(*end);
         return false;
       }
       if (code != cudaSuccess) outcome = health_.lose(cuda_error("the GPU failed", code));
@@ -194,8 +218,9 @@ bool CudaWatcher::look_at(const StreamPointer& stream, bool& progress) {
     {
       const MutexLock lock(stream->mutex);
       mark = stream->marks.pop();
+      stream->pace.on_end(mark.recorded_at, mark.bytes, now());
     }
-    progress = true;
+    round.progress = true;
     finish(stream, std::move(mark), outcome);
   }
 }

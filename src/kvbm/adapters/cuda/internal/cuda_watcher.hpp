@@ -16,8 +16,9 @@
 namespace kvbm::internal {
 
 /// A mark is an event with what follows from it. Streams are in order, so only the oldest mark of
-/// each is asked for. The thread spins shortly after the last thing that happened, then sleeps in
-/// naps of at most 50 µs; with nothing to watch it sleeps for good.
+/// each is asked for. The thread spins shortly after the last thing that happened and around the
+/// time when copies are expected to end, else it sleeps in naps of at most 50 µs; with nothing to
+/// watch it sleeps for good.
 /// Ownership: borrows listener, health and executor. Threads: any thread.
 class CudaWatcher {
  public:
@@ -59,10 +60,16 @@ class CudaWatcher {
   void watch_arrivals(const StreamPointer& stream);
 
  private:
+  /// One look at every stream.
+  struct Round;
+
   void watch();
   void watch_too(const StreamPointer& stream);
   /// Ends what has ended; true once there is nothing to look at any more.
-  bool look_at(const StreamPointer& stream, bool& progress);
+  bool look_at(const StreamPointer& stream, Round& round);
+  [[nodiscard]] TimePoint now() const { return executor_.clock().now(); }
+  /// Whether the watcher does not know the stream yet.
+  [[nodiscard]] bool push(CudaStream& stream, CudaMark mark) const KVBM_REQUIRES(stream.mutex);
   void mark_arrivals(const StreamPointer& stream);
   void finish(const StreamPointer& stream, CudaMark mark, const Status& gpu);
 

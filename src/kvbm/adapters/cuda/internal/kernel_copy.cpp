@@ -31,7 +31,10 @@ class Reach {
  public:
   explicit Reach(const CudaContext& context) : context_(context) {}
 
-  [[nodiscard]] bool has(const Extent& extent) { return has(extent.first) && has(extent.last); }
+  [[nodiscard]] bool has(const void* base, const Extent& extent) {
+    const auto address = reinterpret_cast<uintptr_t>(base);
+    return has(address + extent.first) && has(address + extent.last);
+  }
 
  private:
   [[nodiscard]] bool has(uintptr_t address) {
@@ -69,12 +72,11 @@ IdRange range_of(const std::vector<BlockId>& ids) {
   return {least.value(), most.value()};
 }
 
+/// From the base on.
 template <uint64_t StridedAxis::*kStride>
-Extent extent_of(const void* base, uint64_t block_stride, const StridedPiece& piece,
-                 const IdRange& ids) {
-  const auto address = reinterpret_cast<uintptr_t>(base);
-  Extent extent{.first = address + ids.least * block_stride,
-                .last = address + ids.most * block_stride + piece.bytes - 1};
+Extent extent_of(uint64_t block_stride, const StridedPiece& piece, const IdRange& ids) {
+  Extent extent{.first = ids.least * block_stride,
+                .last = ids.most * block_stride + piece.bytes - 1};
   for (const StridedAxis& axis : piece.axes) extent.last += (axis.count - 1) * (axis.*kStride);
   return extent;
 }
@@ -84,9 +86,9 @@ bool is_empty(const StridedPiece& piece) {
          std::ranges::any_of(piece.axes, [](const StridedAxis& axis) { return axis.count == 0; });
 }
 
-kvbm_strided_piece native_piece(const StridedPiece& piece) {
-  kvbm_strided_piece native{.src = piece.src,
-                            .dst = piece.dst,
+kvbm_strided_piece native_piece(const StridedPiece& piece, const KernelIds& ids) {
+  kvbm_strided_piece native{.src = piece.src + ids.first_from * piece.src_block_stride,
+                            .dst = piece.dst + ids.first_to * piece.dst_block_stride,
                             .src_block_stride = piece.src_block_stride,
                             .dst_block_stride = piece.dst_block_stride,
                             .bytes = piece.bytes,
@@ -139,12 +141,19 @@ Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
   const IdRange to = range_of(*batch.to);
   Reach src_reach(context);
   Reach dst_reach(context);
+  const StridedPiece* last = nullptr;
+  bool empty = false;
+  Extent src;
+  Extent dst;
   for (const StridedPiece& piece : batch.pieces) {
-    if (is_empty(piece)) continue;
-    if (!src_reach.has(
-            extent_of<&StridedAxis::src_stride>(piece.src, piece.src_block_stride, piece, from)) ||
-        !dst_reach.has(
-            extent_of<&StridedAxis::dst_stride>(piece.dst, piece.dst_block_stride, piece, to))) {
+    if (last == nullptr || !same_form(piece, *last)) {
+      last = &piece;
+      empty = is_empty(piece);
+      src = extent_of<&StridedAxis::src_stride>(piece.src_block_stride, piece, from);
+      dst = extent_of<&StridedAxis::dst_stride>(piece.dst_block_stride, piece, to);
+    }
+    if (empty) continue;
+    if (!src_reach.has(piece.src, src) || !dst_reach.has(piece.dst, dst)) {
       return make_error(ErrorCode::kInvalidArgument,
                         "a copy by a kernel was refused: its addresses are neither of this GPU nor "
                         "pinned host memory");
@@ -158,7 +167,7 @@ Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids, CUstream
   thread_local std::vector<kvbm_strided_piece> pieces;  // keeps its memory
   pieces.clear();
   for (const StridedPiece& piece : batch.pieces) {
-    if (!is_empty(piece)) pieces.push_back(native_piece(piece));
+    if (!is_empty(piece)) pieces.push_back(native_piece(piece, ids));
   }
   const kvbm_strided_copy_options options{.max_ctas = batch.max_ctas,
                                           .max_bytes_per_second = batch.max_bytes_per_second,

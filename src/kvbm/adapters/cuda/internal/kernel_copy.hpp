@@ -34,11 +34,13 @@ enum class KernelSupport : uint8_t {
 /// Requires: planned_bytes() takes the batch. Errors: kInvalidArgument.
 [[nodiscard]] Status check_reach(const CudaContext& context, const StridedCopyBatch& batch);
 
-/// Ids in memory that host and GPU share.
+/// Ids in memory that the GPU reads, counted from a first block of each side.
 struct KernelIds {
   const uint32_t* from = nullptr;
   const uint32_t* to = nullptr;
   size_t count = 0;
+  uint64_t first_from = 0;
+  uint64_t first_to = 0;
 };
 
 /// Puts the pieces for these ids on the stream, which keeps nothing of the batch. `queued`: whether
