@@ -9,6 +9,8 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -18,6 +20,7 @@
 #include <vector>
 
 #include <benchmark/benchmark.h>
+#include <kvbm/kernels.h>
 
 #include "kvbm/base/log.hpp"
 #include "kvbm/base/random.hpp"
@@ -26,6 +29,9 @@
 #include "kvbm/memory/pinned_memory.hpp"
 #include "kvbm/runtime/devices.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
+#include "kvbm/transfer/transfer_plan.hpp"
+
+#include "tests/support/allocation_meter.hpp"
 
 namespace kvbm {
 namespace {
@@ -113,7 +119,7 @@ BENCHMARK(BM_PinnedMemory)->Arg(32)->Iterations(2)->UseManualTime()->Unit(benchm
 // --- transfers
 // -------------------------------------------------------------------------------------
 
-constexpr uint32_t kNumBlocks = 512;
+constexpr uint32_t kNumBlocks = 256;
 /// One block of Llama 3.1 70B on one GPU, 16 tokens in bf16: 80 layers, 160 chunks of 32 KiB.
 constexpr LayoutConfig kConfig{.num_blocks = kNumBlocks,
                                .num_layers = 80,
@@ -121,7 +127,13 @@ constexpr LayoutConfig kConfig{.num_blocks = kNumBlocks,
                                .page_size = 16,
                                .inner_dim = 8 * 128,
                                .dtype_width_bytes = 2};
-constexpr uint64_t kBlockBytes = uint64_t{160} * 32 * kKiB;
+/// Many small ones, of 64 KiB.
+constexpr LayoutConfig kSmallConfig{.num_blocks = 1024,
+                                    .num_layers = 8,
+                                    .outer_dim = 2,
+                                    .page_size = 16,
+                                    .inner_dim = 128,
+                                    .dtype_width_bytes = 2};
 
 enum Way : int64_t { kDown, kUp };  // to the GPU, from the GPU
 enum Shape : int64_t {
@@ -138,7 +150,7 @@ LayoutKind kind_of(Shape shape) {
   return LayoutKind::kFullyContiguous;
 }
 
-/// Kernels for everything.
+/// Kernels for everything, at a pace that no link has.
 Calibration only_kernels() {
   const auto all = [](double bytes_per_second) {
     return FormCost{.rates = {{.run_bytes = 1, .bytes_per_second = bytes_per_second}}};
@@ -165,102 +177,182 @@ Calibration calibration_for(Rig& rig, Mover mover, benchmark::State& state) {
   return *std::move(measured);
 }
 
-/// `share`: of the rate of one plain pinned copy of as many bytes; `submit_us`: until
-/// execute_transfer() returns.
-void run_transfer(benchmark::State& state, size_t num_blocks, Way way, Shape shape, Mover mover) {
+/// A layout in pinned memory, contiguous, and one on the GPU.
+struct Ends {
+  Ends(Rig& rig, const LayoutConfig& config, Shape shape)
+      : host_memory(pinned(rig, config)), gpu_memory(on_gpu(rig, config, kind_of(shape))) {
+    std::memset(host_memory.data(), 1, host_memory.size_bytes());
+    host = std::make_unique<PhysicalLayout>(
+        PhysicalLayout::fully_contiguous(config, host_memory.region()).value());
+    const LayoutKind kind = kind_of(shape);
+    const MemoryNeed need = required_memory(config, kind).value();
+    std::vector<MemoryRegion> regions;
+    for (size_t i = 0; i < need.num_regions; ++i) {
+      regions.push_back(
+          MemoryRegion::of(gpu_memory).slice(i * need.region_bytes, need.region_bytes));
+    }
+    gpu = std::make_unique<PhysicalLayout>(
+        (kind == LayoutKind::kFullyContiguous
+             ? PhysicalLayout::fully_contiguous(config, regions.front())
+             : PhysicalLayout::layer_separate(config,
+                                              shape == kLayersApart
+                                                  ? BlockDimension::kBlockIsFirst
+                                                  : BlockDimension::kBlockIsSecond,
+                                              regions))
+            .value());
+    for (uint32_t i = 0; i < config.num_blocks; ++i) ids.emplace_back(i);
+    if (shape != kContiguous) Random(1).shuffle(std::span(ids));
+  }
+
+  static PinnedMemory pinned(Rig& rig, const LayoutConfig& config) {
+    const uint64_t bytes = required_bytes(config, LayoutKind::kFullyContiguous).value();
+    auto memory =
+        PinnedMemory::create({.executor = rig.executor, .pinner = rig.pinner, .size_bytes = bytes})
+            .value();
+    static_cast<void>(memory.wait_for(bytes));
+    return memory;
+  }
+  static DeviceMemory on_gpu(Rig& rig, const LayoutConfig& config, LayoutKind kind) {
+    const MemoryNeed need = required_memory(config, kind).value();
+    return rig.device->allocate(need.num_regions * need.region_bytes, 256).value();
+  }
+
+  PinnedMemory host_memory;
+  DeviceMemory gpu_memory;
+  std::unique_ptr<PhysicalLayout> host;
+  std::unique_ptr<PhysicalLayout> gpu;
+  std::vector<BlockId> ids;
+};
+
+/// Both ends with a manager.
+struct Scene {
+  Scene(Rig& rig, Ends& ends, const Calibration& calibration)
+      : manager(TransferManager::create({.device = *rig.device,
+                                         .executor = rig.executor,
+                                         .log = rig.log,
+                                         .calibration = calibration,
+                                         .streams_per_direction = 4})
+                    .value()),
+        host(manager->register_layout(*ends.host).value()),
+        gpu(manager->register_layout(*ends.gpu).value()) {}
+
+  [[nodiscard]] Result<TransferCompleteNotification> start(Way way,
+                                                           std::span<const BlockId> ids) const {
+    return manager->execute_transfer({.src = way == kDown ? host : gpu,
+                                      .src_ids = ids,
+                                      .dst = way == kDown ? gpu : host,
+                                      .dst_ids = ids});
+  }
+
+  std::unique_ptr<TransferManager> manager;
+  LayoutHandle host;
+  LayoutHandle gpu;
+};
+
+/// One piece of pinned memory, not in slices, and plain copies of it.
+struct Plain {
+  Plain(Ends& ends, uint64_t size_bytes) : gpu(ends.gpu_memory.data()), bytes(size_bytes) {
+    static_cast<void>(::cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    if (::cudaMallocHost(&host, bytes) != cudaSuccess) host = nullptr;
+  }
+  ~Plain() {
+    static_cast<void>(::cudaStreamDestroy(stream));
+    static_cast<void>(::cudaFreeHost(host));
+  }
+  Plain(const Plain&) = delete;
+  Plain& operator=(const Plain&) = delete;
+
+  void start(Way way) const {
+    void* const to = way == kDown ? gpu : host;
+    const void* const from = way == kDown ? host : gpu;
+    static_cast<void>(::cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream));
+  }
+  void finish() const { static_cast<void>(::cudaStreamSynchronize(stream)); }
+
+  void* gpu;
+  void* host = nullptr;
+  uint64_t bytes;
+  cudaStream_t stream = nullptr;
+};
+
+/// Runs `ways` in turns, warmed up; the median time of each in microseconds.
+std::vector<double> medians(benchmark::State& state,
+                            const std::vector<std::function<void()>>& ways) {
+  for (int i = 0; i < 5; ++i) {
+    for (const auto& way : ways) way();
+  }
+  std::vector<std::vector<double>> times(ways.size());
+  for (auto _ : state) {
+    for (size_t i = 0; i < ways.size(); ++i) {
+      const auto start = WallClock::now();
+      ways[i]();
+      times[i].push_back(microseconds_since(start));
+    }
+    state.SetIterationTime(times.back().back() * 1e-6);
+  }
+  std::vector<double> result;
+  for (auto& each : times) result.push_back(each.empty() ? 0 : median(std::move(each)));
+  return result;
+}
+
+double gbps(uint64_t bytes, double us) { return static_cast<double>(bytes) / us / 1000; }
+
+/// Waits as a server's loop does.
+void spin_until_done(benchmark::State& state,
+                     const Result<TransferCompleteNotification>& transfer) {
+  if (!transfer) return state.SkipWithError(transfer.error().message().c_str());
+  while (!transfer->done()) {
+  }
+  if (!transfer->result().status) state.SkipWithError("the transfer failed");
+}
+
+/// `share`: of the rate of one plain pinned copy of as many bytes, with a thread that looks at
+/// done(); `waiting_share`: with one that blocks in wait(). `added_us`: to the plain copy's time.
+/// `submit_us`: until execute_transfer() returns; `allocations`: in there.
+void run_transfer(benchmark::State& state, const LayoutConfig& config, size_t num_blocks, Way way,
+                  Shape shape, Mover mover) {
   Rig rig(state);
   if (rig.device == nullptr) return;
-  const LayoutKind kind = kind_of(shape);
-  const MemoryNeed need = required_memory(kConfig, kind).value();
-  const uint64_t host_bytes = required_bytes(kConfig, LayoutKind::kFullyContiguous).value();
-  const DeviceMemory gpu = rig.device->allocate(need.num_regions * need.region_bytes, 256).value();
-  auto host = PinnedMemory::create(
-                  {.executor = rig.executor, .pinner = rig.pinner, .size_bytes = host_bytes})
-                  .value();
-  if (!host.wait_for(host_bytes)) return state.SkipWithError("no pinned memory");
-  std::memset(host.data(), 1, host_bytes);
-  std::vector<MemoryRegion> regions;
-  for (size_t i = 0; i < need.num_regions; ++i) {
-    regions.push_back(MemoryRegion::of(gpu).slice(i * need.region_bytes, need.region_bytes));
-  }
-  const auto manager = TransferManager::create({.device = *rig.device,
-                                                .executor = rig.executor,
-                                                .log = rig.log,
-                                                .calibration = calibration_for(rig, mover, state),
-                                                .streams_per_direction = 4})
-                           .value();
-  const LayoutHandle on_host =
-      manager->register_layout(PhysicalLayout::fully_contiguous(kConfig, host.region()).value())
-          .value();
-  const LayoutHandle on_gpu =
-      manager
-          ->register_layout((kind == LayoutKind::kFullyContiguous
-                                 ? PhysicalLayout::fully_contiguous(kConfig, regions.front())
-                                 : PhysicalLayout::layer_separate(
-                                       kConfig,
-                                       shape == kLayersApart ? BlockDimension::kBlockIsFirst
-                                                             : BlockDimension::kBlockIsSecond,
-                                       regions))
-                                .value())
-          .value();
-  std::vector<BlockId> ids;
-  for (uint32_t i = 0; i < kNumBlocks; ++i) ids.emplace_back(i);
-  if (shape != kContiguous) Random(1).shuffle(std::span(ids));
-  const std::span<const BlockId> used(ids.data(), num_blocks);
-  const uint64_t bytes = num_blocks * kBlockBytes;
-
-  cudaStream_t stream = nullptr;
-  static_cast<void>(::cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  void* plain_host = nullptr;  // one piece, not in slices
-  if (::cudaMallocHost(&plain_host, bytes) != cudaSuccess) return state.SkipWithError("no memory");
-  const auto plain = [&] {
-    const auto start = WallClock::now();
-    void* const to = way == kDown ? static_cast<void*>(gpu.data()) : plain_host;
-    const void* const from = way == kDown ? plain_host : static_cast<const void*>(gpu.data());
-    static_cast<void>(::cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream));
-    static_cast<void>(::cudaStreamSynchronize(stream));
-    return microseconds_since(start);
-  };
+  Ends ends(rig, config, shape);
+  const Scene scene(rig, ends, calibration_for(rig, mover, state));
+  const std::span<const BlockId> used(ends.ids.data(), num_blocks);
+  const uint64_t bytes = num_blocks * config.block_bytes();
+  const Plain plain(ends, bytes);
+  if (plain.host == nullptr) return state.SkipWithError("no memory");
   std::vector<double> submits;
-  const auto managed = [&] {
-    const auto start = WallClock::now();
-    const auto copied = manager->execute_transfer({.src = way == kDown ? on_host : on_gpu,
-                                                   .src_ids = used,
-                                                   .dst = way == kDown ? on_gpu : on_host,
-                                                   .dst_ids = used});
-    submits.push_back(microseconds_since(start));
-    if (!copied || !copied->wait()) state.SkipWithError("the transfer failed");
-    return microseconds_since(start);
+  size_t allocations = 0;
+  const auto start = [&] {
+    const testing::AllocationMeter meter;
+    const auto begin = WallClock::now();
+    auto transfer = scene.start(way, used);
+    submits.push_back(microseconds_since(begin));
+    allocations = meter.count();
+    return transfer;
   };
-  for (int i = 0; i < 10; ++i) {
-    plain();
-    managed();
-  }
-  submits.clear();
-  std::vector<double> plains;
-  std::vector<double> manageds;
-  bool plain_first = true;
-  for (auto _ : state) {
-    if (plain_first) plains.push_back(plain());
-    manageds.push_back(managed());
-    if (!plain_first) plains.push_back(plain());
-    plain_first = !plain_first;
-    state.SetIterationTime(manageds.back() * 1e-6);
-  }
-  static_cast<void>(::cudaStreamDestroy(stream));
-  static_cast<void>(::cudaFreeHost(plain_host));
-  if (manageds.empty()) return;
-  state.counters["gbps"] = static_cast<double>(bytes) / median(manageds) / 1000;
-  state.counters["plain_gbps"] = static_cast<double>(bytes) / median(plains) / 1000;
-  state.counters["share"] = median(plains) / median(manageds);
-  state.counters["added_us"] = median(manageds) - median(plains);
+  const std::vector<double> us = medians(state, {[&] {
+                                                   plain.start(way);
+                                                   plain.finish();
+                                                 },
+                                                 [&] {
+                                                   const auto transfer = start();
+                                                   if (!transfer || !transfer->wait()) {
+                                                     state.SkipWithError("the transfer failed");
+                                                   }
+                                                 },
+                                                 [&] { spin_until_done(state, start()); }});
+  state.counters["gbps"] = gbps(bytes, us[2]);
+  state.counters["plain_gbps"] = gbps(bytes, us[0]);
+  state.counters["share"] = us[0] / us[2];
+  state.counters["waiting_share"] = us[0] / us[1];
+  state.counters["added_us"] = us[2] - us[0];
   state.counters["submit_us"] = median(submits);
+  state.counters["allocations"] = static_cast<double>(allocations);
 }
 
 /// Arguments: blocks, way, shape. By the copy engine.
 void BM_CudaTransfer(benchmark::State& state) {
-  run_transfer(state, static_cast<size_t>(state.range(0)), static_cast<Way>(state.range(1)),
-               static_cast<Shape>(state.range(2)), kByEngine);
+  run_transfer(state, kConfig, static_cast<size_t>(state.range(0)),
+               static_cast<Way>(state.range(1)), static_cast<Shape>(state.range(2)), kByEngine);
 }
 BENCHMARK(BM_CudaTransfer)
     ->ArgsProduct({{1, 16, 256}, {kDown, kUp}, {kContiguous, kShuffled, kLayersApart}})
@@ -268,16 +360,375 @@ BENCHMARK(BM_CudaTransfer)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
+/// Argument: way. 1,024 contiguous blocks.
+void BM_CudaContiguous(benchmark::State& state) {
+  run_transfer(state, kSmallConfig, kSmallConfig.num_blocks, static_cast<Way>(state.range(0)),
+               kContiguous, kAsChosen);
+}
+BENCHMARK(BM_CudaContiguous)
+    ->Arg(kDown)
+    ->Arg(kUp)
+    ->Iterations(60)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
 /// Arguments: blocks, way, mover. 160 runs of 32 KiB in a block, in any order of blocks.
 void BM_CudaChunks(benchmark::State& state) {
-  run_transfer(state, static_cast<size_t>(state.range(0)), static_cast<Way>(state.range(1)),
-               kChunksApart, static_cast<Mover>(state.range(2)));
+  run_transfer(state, kConfig, static_cast<size_t>(state.range(0)),
+               static_cast<Way>(state.range(1)), kChunksApart, static_cast<Mover>(state.range(2)));
 }
 BENCHMARK(BM_CudaChunks)
     ->ArgsProduct({{1, 16, 128}, {kDown, kUp}, {kByEngine, kByKernel, kAsChosen}})
     ->Iterations(30)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
+
+// --- where the time of a transfer goes
+// --------------------------------------------------------------
+
+kvbm_strided_piece native(const StridedPiece& piece) {
+  kvbm_strided_piece native{.src = piece.src,
+                            .dst = piece.dst,
+                            .src_block_stride = piece.src_block_stride,
+                            .dst_block_stride = piece.dst_block_stride,
+                            .bytes = piece.bytes,
+                            .axes = {}};
+  for (size_t i = 0; i < kStridedAxes; ++i) {
+    native.axes[i] = {.count = piece.axes[i].count,
+                      .src_stride = piece.axes[i].src_stride,
+                      .dst_stride = piece.axes[i].dst_stride};
+  }
+  return native;
+}
+
+/// Arguments: blocks, way, mover. Contiguous blocks by the engine, or blocks of 160 runs by a
+/// kernel, on the levels that a transfer goes through, each until a spinning thread sees its end:
+/// `raw_us`, the call of the runtime or of the kernels' library, with ids in device memory, and
+/// cudaStreamSynchronize; `device_us`, CudaDevice::copy and record; `managed_us`,
+/// execute_transfer. `…_call_us`: until the call returns.
+void BM_CudaLevels(benchmark::State& state) {
+  Rig rig(state);
+  if (rig.device == nullptr) return;
+  const auto way = static_cast<Way>(state.range(1));
+  const bool by_kernel = state.range(2) == kByKernel;
+  Ends ends(rig, kConfig, by_kernel ? kChunksApart : kContiguous);
+  std::ranges::sort(ends.ids);
+  const std::vector<BlockId> used(ends.ids.begin(), ends.ids.begin() + state.range(0));
+  const uint64_t bytes = used.size() * kConfig.block_bytes();
+  const Scene scene(rig, ends, by_kernel ? only_kernels() : Calibration());
+  const Plain plain(ends, bytes);
+  if (plain.host == nullptr) return state.SkipWithError("no memory");
+  const PhysicalLayout& src = way == kDown ? *ends.host : *ends.gpu;
+  const PhysicalLayout& dst = way == kDown ? *ends.gpu : *ends.host;
+  const std::vector<StridedPiece> pieces =
+      TransferPlan::create(src, dst, kConfig.all_layers()).value().with_addresses(src, dst);
+  std::vector<kvbm_strided_piece> natives;
+  for (const StridedPiece& piece : pieces) natives.push_back(native(piece));
+  const DeviceMemory ids = rig.device->allocate(used.size() * sizeof(uint32_t), 256).value();
+  std::vector<uint32_t> numbers(used.size());
+  std::iota(numbers.begin(), numbers.end(), 0U);
+  static_cast<void>(::cudaMemcpy(ids.data(), numbers.data(), ids.size_bytes(), cudaMemcpyDefault));
+  const BlockList list = make_block_list(used);
+  const StreamRef stream = rig.device->create_stream("s").value();
+  std::map<std::string, std::vector<double>> calls;
+  const auto timed = [&](const char* name, const auto& call) {
+    const auto begin = WallClock::now();
+    auto result = call();
+    calls[name].push_back(microseconds_since(begin));
+    return result;
+  };
+  const auto raw = [&] {
+    if (!by_kernel) {
+      return static_cast<int>(::cudaMemcpyAsync(pieces.front().dst, pieces.front().src, bytes,
+                                                cudaMemcpyDefault, plain.stream));
+    }
+    const auto* const id = reinterpret_cast<const uint32_t*>(ids.data());
+    return ::kvbm_kernels_launch_strided_copy(natives.data(), natives.size(), id, id, used.size(),
+                                              nullptr, plain.stream);
+  };
+  const std::vector<double> us = medians(
+      state,
+      {[&] {
+         plain.start(way);
+         plain.finish();
+       },
+       [&] {
+         if (timed("raw_call_us", raw) != 0) state.SkipWithError("the copy was refused");
+         plain.finish();
+       },
+       [&] {
+         StridedCopyBatch batch{.from = list,
+                                .to = list,
+                                .pieces = pieces,
+                                .method = by_kernel ? CopyMethod::kKernel : CopyMethod::kEngine};
+         const Status copied =
+             timed("device_call_us", [&] { return rig.device->copy(stream, std::move(batch)); });
+         const Event event = timed("record_call_us", [&] { return rig.device->record(stream); });
+         if (!copied) state.SkipWithError("the copy failed");
+         while (!event.done()) {
+         }
+       },
+       [&] {
+         spin_until_done(state, timed("managed_call_us", [&] { return scene.start(way, used); }));
+       }});
+  const char* const names[] = {"plain_us", "raw_us", "device_us", "managed_us"};
+  for (size_t i = 0; i < us.size(); ++i) state.counters[names[i]] = us[i];
+  for (auto& [name, values] : calls) state.counters[name] = median(std::move(values));
+  state.counters["share"] = us[0] / us[3];
+  state.counters["raw_share"] = us[0] / us[1];
+}
+BENCHMARK(BM_CudaLevels)
+    ->ArgsProduct({{1, 16, 128}, {kDown, kUp}, {kByKernel}})
+    ->ArgsProduct({{1, 16}, {kDown, kUp}, {kByEngine}})  // within one slice of pinned memory
+    ->Iterations(60)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+/// Argument: allocations that are looked up in turn. `lookup_us`: one of them.
+void BM_CudaPointerLookup(benchmark::State& state) {
+  Rig rig(state);
+  if (rig.device == nullptr) return;
+  std::vector<void*> all(static_cast<size_t>(state.range(0)));
+  for (void*& each : all) {
+    if (::cudaMalloc(&each, 32 << 20) != cudaSuccess) return state.SkipWithError("no memory");
+  }
+  for (auto _ : state) {
+    const auto begin = WallClock::now();
+    for (void* const each : all) {
+      cudaPointerAttributes attributes;
+      benchmark::DoNotOptimize(::cudaPointerGetAttributes(&attributes, each));
+    }
+    state.SetIterationTime(microseconds_since(begin) * 1e-6 / static_cast<double>(all.size()));
+  }
+  for (void* const each : all) static_cast<void>(::cudaFree(each));
+}
+BENCHMARK(BM_CudaPointerLookup)
+    ->Arg(80)
+    ->Iterations(50)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+/// What measure_calibration() finds, time after time. Counters: gigabytes per second of the kernel
+/// and of the engine's rows for 4 KiB and 256 KiB on the device, least and most.
+void BM_CudaCalibration(benchmark::State& state) {
+  Rig rig(state);
+  if (rig.device == nullptr) return;
+  std::map<std::string, std::vector<double>> seen;
+  for (auto _ : state) {
+    const auto begin = WallClock::now();
+    const auto measured = measure_calibration(
+        {.device = *rig.device, .executor = rig.executor, .pinner = rig.pinner});
+    state.SetIterationTime(microseconds_since(begin) * 1e-6);
+    if (!measured) return state.SkipWithError(measured.error().message().c_str());
+    const std::pair<TransferRoute, const char*> routes[] = {
+        {TransferRoute::kHostToDevice, "h2d"},
+        {TransferRoute::kDeviceToHost, "d2h"},
+        {TransferRoute::kDeviceToDevice, "d2d"}};
+    for (const auto& [route, name] : routes) {
+      const RouteCost* const cost = measured->find(route);
+      if (cost == nullptr) return state.SkipWithError("a route was left out");
+      for (const CopyForm form : {CopyForm::kEngineRows, CopyForm::kKernel}) {
+        const FormCost& of = (*cost)[static_cast<size_t>(form)];
+        const std::string key =
+            std::string(name) + (form == CopyForm::kKernel ? ".kernel" : ".rows");
+        seen[key + ".4k"].push_back(of.bytes_per_second(4 * kKiB) * 1e-9);
+        seen[key + ".256k"].push_back(of.bytes_per_second(256 * kKiB) * 1e-9);
+      }
+    }
+  }
+  for (const auto& [name, values] : seen) {
+    const auto [least, most] = std::ranges::minmax(values);
+    state.counters[name + ".least"] = least;
+    state.counters[name + ".most"] = most;
+  }
+}
+BENCHMARK(BM_CudaCalibration)->Iterations(8)->UseManualTime()->Unit(benchmark::kMillisecond);
+
+// --- through a ring in device memory, and both ways at a time
+// ---------------------------------------
+
+/// Slots in device memory: a kernel gathers blocks there or scatters them from there, the copy
+/// engine moves them over the link. Each slot is free again when its second hop has ended; the host
+/// waits for nothing.
+class DeviceRing {
+ public:
+  DeviceRing(Rig& rig, const Ends& ends, Way way, size_t num_slots, uint32_t slot_blocks)
+      : device_(*rig.device), way_(way), slot_blocks_(slot_blocks) {
+    LayoutConfig config = kConfig;
+    config.num_blocks = slot_blocks;
+    const uint64_t bytes = required_bytes(config, LayoutKind::kFullyContiguous).value();
+    for (uint32_t i = 0; i < slot_blocks; ++i) inside_.emplace_back(i);
+    for (size_t i = 0; i < num_slots; ++i) {
+      memory_.push_back(device_.allocate(bytes, 4096).value());
+      const auto slot =
+          PhysicalLayout::fully_contiguous(config, MemoryRegion::of(memory_.back())).value();
+      const auto pieces = [](const PhysicalLayout& src, const PhysicalLayout& dst) {
+        return TransferPlan::create(src, dst, kConfig.all_layers())
+            .value()
+            .with_addresses(src, dst);
+      };
+      slots_.push_back(
+          {.on_gpu = way == kUp ? pieces(*ends.gpu, slot) : pieces(slot, *ends.gpu),
+           .on_link = way == kUp ? pieces(slot, *ends.host) : pieces(*ends.host, slot)});
+    }
+    kernels_ = device_.create_stream("ring.kernels").value();
+    link_ = device_.create_stream("ring.link").value();
+  }
+
+  /// Done when all of them have arrived.
+  Event copy(std::span<const BlockId> ids) {
+    Event last;
+    for (size_t first = 0, turn = 0; first < ids.size(); first += slot_blocks_, ++turn) {
+      const size_t count = std::min<size_t>(slot_blocks_, ids.size() - first);
+      const BlockList outside =
+          make_block_list({ids.begin() + static_cast<ptrdiff_t>(first),
+                           ids.begin() + static_cast<ptrdiff_t>(first + count)});
+      const BlockList inside =
+          make_block_list({inside_.begin(), inside_.begin() + static_cast<ptrdiff_t>(count)});
+      Slot& slot = slots_[turn % slots_.size()];
+      const bool up = way_ == kUp;
+      StridedCopyBatch on_gpu{.from = up ? outside : inside,
+                              .to = up ? inside : outside,
+                              .pieces = slot.on_gpu,
+                              .method = CopyMethod::kKernel,
+                              .max_ctas = 16};
+      StridedCopyBatch on_link{
+          .from = up ? inside : outside, .to = up ? outside : inside, .pieces = slot.on_link};
+      const StreamRef begin = up ? kernels_ : link_;
+      const StreamRef end = up ? link_ : kernels_;
+      good_ = good_ && device_.wait(begin, slot.free) &&
+              device_.copy(begin, std::move(up ? on_gpu : on_link)) &&
+              device_.wait(end, device_.record(begin)) &&
+              device_.copy(end, std::move(up ? on_link : on_gpu));
+      last = slot.free = device_.record(end);
+    }
+    return last;
+  }
+  [[nodiscard]] bool is_good() const { return good_; }
+
+ private:
+  struct Slot {
+    std::vector<StridedPiece> on_gpu;
+    std::vector<StridedPiece> on_link;
+    Event free = {};
+  };
+
+  Device& device_;
+  const Way way_;
+  const uint32_t slot_blocks_;
+  std::vector<BlockId> inside_;
+  std::vector<DeviceMemory> memory_;
+  std::vector<Slot> slots_;
+  StreamRef kernels_;
+  StreamRef link_;
+  bool good_ = true;
+};
+
+void spin_until_done(benchmark::State& state, const Event& event) {
+  while (!event.done()) {
+  }
+  if (!event.status()) state.SkipWithError(event.status().error().message().c_str());
+}
+
+/// Arguments: blocks, way, slots of the ring, blocks of a slot. 160 runs of 32 KiB in a block.
+/// `share`: of the rate of one plain pinned copy of as many bytes, through the ring;
+/// `kernel_share`: by a kernel straight from one memory to the other, at full speed.
+void BM_CudaRing(benchmark::State& state) {
+  Rig rig(state);
+  if (rig.device == nullptr) return;
+  const auto way = static_cast<Way>(state.range(1));
+  Ends ends(rig, kConfig, kChunksApart);
+  const Scene scene(rig, ends, only_kernels());
+  const std::span<const BlockId> used(ends.ids.data(), static_cast<size_t>(state.range(0)));
+  const uint64_t bytes = used.size() * kConfig.block_bytes();
+  const Plain plain(ends, bytes);
+  if (plain.host == nullptr) return state.SkipWithError("no memory");
+  DeviceRing ring(rig, ends, way, static_cast<size_t>(state.range(2)),
+                  static_cast<uint32_t>(state.range(3)));
+  const std::vector<double> us =
+      medians(state, {[&] {
+                        plain.start(way);
+                        plain.finish();
+                      },
+                      [&] { spin_until_done(state, scene.start(way, used)); },
+                      [&] { spin_until_done(state, ring.copy(used)); }});
+  if (!ring.is_good()) return state.SkipWithError("the ring was refused");
+  state.counters["gbps"] = gbps(bytes, us[2]);
+  state.counters["plain_gbps"] = gbps(bytes, us[0]);
+  state.counters["share"] = us[0] / us[2];
+  state.counters["kernel_share"] = us[0] / us[1];
+}
+BENCHMARK(BM_CudaRing)
+    ->ArgsProduct({{128}, {kDown, kUp}, {2, 4}, {1, 2, 4, 8}})
+    ->ArgsProduct({{1, 16}, {kDown, kUp}, {4}, {1, 2}})
+    ->ArgsProduct({{128}, {kDown, kUp}, {8}, {1, 2}})
+    ->Iterations(15)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+/// Arguments: blocks, slots of the ring, blocks of a slot. Both ways at the same time, each with
+/// memory of its own. `share`: of the rate of both plain copies at the same time, through two
+/// rings; `kernel_share`, `chosen_share`, `engine_share`: by a manager with kernels, as
+/// choose_method() has it, and by the engine.
+void BM_CudaBothWays(benchmark::State& state) {
+  Rig rig(state);
+  if (rig.device == nullptr) return;
+  Ends down_ends(rig, kConfig, kChunksApart);
+  Ends up_ends(rig, kConfig, kChunksApart);
+  const Calibration measured = calibration_for(rig, kAsChosen, state);
+  const Scene scenes[3][2] = {{{rig, down_ends, only_kernels()}, {rig, up_ends, only_kernels()}},
+                              {{rig, down_ends, measured}, {rig, up_ends, measured}},
+                              {{rig, down_ends, {}}, {rig, up_ends, {}}}};
+  const std::span<const BlockId> used(down_ends.ids.data(), static_cast<size_t>(state.range(0)));
+  const uint64_t bytes = used.size() * kConfig.block_bytes();
+  const Plain down_plain(down_ends, bytes);
+  const Plain up_plain(up_ends, bytes);
+  if (down_plain.host == nullptr || up_plain.host == nullptr) {
+    return state.SkipWithError("no memory");
+  }
+  const auto num_slots = static_cast<size_t>(state.range(1));
+  const auto slot_blocks = static_cast<uint32_t>(state.range(2));
+  DeviceRing down_ring(rig, down_ends, kDown, num_slots, slot_blocks);
+  DeviceRing up_ring(rig, up_ends, kUp, num_slots, slot_blocks);
+  const auto managed = [&](const Scene(&pair)[2]) {
+    const auto down = pair[0].start(kDown, used);
+    const auto up = pair[1].start(kUp, used);
+    spin_until_done(state, down);
+    spin_until_done(state, up);
+  };
+  const std::vector<double> us = medians(
+      state, {[&] {
+                down_plain.start(kDown);
+                up_plain.start(kUp);
+                down_plain.finish();
+                up_plain.finish();
+              },
+              [&] { managed(scenes[0]); }, [&] { managed(scenes[1]); }, [&] { managed(scenes[2]); },
+              [&] {
+                const Event down = down_ring.copy(used);
+                const Event up = up_ring.copy(used);
+                spin_until_done(state, down);
+                spin_until_done(state, up);
+              }});
+  if (!down_ring.is_good() || !up_ring.is_good()) {
+    return state.SkipWithError("the ring was refused");
+  }
+  state.counters["plain_gbps"] = gbps(2 * bytes, us[0]);
+  state.counters["gbps"] = gbps(2 * bytes, us[4]);
+  state.counters["share"] = us[0] / us[4];
+  state.counters["kernel_share"] = us[0] / us[1];
+  state.counters["chosen_share"] = us[0] / us[2];
+  state.counters["engine_share"] = us[0] / us[3];
+}
+BENCHMARK(BM_CudaBothWays)
+    ->ArgsProduct({{128}, {2, 4}, {2, 4, 8}})
+    ->Args({16, 4, 2})
+    ->Iterations(15)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+// --- the end of a copy
+// ----------------------------------------------------------------------------------
 
 /// Argument: bytes. From the call to the end of one copy: how much later than cudaStreamSynchronize
 /// returns does the callback of the device's event come, and the thread that waits for it go on.

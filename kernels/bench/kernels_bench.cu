@@ -667,6 +667,15 @@ void beside() {
         loads.push_back({std::string(name(way)) + " lw<->fc, " + label(how),
                          [=] { launch(pieces, kBlocks, how, other_stream); }});
       }
+      // Closer to what the link takes.
+      for (const int percent : {97, 98, 99}) {
+        loads.push_back(
+            {std::string(name(way)) + " lw<->fc, default, at 0." + std::to_string(percent) +
+                 " of its rate",
+             [=] {
+               launch(pieces, kBlocks, {0, rate / pace(1) * percent / 100}, other_stream);
+             }});
+      }
       loads.push_back({std::string(name(way)) + " NHD <-> universal, " + label({0, rate}), [=] {
                          launch(permuted, kBlocks, {0, rate}, other_stream);
                        }});
