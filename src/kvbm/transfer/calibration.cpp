@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <span>
 #include <utility>
 
@@ -17,15 +18,17 @@
 namespace kvbm {
 namespace {
 
-/// What one measured batch moves at most over a link: long beside what a batch costs by itself.
+/// What one measured batch moves over a link, if its runs are not longer: long beside what a batch
+/// costs by itself.
 constexpr uint64_t kLinkBytes = 4 * kMiB;
-/// What the most pieces of a step move.
-constexpr uint64_t kLeastDeviceBytes = 2 * kMiB;
 /// That a copy engine takes one by one.
 constexpr uint32_t kMostRuns = 512;
-constexpr uint64_t kRunBytes[] = {512, 4 * kKiB, 32 * kKiB, 256 * kKiB};
+/// Of longer runs a copy engine has its full rate.
+constexpr uint64_t kRunBytes[] = {512, 4 * kKiB, 32 * kKiB, 256 * kKiB, 2 * kMiB};
 /// How much shorter the batch is that a longer one is compared with.
 constexpr uint32_t kShare = 8;
+/// What a batch of the longest runs moves; no other moves more over a link.
+constexpr uint64_t kScratchBytes = kShare * std::end(kRunBytes)[-1];
 constexpr uint32_t kRowsOfAStep = 8;
 /// The shortest of so many counts, of fewer where they take longer than kEnoughTime.
 constexpr size_t kLeastRepetitions = 3;
@@ -53,11 +56,11 @@ class Measurement {
   Measurement(const CalibrationOptions& options, StreamRef stream, TimePoint end)
       : options_(options), stream_(stream), end_(end) {}
 
-  /// None when there is no time left. `most_bytes`: of one batch, and of `dst`; `src` has twice as
-  /// many.
+  /// None when there is no time left. `batch_bytes`: of one batch, kScratchBytes if that is more
+  /// for its runs. `dst` has as many, `src` twice as many.
   Result<std::optional<RouteCost>> route(const std::byte* src, std::byte* dst,
-                                         uint64_t most_bytes) {
-    most_bytes_ = most_bytes;
+                                         uint64_t batch_bytes) {
+    batch_bytes_ = batch_bytes;
     RouteCost cost;
     for (size_t i = 0; i < kNumCopyForms; ++i) {
       KVBM_ASSIGN_OR_RETURN(const bool measured, form(static_cast<CopyForm>(i), src, dst, cost[i]));
@@ -69,7 +72,7 @@ class Measurement {
  private:
   Result<bool> form(CopyForm form, const std::byte* src, std::byte* dst, FormCost& cost) {
     for (const uint64_t run_bytes : kRunBytes) {
-      const uint64_t all_runs = most_bytes_ / run_bytes;
+      const uint64_t all_runs = std::max<uint64_t>(batch_bytes_ / run_bytes, kShare);
       const auto num_runs = static_cast<uint32_t>(
           form == CopyForm::kEngineRuns ? std::min<uint64_t>(kMostRuns, all_runs) : all_runs);
       const auto of = [&](uint32_t runs) {
@@ -160,7 +163,7 @@ class Measurement {
   const CalibrationOptions& options_;
   const StreamRef stream_;
   const TimePoint end_;
-  uint64_t most_bytes_ = 0;
+  uint64_t batch_bytes_ = 0;
 };
 
 /// Host memory that the device copies.
@@ -231,20 +234,19 @@ const RouteCost* Calibration::find(TransferRoute route) const noexcept {
 }
 
 Result<Calibration> measure_calibration(const CalibrationOptions& options) {
-  if (options.device_bytes < kLeastDeviceBytes) {
-    return make_error(
-        ErrorCode::kInvalidArgument,
-        format_text("copies of {} on a device tell nothing; measure {} and more",
-                    format_size(options.device_bytes), format_size(kLeastDeviceBytes)));
+  if (options.device_bytes < kScratchBytes) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      format_text("copies of {} on a device tell nothing; measure {} and more",
+                                  format_size(options.device_bytes), format_size(kScratchBytes)));
   }
   Calibration calibration;
   const DeviceCapabilities capabilities = options.device.info().capabilities;
   if (!capabilities.kernel_copies) return calibration;
   if (options.pinner == nullptr && !capabilities.copies_pageable_host) return calibration;
   const TimePoint end = saturating_add(options.executor.clock().now(), options.budget);
-  constexpr uint64_t kSrcBytes = 2 * kLinkBytes;
+  constexpr uint64_t kSrcBytes = 2 * kScratchBytes;
   KVBM_ASSIGN_OR_RETURN(const DeviceMemory src, options.device.allocate(kSrcBytes, 4096));
-  KVBM_ASSIGN_OR_RETURN(const DeviceMemory dst, options.device.allocate(kLinkBytes, 4096));
+  KVBM_ASSIGN_OR_RETURN(const DeviceMemory dst, options.device.allocate(kScratchBytes, 4096));
   auto host = make_scratch(options, kSrcBytes, end);
   if (!host) {
     if (host.error().code() == ErrorCode::kTimeout) return calibration;
@@ -254,8 +256,8 @@ Result<Calibration> measure_calibration(const CalibrationOptions& options) {
   const auto measure = [&]() -> Status {
     Measurement measurement(options, stream, end);
     const auto measure_route = [&](TransferRoute route, const std::byte* from, std::byte* to,
-                                   uint64_t most_bytes) -> Status {
-      KVBM_ASSIGN_OR_RETURN(auto cost, measurement.route(from, to, most_bytes));
+                                   uint64_t batch_bytes) -> Status {
+      KVBM_ASSIGN_OR_RETURN(auto cost, measurement.route(from, to, batch_bytes));
       if (cost) calibration.set(route, *std::move(cost));
       return {};
     };

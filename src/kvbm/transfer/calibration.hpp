@@ -32,7 +32,7 @@ inline constexpr size_t kNumCopyForms = 3;
 [[nodiscard]] std::string_view to_string(CopyForm form) noexcept;
 
 /// Changes with what is measured, with how, and with what a figure means.
-inline constexpr int32_t kCalibrationVersion = 2;
+inline constexpr int32_t kCalibrationVersion = 1;
 
 struct RunRate {
   uint64_t run_bytes = 0;
@@ -81,7 +81,7 @@ struct CalibrationOptions {
 /// the device has one method, so that there is nothing to choose, or copies no memory that can be
 /// had.
 /// Threads: waits; not for the forward path of an engine. Errors: kInvalidArgument (device_bytes
-/// under 2 MiB), kExhausted, kDevice and others of the device.
+/// under 16 MiB), kExhausted, kDevice and others of the device.
 [[nodiscard]] Result<Calibration> measure_calibration(const CalibrationOptions& options);
 
 }  // namespace kvbm

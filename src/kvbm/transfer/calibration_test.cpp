@@ -72,14 +72,14 @@ TEST(Calibration, MeasuresEveryRouteInEveryForm) {
                                                        .executor = machine.executor,
                                                        .pinner = pinner,
                                                        .budget = seconds(60),
-                                                       .device_bytes = 2 * kMiB})
+                                                       .device_bytes = 16 * kMiB})
                                       .value();
   for (const TransferRoute route : {TransferRoute::kHostToDevice, TransferRoute::kDeviceToHost,
                                     TransferRoute::kDeviceToDevice}) {
     const RouteCost* const cost = calibration.find(route);
     ASSERT_NE(cost, nullptr) << to_string(route);
     for (const FormCost& form : *cost) {
-      ASSERT_EQ(form.rates.size(), 4u);
+      ASSERT_EQ(form.rates.size(), 5u);
       for (const RunRate& rate : form.rates) EXPECT_GT(rate.bytes_per_second, 0);
       EXPECT_GE(form.submission.count(), 0);
       EXPECT_GE(form.step.count(), 0);
