@@ -18,6 +18,7 @@
 #include "kvbm/base/thread_executor.hpp"
 #include "kvbm/device/host_device.hpp"
 #include "kvbm/memory/posix_file_engine.hpp"
+#include "kvbm/transfer/loopback_agent.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
 
 #include "tests/support/recording_log_sink.hpp"
@@ -59,6 +60,8 @@ namespace kvbm::testing {
 }
 
 struct TransferRigOptions {
+  uint64_t worker = 7;
+  LoopbackNetwork* network = nullptr;           ///< set: with a remote agent on it
   std::optional<uint64_t> seed = std::nullopt;  ///< hand-stepped; else on threads
   size_t max_waiting_streams = 8;
   size_t file_requests_per_transfer = 64;
@@ -85,6 +88,12 @@ struct TransferRig {
                                      .num_threads = options.file_threads,
                                      .max_pending = options.max_file_requests})
                 .value();
+    if (options.network != nullptr) {
+      agent = LoopbackAgent::create({.network = *options.network,
+                                     .executor = *executor,
+                                     .name = "agent-" + std::to_string(options.worker)})
+                  .value();
+    }
     start();
   }
 
@@ -92,7 +101,7 @@ struct TransferRig {
   void start() {
     manager.reset();
     manager = TransferManager::create(
-                  {.worker = WorkerId{7},
+                  {.worker = WorkerId{config.worker},
                    .device = other_device ? *other_device : static_cast<Device&>(*device),
                    .executor = *executor,
                    .log = log,
@@ -103,7 +112,8 @@ struct TransferRig {
                    .max_transfers = config.max_transfers,
                    .bounce_slots = config.bounce_slots,
                    .bounce_slot_bytes = config.bounce_slot_bytes,
-                   .pinner = config.pinner})
+                   .pinner = config.pinner,
+                   .remote_agent = agent.get()})
                   .value();
   }
 
@@ -152,6 +162,7 @@ struct TransferRig {
   std::unique_ptr<FileEngine> files;
   std::unique_ptr<Device> other_device;
   std::unique_ptr<FileEngine> other_files;
+  std::unique_ptr<RemoteAgent> agent;  ///< null unless it has a network
   std::unique_ptr<TransferManager> manager;
 };
 

@@ -16,7 +16,13 @@ tl::unexpected<Error> invalid(std::string message) {
   return make_error(ErrorCode::kInvalidArgument, "layout descriptor: " + std::move(message));
 }
 
-Result<MemoryRegion> region_of(StorageKind storage, const PageMapDescriptor& map) {
+/// Whose addresses an image has.
+enum class Owner { kThisProcess, kOtherWorker };
+
+Result<MemoryRegion> region_of(StorageKind storage, const PageMapDescriptor& map, Owner owner) {
+  if (storage == StorageKind::kRemote) {
+    return invalid("memory of another worker is described by that worker");
+  }
   if (storage == StorageKind::kFile) {
     constexpr auto kLast = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
     if (map.address > kLast || map.size_bytes > kLast - map.address) {
@@ -33,6 +39,7 @@ Result<MemoryRegion> region_of(StorageKind storage, const PageMapDescriptor& map
     return invalid(
         format_text("{} bytes at {} end beyond 2^60", map.size_bytes, HexText{map.address}));
   }
+  if (owner == Owner::kOtherWorker) return MemoryRegion::of_remote(map.address, map.size_bytes);
   return MemoryRegion::of_bytes(
       storage,
       reinterpret_cast<std::byte*>(map.address),  // NOLINT(performance-no-int-to-ptr)
@@ -76,13 +83,13 @@ Result<PhysicalLayout> from_maps(const LayoutDescriptor& layout,
 }
 
 /// A layout that is nothing but addresses: no byte of it may be touched.
-Result<PhysicalLayout> image_of(const LayoutDescriptor& layout) {
+Result<PhysicalLayout> image_of(const LayoutDescriptor& layout, Owner owner) {
   KVBM_TRY(layout.config.validate());
   KVBM_TRY(check_kv_block_layout(layout.config, layout.format));
   std::vector<MemoryRegion> regions;
   regions.reserve(layout.page_maps.size());
   for (const PageMapDescriptor& map : layout.page_maps) {
-    KVBM_ASSIGN_OR_RETURN(const MemoryRegion region, region_of(layout.storage, map));
+    KVBM_ASSIGN_OR_RETURN(const MemoryRegion region, region_of(layout.storage, map, owner));
     regions.push_back(region);
   }
   const bool takes_one =
@@ -113,6 +120,11 @@ Result<PhysicalLayout> image_of(const LayoutDescriptor& layout) {
   return from_maps(layout, regions);
 }
 
+uint64_t address_of(const MemoryRegion& region) {
+  if (region.is_file()) return region.file_offset();
+  return region.is_remote() ? region.remote_address() : reinterpret_cast<uintptr_t>(region.base());
+}
+
 }  // namespace
 
 LayoutDescriptor LayoutDescriptor::of(const PhysicalLayout& layout) {
@@ -125,9 +137,7 @@ LayoutDescriptor LayoutDescriptor::of(const PhysicalLayout& layout) {
   described.page_maps.reserve(layout.page_maps().size());
   for (const PageMap& map : layout.page_maps()) {
     const MemoryRegion& region = map.region();
-    described.page_maps.push_back({.address = region.is_file()
-                                                  ? region.file_offset()
-                                                  : reinterpret_cast<uintptr_t>(region.base()),
+    described.page_maps.push_back({.address = address_of(region),
                                    .size_bytes = region.size_bytes(),
                                    .base_offset = map.base_offset(),
                                    .block_stride = map.block_stride(),
@@ -138,7 +148,7 @@ LayoutDescriptor LayoutDescriptor::of(const PhysicalLayout& layout) {
 }
 
 Status LayoutDescriptor::validate() const {
-  KVBM_ASSIGN_OR_RETURN(const PhysicalLayout image, image_of(*this));
+  KVBM_ASSIGN_OR_RETURN(const PhysicalLayout image, image_of(*this, Owner::kThisProcess));
   LayoutDescriptor expected = of(image);
   if (registration.memory_type != expected.registration.memory_type) {
     return invalid(format_text("{} memory is registered as {}", storage, registration.memory_type));
@@ -153,6 +163,18 @@ Status LayoutDescriptor::validate() const {
       format_text("its slots or strides are not those of a {} layout of its shape and "
                   "format, or not zero where an axis has one entry",
                   kind));
+}
+
+Result<PhysicalLayout> LayoutDescriptor::as_remote(const std::string& agent_name) const {
+  if (storage == StorageKind::kFile) {
+    return make_error(ErrorCode::kUnsupported,
+                      "the slots of a file are reached by the worker that has the file");
+  }
+  KVBM_TRY(validate());
+  KVBM_ASSIGN_OR_RETURN(PhysicalLayout image, image_of(*this, Owner::kOtherWorker));
+  image.registration_ = registration;
+  image.registration_.agent_name = agent_name;
+  return image;
 }
 
 }  // namespace kvbm

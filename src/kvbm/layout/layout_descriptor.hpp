@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "kvbm/base/result.hpp"
@@ -47,6 +48,11 @@ struct LayoutDescriptor {
   /// kind, config and format; a region without address or that ends beyond 2^60; a memory type that
   /// is not the storage's), kUnsupported (see PageMap; too many interleaved maps).
   [[nodiscard]] Status validate() const;
+
+  /// The layout as one of another worker, to plan with: its regions are remote, so that no copy of
+  /// this process takes it. `agent_name` is the agent that reaches the memory.
+  /// Errors: those of validate(), kUnsupported (slots of a file).
+  [[nodiscard]] Result<PhysicalLayout> as_remote(const std::string& agent_name) const;
 
   friend bool operator==(const LayoutDescriptor&, const LayoutDescriptor&) = default;
 };

@@ -92,14 +92,25 @@ struct Extent {
 };
 
 constexpr int kAddressSpace = -1;
+constexpr int kOtherWorker = -2;
+
+/// Where a region starts in its file or address space.
+uint64_t start_of(const MemoryRegion& region) {
+  if (region.is_file()) return region.file_offset();
+  return region.is_remote() ? region.remote_address() : reinterpret_cast<uintptr_t>(region.base());
+}
+
+int space_of(const MemoryRegion& region) {
+  if (region.is_file()) return region.file().fd;
+  return region.is_remote() ? kOtherWorker : kAddressSpace;
+}
 
 Extent extent_of(const PageMap& map) {
   const MemoryRegion& region = map.region();
   Extent extent;
   extent.map = &map;
-  extent.space = region.is_file() ? region.file().fd : kAddressSpace;
-  const uint64_t start =
-      region.is_file() ? region.file_offset() : reinterpret_cast<uintptr_t>(region.base());
+  extent.space = space_of(region);
+  const uint64_t start = start_of(region);
   extent.begin = start + map.first_byte();
   extent.end = start + map.end_byte();
   return extent;
@@ -246,6 +257,7 @@ RegistrationMetadata registration_of(const MemoryRegion& region) {
   switch (region.kind()) {
     case StorageKind::kSystem:
     case StorageKind::kPinned:
+    case StorageKind::kRemote:  // its worker says
       break;
     case StorageKind::kDevice:
       return {.memory_type = MemoryType::kVram};

@@ -23,6 +23,7 @@ namespace kvbm {
 
 class LayoutBuilder;
 class LayoutBuildStage;
+struct LayoutDescriptor;
 
 /// The order of axes in one layer's memory.
 enum class BlockDimension : uint8_t {
@@ -152,7 +153,8 @@ class PhysicalLayout {
   [[nodiscard]] MemoryRegion slot(BlockId block) const;
 
  private:
-  friend class LayoutBuildStage;  // gives it an agent and owners
+  friend class LayoutBuildStage;   // gives it an agent and owners
+  friend struct LayoutDescriptor;  // gives the layout of another worker that worker's agent
 
   PhysicalLayout(const LayoutConfig& config, LayoutKind kind, const KvBlockLayout& format,
                  std::vector<PageMap> maps);

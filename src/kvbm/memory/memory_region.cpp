@@ -23,12 +23,15 @@ std::string_view to_string(StorageKind kind) noexcept {
       return "device";
     case StorageKind::kFile:
       return "file";
+    case StorageKind::kRemote:
+      return "remote";
   }
   return "unknown";
 }
 
 MemoryRegion MemoryRegion::of_bytes(StorageKind kind, std::byte* base, uint64_t size_bytes) {
-  KVBM_CONTRACT(kind != StorageKind::kFile, "a region of a file has no address");
+  KVBM_CONTRACT(kind != StorageKind::kFile && kind != StorageKind::kRemote,
+                "a region of a file or of another worker has no address here");
   KVBM_CONTRACT(base != nullptr || size_bytes == 0, "a region needs a base address");
   KVBM_CONTRACT(
       size_bytes <= std::numeric_limits<uintptr_t>::max() - reinterpret_cast<uintptr_t>(base),
@@ -52,12 +55,23 @@ MemoryRegion MemoryRegion::of_file(FileRef file, uint64_t offset, uint64_t size_
   return region;
 }
 
+MemoryRegion MemoryRegion::of_remote(uint64_t address, uint64_t size_bytes) {
+  KVBM_CONTRACT(size_bytes <= std::numeric_limits<uint64_t>::max() - address,
+                "a region of another worker ends beyond the address space");
+  MemoryRegion region;
+  region.kind_ = StorageKind::kRemote;
+  region.remote_address_ = address;
+  region.size_bytes_ = size_bytes;
+  return region;
+}
+
 MemoryRegion MemoryRegion::of(const DeviceMemory& memory) {
   return of_bytes(StorageKind::kDevice, memory.data(), memory.size_bytes());
 }
 
 std::byte* MemoryRegion::base() const {
-  KVBM_CONTRACT(!is_file(), "a region of a file has no address");
+  KVBM_CONTRACT(!is_file() && !is_remote(),
+                format_text("a region of {} memory has no address here", kind_));
   return base_;
 }
 
@@ -71,6 +85,11 @@ uint64_t MemoryRegion::file_offset() const {
   return file_offset_;
 }
 
+uint64_t MemoryRegion::remote_address() const {
+  KVBM_CONTRACT(is_remote(), format_text("a region of {} memory is here", kind_));
+  return remote_address_;
+}
+
 MemoryRegion MemoryRegion::slice(uint64_t offset, uint64_t size_bytes) const {
   KVBM_CONTRACT(
       offset <= size_bytes_ && size_bytes <= size_bytes_ - offset,
@@ -78,6 +97,8 @@ MemoryRegion MemoryRegion::slice(uint64_t offset, uint64_t size_bytes) const {
   MemoryRegion part = *this;
   if (is_file()) {
     part.file_offset_ += offset;
+  } else if (is_remote()) {
+    part.remote_address_ += offset;
   } else if (base_ != nullptr) {
     part.base_ += offset;
   }

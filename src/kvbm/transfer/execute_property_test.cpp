@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random transfers between all places that a processor has, direct and staged, against a copy
-// element by element.
+// Random transfers between all places that a processor has, direct and staged, here and with
+// another worker, against a copy element by element.
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -138,6 +138,10 @@ struct RandomSide {
   }
 
   [[nodiscard]] bool is_file() const { return place->is_file(); }
+  /// Whether it is memory that a remote agent without RDMA reaches.
+  [[nodiscard]] bool can_be_far() const {
+    return !is_file() && place->layout().storage_kind() != StorageKind::kDevice;
+  }
 
   /// One head of one token of what is copied, or an opaque chunk.
   [[nodiscard]] MemoryRegion part(BlockId block, LayerId layer, uint32_t outer, uint32_t head,
@@ -182,9 +186,29 @@ void fill_source(TransferRig& rig, RandomSide& side, std::span<const BlockId> id
   ASSERT_TRUE(rig.manager->unregister_layout(to));
 }
 
+/// Which side is a layout of another worker.
+enum class Far : uint8_t { kNone, kSource, kDestination };
+
+/// The layout as one that the rig's manager may name; with `owner`, one of that worker.
+LayoutHandle register_side(TransferRig& rig, TransferRig* owner, const RandomSide& side) {
+  if (owner == nullptr) return rig.manager->register_layout(*side.registered).value();
+  const LayoutHandle handle = owner->manager->register_layout(*side.registered).value();
+  EXPECT_TRUE(owner->manager->build_logical_descriptor(handle, LogicalLayoutHandle::kG1));
+  EXPECT_TRUE(rig.manager->import_metadata(owner->manager->export_metadata().value()));
+  return handle;
+}
+
+void unregister_side(TransferRig& rig, TransferRig* owner, LayoutHandle handle) {
+  if (owner != nullptr) ASSERT_TRUE(rig.manager->remove_import(handle.worker));
+  const auto left = (owner ? owner : &rig)->manager->unregister_layout(handle);
+  ASSERT_TRUE(left);
+  ASSERT_TRUE(left->wait());
+}
+
 /// The slots of files hold what the blocks of memory do; everything else of a block of memory is as
 /// it was.
-void check_one(TransferRig& rig, Random& random, size_t& staged, size_t& direct) {
+void check_one(TransferRig& rig, TransferRig* other, Random& random, size_t& staged,
+               size_t& direct) {
   const Shape shape = random_shape(random);
   const bool all_layers = shape.layers.count == shape.num_layers;
   RandomSide src(random, shape, true);
@@ -197,6 +221,14 @@ void check_one(TransferRig& rig, Random& random, size_t& staged, size_t& direct)
   if (src.is_file() && dst.is_file() &&
       (!whole_src || format_of(src).requires_transform(format_of(dst)))) {
     return;
+  }
+  Far far = Far::kNone;
+  if (other != nullptr) far = random.chance(0.5) ? Far::kSource : Far::kDestination;
+  if (far != Far::kNone) {
+    const RandomSide& there = far == Far::kSource ? src : dst;
+    const RandomSide& here = far == Far::kSource ? dst : src;
+    const bool same = whole_src && !dst.heads && !format_of(src).requires_transform(format_of(dst));
+    if (!there.can_be_far() || (here.is_file() && !same)) return;
   }
   const size_t count =
       between(random, 1, std::min(src.place->config().num_blocks, dst.place->config().num_blocks));
@@ -216,8 +248,10 @@ void check_one(TransferRig& rig, Random& random, size_t& staged, size_t& direct)
     before.push_back(dst.place->read(BlockId{i}));
   }
 
-  const LayoutHandle src_handle = rig.manager->register_layout(*src.registered).value();
-  const LayoutHandle dst_handle = rig.manager->register_layout(*dst.registered).value();
+  TransferRig* const src_owner = far == Far::kSource ? other : nullptr;
+  TransferRig* const dst_owner = far == Far::kDestination ? other : nullptr;
+  const LayoutHandle src_handle = register_side(rig, src_owner, src);
+  const LayoutHandle dst_handle = register_side(rig, dst_owner, dst);
   TransferOptions options{.tags = tags,
                           .src_kv_layout = src.named,
                           .dst_kv_layout = dst.named,
@@ -269,8 +303,8 @@ void check_one(TransferRig& rig, Random& random, size_t& staged, size_t& direct)
   }
   EXPECT_TRUE(dst.place->guards_hold());
   EXPECT_TRUE(src.place->guards_hold());
-  ASSERT_TRUE(rig.manager->unregister_layout(src_handle));
-  ASSERT_TRUE(rig.manager->unregister_layout(dst_handle));
+  unregister_side(rig, src_owner, src_handle);
+  unregister_side(rig, dst_owner, dst_handle);
 }
 
 TEST(ExecuteProperty, DirectAndStagedTransfersMoveWhatAnElementwiseCopyWould) {
@@ -288,7 +322,7 @@ TEST(ExecuteProperty, DirectAndStagedTransfersMoveWhatAnElementwiseCopyWould) {
         rig.use_device<testing::OutOfReachDevice>(reach == Reach::kPageable);
       for (int round = 0; round < 120; ++round) {
         SCOPED_TRACE(round);
-        check_one(rig, random, staged, direct);
+        check_one(rig, nullptr, random, staged, direct);
         if (::testing::Test::HasFatalFailure()) return;
       }
       EXPECT_EQ(rig.manager->in_flight(), 0U);
@@ -296,6 +330,33 @@ TEST(ExecuteProperty, DirectAndStagedTransfersMoveWhatAnElementwiseCopyWould) {
   }
   EXPECT_GT(staged, 200U);
   EXPECT_GT(direct, 200U);
+}
+
+TEST(ExecuteProperty, SoDoThoseFromAndToAnotherWorker) {
+  Random random(testing::test_seed(62));
+  size_t staged = 0;
+  size_t direct = 0;
+  for (const bool threads : {true, false}) {
+    for (const bool gpu_like : {true, false}) {
+      const auto seed = threads ? std::nullopt : std::optional<uint64_t>(random.next());
+      LoopbackNetwork network;
+      TransferRig other({.worker = 8, .network = &network, .seed = seed});
+      TransferRig rig({.network = &network,
+                       .seed = seed,
+                       .bounce_slots = between(random, 1, 5),
+                       .bounce_slot_bytes = 4096,
+                       .pinner = std::make_shared<testing::PinnerDouble>()});
+      if (gpu_like) rig.use_device<testing::OutOfReachDevice>(false);
+      for (int round = 0; round < 200; ++round) {
+        SCOPED_TRACE(round);
+        check_one(rig, &other, random, staged, direct);
+        if (::testing::Test::HasFatalFailure()) return;
+      }
+      EXPECT_EQ(rig.manager->in_flight(), 0U);
+    }
+  }
+  EXPECT_GT(staged, 60U);
+  EXPECT_GT(direct, 60U);
 }
 
 }  // namespace

@@ -288,10 +288,7 @@ class LoopbackAgent::Core {
 
   [[nodiscard]] const std::string& name() const noexcept { return endpoint_->name(); }
   [[nodiscard]] RemoteAgentCapabilities capabilities() const {
-    return {.backend = "loopback",
-            .device_memory = device_memory_,
-            .reshapes = true,
-            .max_pending = max_pending_};
+    return {.backend = "loopback", .device_memory = device_memory_, .max_pending = max_pending_};
   }
 
   Result<AgentMemoryId> register_memory(const AgentMemory& memory,

@@ -25,10 +25,7 @@ namespace kvbm {
 struct RemoteAgentCapabilities {
   std::string backend = {};  ///< "loopback"
   bool device_memory =
-      false;  ///< reaches memory of devices, of both sides; host memory it always does
-  /// Whether it moves short runs well: another format, or a part of each block. Else these are
-  /// reshaped on this side, and whole blocks go over the link.
-  bool reshapes = false;
+      false;               ///< reaches memory of devices, of both sides; host memory it always does
   size_t max_pending = 0;  ///< operations that it holds
 };
 

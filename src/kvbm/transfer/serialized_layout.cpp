@@ -187,6 +187,7 @@ MemoryType memory_type_of(StorageKind storage) {
       return MemoryType::kFile;
     case StorageKind::kSystem:
     case StorageKind::kPinned:
+    case StorageKind::kRemote:  // not in the tables
       break;
   }
   return MemoryType::kDram;

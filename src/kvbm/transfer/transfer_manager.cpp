@@ -9,6 +9,7 @@
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/text.hpp"
 #include "kvbm/transfer/copy_choice.hpp"
+#include "kvbm/transfer/internal/agent_link.hpp"
 #include "kvbm/transfer/internal/failure.hpp"
 #include "kvbm/transfer/internal/file_transfer.hpp"
 #include "kvbm/transfer/internal/hop.hpp"
@@ -30,6 +31,7 @@ tl::unexpected<Error> invalid(std::string message) {
 }
 
 WorkerAddress address_of(const TransferConfig& config) {
+  if (config.remote_agent != nullptr) return {config.worker, config.remote_agent->name()};
   return {config.worker,
           config.agent_name.empty() ? format_text("worker-{}", config.worker) : config.agent_name};
 }
@@ -42,13 +44,26 @@ Status check_cuda_device(const TransferConfig& config) {
                              *config.cuda_device_id, info.kind, info.ordinal));
 }
 
+Status check_agent(const TransferConfig& config) {
+  if (config.remote_agent == nullptr || config.agent_name.empty()) return {};
+  if (config.agent_name == config.remote_agent->name()) return {};
+  return invalid(format_text("transfer config: agent_name is {}, the remote agent is {}",
+                             config.agent_name, config.remote_agent->name()));
+}
+
 }  // namespace
 
 class TransferManager::Core {
  public:
   explicit Core(std::shared_ptr<internal::TransferContext> context)
-      : context_(std::move(context)), address_(address_of(context_->config())) {}
-  ~Core() { context_->close(); }
+      : context_(std::move(context)), address_(address_of(context_->config())) {
+    RemoteAgent* const agent = context_->config().remote_agent;
+    if (agent != nullptr) link_ = std::make_unique<internal::AgentLink>(*agent);
+  }
+  ~Core() {
+    context_->close();
+    if (link_) link_->close();
+  }
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
 
@@ -57,34 +72,21 @@ class TransferManager::Core {
   }
 
   Result<LayoutHandle> register_layout(PhysicalLayout layout) {
-    auto shared = std::make_shared<const PhysicalLayout>(std::move(layout));
-    const MutexLock lock(mutex_);
-    if (layouts_.size() == kMaxLayouts) {
-      return make_error(ErrorCode::kExhausted,
-                        format_text("{} layouts are registered; unregister some", kMaxLayouts));
+    if (layout.storage_kind() == StorageKind::kRemote) {
+      return invalid("a layout of another worker is imported, not registered");
     }
-    while (layouts_.contains(next_id_)) ++next_id_;
-    const uint16_t id = next_id_++;
-    for (const auto& [other_id, other] : layouts_) {
-      if (may_share_bytes(*shared, *other)) aliases_.insert(std::minmax(id, other_id));
-    }
-    layouts_.emplace(id, std::move(shared));
-    return LayoutHandle{context_->config().worker, id};
+    const auto shared = std::make_shared<const PhysicalLayout>(std::move(layout));
+    if (!link_) return add_layout(shared);
+    KVBM_ASSIGN_OR_RETURN(const std::optional<AgentMemoryId> memory, link_->enter(*shared));
+    Result<LayoutHandle> handle = add_layout(shared);
+    if (memory && handle) link_->keep(handle->layout, *memory);
+    if (memory && !handle) link_->withdraw(*memory, shared);
+    return handle;
   }
 
-  Status unregister_layout(LayoutHandle handle) {
-    std::shared_ptr<const PhysicalLayout> last;  // released without the lock
-    const MutexLock lock(mutex_);
-    const auto found =
-        handle.worker == context_->config().worker ? layouts_.find(handle.layout) : layouts_.end();
-    if (found == layouts_.end()) return unknown(handle);
-    last = std::move(found->second);
-    layouts_.erase(found);
-    directory_.forget(handle);
-    std::erase_if(aliases_, [&](const auto& pair) {
-      return pair.first == handle.layout || pair.second == handle.layout;
-    });
-    return {};
+  Result<Completion> unregister_layout(LayoutHandle handle) {
+    KVBM_ASSIGN_OR_RETURN(auto last, remove_layout(handle));
+    return link_ ? link_->leave(handle.layout, std::move(last)) : Completion::ready();
   }
 
   [[nodiscard]] std::shared_ptr<const PhysicalLayout> find_layout(LayoutHandle handle) const {
@@ -111,6 +113,12 @@ class TransferManager::Core {
       std::span<const std::byte> agent_metadata) const {
     LayoutMetadata metadata{.worker = address_,
                             .agent_metadata = {agent_metadata.begin(), agent_metadata.end()}};
+    if (link_) {
+      if (!agent_metadata.empty()) {
+        return invalid("the remote agent of this manager gives metadata of its own: give none");
+      }
+      KVBM_ASSIGN_OR_RETURN(metadata.agent_metadata, link_->agent().metadata());
+    }
     {
       const MutexLock lock(mutex_);
       for (const internal::LayoutDirectory::Entry& entry : directory_.own()) {
@@ -129,9 +137,41 @@ class TransferManager::Core {
     for (const LogicalLayoutDescriptor& layout : metadata.layouts) {
       handles.push_back(layout.handle);
     }
+    const WorkerId worker = metadata.worker.worker;
+    {
+      const MutexLock lock(mutex_);
+      KVBM_TRY(directory_.check_import(metadata.worker));
+      if (!changing_.insert(worker).second) {
+        return invalid(format_text("worker {} is being imported or removed already", worker));
+      }
+    }
+    Status imported = link_ ? link_->connect(metadata) : Status();
+    const bool is_connected = link_ && imported;
+    if (imported) {
+      const MutexLock lock(mutex_);
+      imported = directory_.import(std::move(metadata));
+    }
+    if (!imported && is_connected) link_->disconnect(worker);
     const MutexLock lock(mutex_);
-    KVBM_TRY(directory_.import(std::move(metadata)));
+    changing_.erase(worker);
+    KVBM_TRY(imported);
     return handles;
+  }
+
+  Status remove_import(WorkerId worker) {
+    {
+      const MutexLock lock(mutex_);
+      KVBM_TRY(directory_.remove(worker));
+      changing_.insert(worker);
+    }
+    if (link_) link_->disconnect(worker);
+    const MutexLock lock(mutex_);
+    changing_.erase(worker);
+    return {};
+  }
+
+  [[nodiscard]] std::vector<RemoteNotification> take_notifications() {
+    return link_ ? link_->agent().take_notifications() : std::vector<RemoteNotification>();
   }
 
   /// Whatever `ask` does with the directory.
@@ -156,10 +196,18 @@ class TransferManager::Core {
 
   Result<TransferCompleteNotification> execute_transfer(const TransferRequest& request) {
     KVBM_ASSIGN_OR_RETURN(const CheckedTransfer checked, check(request));
-    if (request.src_ids.empty()) return TransferCompleteNotification();
-    if (checked.strategy.is_staged()) return stage(request, checked);
+    if (request.src_ids.empty() && !request.options.write_notification) {
+      return TransferCompleteNotification();
+    }
     const TransferOptions& options = request.options;
-    return internal::start_hop(context_, {.hop = checked.strategy.first,
+    TransferHop hop = checked.strategy.first;
+    if (request.src_ids.empty()) {
+      // A notification alone goes by the agent, whatever is between the blocks.
+      hop = {.kind = HopKind::kRemote, .from = checked.src.end, .to = checked.dst.end};
+    } else if (checked.strategy.is_staged()) {
+      return stage(request, checked);
+    }
+    return internal::start_hop(context_, {.hop = hop,
                                           .src = checked.src.layout,
                                           .from = request.src_ids,
                                           .dst = checked.dst.layout,
@@ -168,6 +216,7 @@ class TransferManager::Core {
                                           .tags = options.tags,
                                           .stream = options.stream,
                                           .wait_for = options.wait_for,
+                                          .write_notification = options.write_notification,
                                           .deadline = options.deadline,
                                           .priority = options.priority});
   }
@@ -187,6 +236,36 @@ class TransferManager::Core {
   }
 
  private:
+  Result<LayoutHandle> add_layout(const std::shared_ptr<const PhysicalLayout>& layout) {
+    const MutexLock lock(mutex_);
+    if (layouts_.size() == kMaxLayouts) {
+      return make_error(ErrorCode::kExhausted,
+                        format_text("{} layouts are registered; unregister some", kMaxLayouts));
+    }
+    while (layouts_.contains(next_id_)) ++next_id_;
+    const uint16_t id = next_id_++;
+    for (const auto& [other_id, other] : layouts_) {
+      if (may_share_bytes(*layout, *other)) aliases_.insert(std::minmax(id, other_id));
+    }
+    layouts_.emplace(id, layout);
+    return LayoutHandle{context_->config().worker, id};
+  }
+
+  /// It, to be released without the lock. Errors: kNotFound.
+  Result<std::shared_ptr<const PhysicalLayout>> remove_layout(LayoutHandle handle) {
+    const MutexLock lock(mutex_);
+    const auto found =
+        handle.worker == context_->config().worker ? layouts_.find(handle.layout) : layouts_.end();
+    if (found == layouts_.end()) return unknown(handle);
+    std::shared_ptr<const PhysicalLayout> last = std::move(found->second);
+    layouts_.erase(found);
+    directory_.forget(handle);
+    std::erase_if(aliases_, [&](const auto& pair) {
+      return pair.first == handle.layout || pair.second == handle.layout;
+    });
+    return last;
+  }
+
   [[nodiscard]] static tl::unexpected<Error> unknown(LayoutHandle handle) {
     return make_error(ErrorCode::kNotFound,
                       format_text("{} is not registered here", to_string(handle)));
@@ -203,6 +282,36 @@ class TransferManager::Core {
                     to_string(handle), remote->tier));
   }
 
+  /// Errors: kNotFound, kUnsupported (the layout of another worker that cannot be reached).
+  [[nodiscard]] Result<internal::TransferSide> find_side(LayoutHandle handle,
+                                                         std::span<const BlockId> ids) const {
+    if (auto layout = find_layout(handle)) {
+      const TransferEnd end{.storage = layout->storage_kind()};
+      return internal::TransferSide{std::move(layout), ids, end};
+    }
+    if (!link_) return not_here(handle);
+    std::shared_ptr<const LogicalLayoutDescriptor> remote;
+    {
+      const MutexLock lock(mutex_);
+      remote = directory_.find(handle);
+    }
+    if (!remote) return unknown(handle);
+    if (auto layout = link_->find(handle)) {
+      return internal::TransferSide{
+          std::move(layout),
+          ids,
+          {.storage = remote->layout.storage, .locality = Locality::kRemote}};
+    }
+    return make_error(
+        ErrorCode::kUnsupported,
+        remote->layout.storage == StorageKind::kFile
+            ? format_text("{} is in a file of its worker, and a remote agent reaches memory: ask "
+                          "it to read the blocks into memory first",
+                          to_string(handle))
+            : format_text("{} is of a worker that gave no metadata of a remote agent",
+                          to_string(handle)));
+  }
+
   /// A request that nothing is wrong with.
   struct CheckedTransfer {
     internal::TransferSide src;
@@ -216,10 +325,10 @@ class TransferManager::Core {
 
   [[nodiscard]] Result<CheckedTransfer> check(const TransferRequest& request) const {
     const TransferOptions& options = request.options;
-    const internal::TransferSide src{find_layout(request.src), request.src_ids};
-    if (!src.layout) return not_here(request.src);
-    const internal::TransferSide dst{find_layout(request.dst), request.dst_ids};
-    if (!dst.layout) return not_here(request.dst);
+    KVBM_ASSIGN_OR_RETURN(const internal::TransferSide src,
+                          find_side(request.src, request.src_ids));
+    KVBM_ASSIGN_OR_RETURN(const internal::TransferSide dst,
+                          find_side(request.dst, request.dst_ids));
     KVBM_TRY(internal::check_ids(src, dst));
     KVBM_ASSIGN_OR_RETURN(const LayoutView from,
                           internal::view_of(*src.layout, options.src_kv_layout, options.layer_range,
@@ -229,13 +338,15 @@ class TransferManager::Core {
                                             options.dst_heads));
     KVBM_ASSIGN_OR_RETURN(TransferPlan plan, TransferPlan::create(from, to));
     KVBM_TRY(check_apart(request.src, request.dst));
-    KVBM_ASSIGN_OR_RETURN(TransferStrategy strategy,
-                          choose_strategy({.src = {.storage = src.layout->storage_kind()},
-                                           .dst = {.storage = dst.layout->storage_kind()},
-                                           .match = internal::match_of(from, to),
-                                           .device = context_->capabilities(),
-                                           .allowed = context_->config().capabilities,
-                                           .preferences = context_->config().preferences}));
+    KVBM_ASSIGN_OR_RETURN(
+        TransferStrategy strategy,
+        choose_strategy({.src = src.end,
+                         .dst = dst.end,
+                         .match = internal::match_of(from, to),
+                         .device = context_->capabilities(),
+                         .allowed = context_->config().capabilities,
+                         .preferences = context_->config().preferences,
+                         .remote_agent = link_ ? &link_->capabilities() : nullptr}));
     KVBM_TRY(check_files(strategy, src, dst));
     KVBM_TRY(internal::check_options(options, strategy, request.src_ids.size()));
     std::shared_ptr<const PhysicalLayout> bounce;
@@ -252,7 +363,9 @@ class TransferManager::Core {
 
   Status check_apart(LayoutHandle src, LayoutHandle dst) const {
     const MutexLock lock(mutex_);
-    if (src == dst || !aliases_.contains(std::minmax(src.layout, dst.layout))) return {};
+    if (src == dst || src.worker != dst.worker ||
+        !aliases_.contains(std::minmax(src.layout, dst.layout)))
+      return {};
     return make_error(ErrorCode::kUnsupported,
                       format_text("layouts {} and {} may share bytes, so a copy between them may "
                                   "overwrite what it reads",
@@ -314,6 +427,8 @@ class TransferManager::Core {
     } else {
       KVBM_ASSIGN_OR_RETURN(auto memory,
                             context_->bounce_memory(checked.strategy.first.to.storage));
+      const bool has_remote = checked.src.end.locality != checked.dst.end.locality;
+      if (has_remote) KVBM_TRY(link_->enter(memory));
       KVBM_ASSIGN_OR_RETURN(spec, internal::stage_through(sides, std::move(memory)));
     }
     spec.from.assign(request.src_ids.begin(), request.src_ids.end());
@@ -335,11 +450,13 @@ class TransferManager::Core {
 
   const std::shared_ptr<internal::TransferContext> context_;
   const WorkerAddress address_;
+  std::unique_ptr<internal::AgentLink> link_;  // null: no remote agent
   mutable Mutex mutex_{LockRank::kTransfer, "transfer.layouts"};
   std::map<uint16_t, std::shared_ptr<const PhysicalLayout>> layouts_ KVBM_GUARDED_BY(mutex_);
   std::set<std::pair<uint16_t, uint16_t>> aliases_ KVBM_GUARDED_BY(mutex_);
   uint16_t next_id_ KVBM_GUARDED_BY(mutex_) = 0;
   internal::LayoutDirectory directory_ KVBM_GUARDED_BY(mutex_){address_};
+  std::set<WorkerId> changing_ KVBM_GUARDED_BY(mutex_);  // imports that are made or removed
 };
 
 Result<std::unique_ptr<TransferManager>> TransferManager::create(const TransferConfig& config) {
@@ -355,6 +472,7 @@ Result<std::unique_ptr<TransferManager>> TransferManager::create(const TransferC
   KVBM_TRY(check("file_requests_per_transfer", config.file_requests_per_transfer));
   KVBM_TRY(check("max_transfers", config.max_transfers));
   KVBM_TRY(check_cuda_device(config));
+  KVBM_TRY(check_agent(config));
   KVBM_ASSIGN_OR_RETURN(
       auto streams,
       internal::StreamPool::create(config.device, {.per_direction = config.streams_per_direction,
@@ -381,7 +499,7 @@ Result<LayoutHandle> TransferManager::register_layout(PhysicalLayout layout) {
   return core_->register_layout(std::move(layout));
 }
 
-Status TransferManager::unregister_layout(LayoutHandle handle) {
+Result<Completion> TransferManager::unregister_layout(LayoutHandle handle) {
   return core_->unregister_layout(handle);
 }
 
@@ -425,8 +543,10 @@ Result<TransferCompleteNotification> TransferManager::execute_transfer(
 
 Result<TransferCompleteNotification> TransferManager::execute_transfer(
     const LogicalTransferRequest& request) {
-  KVBM_ASSIGN_OR_RETURN(const LayoutHandle src, resolve(worker_id(), request.src, request.group));
-  KVBM_ASSIGN_OR_RETURN(const LayoutHandle dst, resolve(worker_id(), request.dst, request.group));
+  KVBM_ASSIGN_OR_RETURN(const LayoutHandle src, resolve(request.src_worker.value_or(worker_id()),
+                                                        request.src, request.group));
+  KVBM_ASSIGN_OR_RETURN(const LayoutHandle dst, resolve(request.dst_worker.value_or(worker_id()),
+                                                        request.dst, request.group));
   return core_->execute_transfer({.src = src,
                                   .src_ids = request.src_ids,
                                   .dst = dst,
@@ -456,9 +576,7 @@ Result<std::vector<LayoutHandle>> TransferManager::import_metadata(
   return core_->import_metadata(metadata);
 }
 
-Status TransferManager::remove_import(WorkerId worker) {
-  return core_->with_directory([&](auto& directory) { return directory.remove(worker); });
-}
+Status TransferManager::remove_import(WorkerId worker) { return core_->remove_import(worker); }
 
 std::shared_ptr<const LayoutMetadata> TransferManager::find_import(WorkerId worker) const {
   return core_->with_directory([&](const auto& directory) { return directory.find(worker); });
@@ -477,6 +595,10 @@ Result<LayoutHandle> TransferManager::resolve(WorkerId worker, LogicalLayoutHand
                                               GroupId group) const {
   return core_->with_directory(
       [&](const auto& directory) { return directory.resolve(worker, tier, group); });
+}
+
+std::vector<RemoteNotification> TransferManager::take_notifications() {
+  return core_->take_notifications();
 }
 
 size_t TransferManager::in_flight() const { return core_->context()->in_flight(); }

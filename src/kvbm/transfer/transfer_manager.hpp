@@ -26,6 +26,7 @@
 #include "kvbm/transfer/layout_handle.hpp"
 #include "kvbm/transfer/logical_layout.hpp"
 #include "kvbm/transfer/manager_context.hpp"
+#include "kvbm/transfer/remote_agent.hpp"
 #include "kvbm/transfer/serialized_layout.hpp"
 #include "kvbm/transfer/transfer_notification.hpp"
 #include "kvbm/transfer/transfer_options.hpp"
@@ -52,7 +53,8 @@ struct TransferConfig {
   size_t file_requests_per_transfer = 64;  ///< in flight at the same time; the rest follow
   size_t max_transfers = 4096;  ///< not done yet; full: execute_transfer fails with kExhausted
 
-  /// By which other workers know this one, besides its id. Empty: "worker-" and the id.
+  /// By which other workers know this one, besides its id. Empty: the name of the remote agent, or
+  /// without one "worker-" and the id.
   std::string agent_name = {};
 
   size_t side_streams = 2;  ///< for copies on the device, and on the host
@@ -64,6 +66,8 @@ struct TransferConfig {
   uint32_t bounce_slots = 4;
   uint64_t bounce_slot_bytes = uint64_t{32} << 20;
   std::shared_ptr<HostPinner> pinner = nullptr;
+  /// Reaches the layouts of other workers, and lets them reach ours. Null: nobody does.
+  RemoteAgent* remote_agent = nullptr;
   /// If set, create() refuses a device that is not this CUDA device.
   std::optional<int32_t> cuda_device_id = std::nullopt;
 
@@ -74,22 +78,25 @@ struct TransferConfig {
 /// Memory to memory goes through Device::copy, on the caller's stream, always by the copy engine,
 /// or on streams of the manager's own, by the method that choose_method() says. Between a file and
 /// memory each block is one file request; writing adds tag and checksum, reading checks them, and a
-/// block that does not pass has failed while the others go on. What no single hop can do goes by
-/// two, some blocks at a time, through bounce blocks.
+/// block that does not pass has failed while the others go on. Memory of other workers is read and
+/// written by the remote agent; their threads take no part. What no single hop can do goes by two,
+/// some blocks at a time, through bounce blocks.
 ///
 /// Ownership: borrows all of TransferConfig but the pinner, which outlives the manager and its
 /// transfers; the device and
 ///   the file engine outlive the manager. The memory of layouts stays until the notifications of
 ///   their transfers are done; memory that a layout owns does so by itself. Destruction: transfers
 ///   that wait on the host and blocks that have not been submitted end as kCancelled; file requests
-///   and copies that nothing holds up are waited for. Copies queued behind an event, or on a
-///   caller's stream, end with their device, as do their notifications.
+///   and copies that nothing holds up are waited for, and so is what other workers are doing to the
+///   memory of layouts, which is cut off. Copies queued behind an event, or on a caller's stream,
+///   end with their device, as do their notifications.
 /// Errors: what is wrong with a request comes back from the call, and nothing has been touched.
 /// Threads: any thread (with a SteppedExecutor: its owner thread). Destruction: not inside a
 /// callback.
 class TransferManager {
  public:
-  /// Errors: kInvalidArgument (a count that is zero), kExhausted (no thread, no stream).
+  /// Errors: kInvalidArgument (a count that is zero, an agent_name that is not the remote agent's),
+  /// kExhausted (no thread, no stream).
   [[nodiscard]] static Result<std::unique_ptr<TransferManager>> create(
       const TransferConfig& config);
   ~TransferManager();
@@ -97,11 +104,15 @@ class TransferManager {
   TransferManager& operator=(const TransferManager&) = delete;
 
   /// Ids are given in turn; one comes again only after all others of its 16 bits.
-  /// Errors: kExhausted (65536 layouts are registered).
+  /// Other workers may reach its memory from now on, if there is a remote agent that does.
+  /// Errors: kExhausted (65536 layouts are registered), kInvalidArgument (made for another remote
+  /// agent), those of RemoteAgent::register_memory.
   [[nodiscard]] Result<LayoutHandle> register_layout(PhysicalLayout layout);
 
-  /// No new transfer can name it; those that run are not disturbed. Errors: kNotFound.
-  Status unregister_layout(LayoutHandle handle);
+  /// No new transfer can name it; those that run are not disturbed, but those of other workers are
+  /// cut off. Done once none of these touches its memory: with what the notifications of this
+  /// manager's say, the memory is the caller's again. Errors: kNotFound.
+  Result<Completion> unregister_layout(LayoutHandle handle);
 
   /// Null if not registered; the layout lives as long as the pointer.
   [[nodiscard]] std::shared_ptr<const PhysicalLayout> find_layout(LayoutHandle handle) const;
@@ -113,20 +124,23 @@ class TransferManager {
   [[nodiscard]] Result<LogicalLayoutDescriptor> build_logical_descriptor(
       LayoutHandle handle, LogicalLayoutHandle tier, GroupId group = GroupId{0});
 
-  /// All layouts that have a tier, for other workers. `agent_metadata` goes along as it is.
-  /// Errors: kInvalidArgument (2^32 bytes and more).
+  /// All layouts that have a tier, for other workers. The remote agent's metadata goes along, or
+  /// without one `agent_metadata` as it is.
+  /// Errors: kInvalidArgument (2^32 bytes and more; `agent_metadata` with a remote agent), those of
+  /// RemoteAgent::metadata.
   [[nodiscard]] Result<SerializedLayout> export_metadata(
       std::span<const std::byte> agent_metadata = {}) const;
 
   /// Makes the layouts of another worker known by their handles, which it returns in the order of
-  /// the metadata: all of them, or on an error none. Their bytes cannot be reached yet: a transfer
-  /// that names one is kUnsupported. What a worker has changed since is seen after remove_import()
+  /// the metadata: all of them, or on an error none. Where both workers have remote agents,
+  /// transfers may name them. What a worker has changed since is seen after remove_import()
   /// and another import: a second import of an id is refused, because nothing tells it from a
   /// second worker with this id.
   /// Errors: those of SerializedLayout::unpack, kInvalidArgument (a worker id or an agent name that
-  /// is this worker's or was imported before).
+  /// is this worker's or was imported before; another thread is at it), those of
+  /// RemoteAgent::add_peer.
   Result<std::vector<LayoutHandle>> import_metadata(const SerializedLayout& metadata);
-  /// Its handles are unknown from now on. Errors: kNotFound.
+  /// Its handles are unknown from now on; transfers that run go on. Errors: kNotFound.
   Status remove_import(WorkerId worker);
 
   /// Null if not imported; what it points to stays as long as the pointer.
@@ -146,7 +160,8 @@ class TransferManager {
   /// range; a destination twice; a destination that is also a source of the same layout; shapes
   /// that differ after slices; layers or heads outside; a format that LayoutView::as refuses; tags
   /// missing, too many or without a file; bounce blocks that are none, out of range, there twice,
-  /// in use, or of another shape), kUnsupported (the layout of another worker; a way that
+  /// in use, or of another shape), kUnsupported (the layout of another worker, if there is no
+  /// remote agent here or there; a way that
   /// choose_strategy() refuses, or an option that the way cannot honour; a format that is known on
   /// one side only; layouts that may share bytes; a direct file whose slots are not aligned for it;
   /// a block that is larger than a bounce slot; bounce blocks that a hop does not reach), kTimeout
@@ -161,8 +176,8 @@ class TransferManager {
   [[nodiscard]] Result<TransferCompleteNotification> execute_transfer(
       const KvBlocks& src, const KvBlocks& dst, const TransferOptions& options = {});
 
-  /// The same between two tiers of this worker. Errors: as above; kNotFound (it has no such
-  /// layout).
+  /// The same between two tiers, of this worker unless it says another. Errors: as above; kNotFound
+  /// (a worker that is not known; it has no such layout).
   [[nodiscard]] Result<TransferCompleteNotification> execute_transfer(
       const LogicalTransferRequest& request);
 
@@ -172,6 +187,10 @@ class TransferManager {
 
   /// Streams and events for callers.
   [[nodiscard]] ManagerContext context() const;
+
+  /// What other workers have said by TransferOptions::write_notification since the last call, in
+  /// the order in which it came. Empty without a remote agent.
+  [[nodiscard]] std::vector<RemoteNotification> take_notifications();
 
   /// Transfers that are not done.
   [[nodiscard]] size_t in_flight() const;

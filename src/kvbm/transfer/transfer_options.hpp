@@ -90,7 +90,8 @@ struct TransferOptions {
   /// Instead of bounce blocks of the manager's own; with a transfer of two hops alone.
   std::optional<BounceBuffer> bounce_buffer = std::nullopt;
 
-  /// What the other worker is told once the bytes are there: for layouts of other workers alone.
+  /// What the other worker is told once all bytes are there (written: with it; read: here): for
+  /// layouts of other workers alone.
   std::optional<uint64_t> write_notification = std::nullopt;
 };
 
@@ -104,14 +105,17 @@ struct TransferRequest {
   TransferOptions options = {};
 };
 
-/// The same between two tiers of a worker, whichever layouts they are there: what a caller says to
-/// each of its workers.
+/// The same between two tiers, of a worker or of two, whichever layouts they are there: what a
+/// caller says to each of its workers.
 struct LogicalTransferRequest {
   LogicalLayoutHandle src = LogicalLayoutHandle::kG1;
   std::span<const BlockId> src_ids;
   LogicalLayoutHandle dst = LogicalLayoutHandle::kG2;
   std::span<const BlockId> dst_ids;
   GroupId group{0};  ///< of layers
+  /// Whose tier it is; default: this worker's. One of them may be a worker that was imported.
+  std::optional<WorkerId> src_worker = std::nullopt;
+  std::optional<WorkerId> dst_worker = std::nullopt;
   TransferOptions options = {};
 };
 

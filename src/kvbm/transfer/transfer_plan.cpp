@@ -165,4 +165,35 @@ std::vector<StridedPiece> TransferPlan::with_addresses(const PhysicalLayout& src
   return pieces;
 }
 
+std::vector<RemotePiece> TransferPlan::with_remote_addresses(const PhysicalLayout& src,
+                                                             const PhysicalLayout& dst) const {
+  const bool reads = src.storage_kind() == StorageKind::kRemote;
+  KVBM_CONTRACT(reads != (dst.storage_kind() == StorageKind::kRemote),
+                "a plan with remote addresses has one side of another worker");
+  std::vector<RemotePiece> pieces;
+  pieces.reserve(pieces_.size());
+  for (const PlanPiece& piece : pieces_) {
+    KVBM_CONTRACT(piece.src_map < src.page_maps().size() && piece.dst_map < dst.page_maps().size(),
+                  "a plan was used with layouts that it was not made for");
+    const PageMap& src_map = src.page_maps()[piece.src_map];
+    const PageMap& dst_map = dst.page_maps()[piece.dst_map];
+    const PageMap& here = reads ? dst_map : src_map;
+    const PageMap& there = reads ? src_map : dst_map;
+    RemotePiece made{
+        .local = here.region().base() + (reads ? piece.dst_offset : piece.src_offset),
+        .remote = there.region().remote_address() + (reads ? piece.src_offset : piece.dst_offset),
+        .local_block_stride = here.block_stride(),
+        .remote_block_stride = there.block_stride(),
+        .bytes = piece.bytes};
+    for (size_t i = 0; i < kStridedAxes; ++i) {
+      const StridedAxis& axis = piece.axes[i];
+      made.axes[i] = {.count = axis.count,
+                      .local_stride = reads ? axis.dst_stride : axis.src_stride,
+                      .remote_stride = reads ? axis.src_stride : axis.dst_stride};
+    }
+    pieces.push_back(made);
+  }
+  return pieces;
+}
+
 }  // namespace kvbm

@@ -11,6 +11,7 @@
 #include "kvbm/layout/layout_config.hpp"
 #include "kvbm/layout/layout_view.hpp"
 #include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/transfer/remote_agent.hpp"
 
 namespace kvbm {
 
@@ -50,6 +51,10 @@ class TransferPlan {
   /// The pieces with addresses. Contract: the layouts of create(), both with addresses.
   [[nodiscard]] std::vector<StridedPiece> with_addresses(const PhysicalLayout& src,
                                                          const PhysicalLayout& dst) const;
+  /// The same where one of them is of another worker. Contract: the layouts of create(), exactly
+  /// one of them remote.
+  [[nodiscard]] std::vector<RemotePiece> with_remote_addresses(const PhysicalLayout& src,
+                                                               const PhysicalLayout& dst) const;
 
  private:
   TransferPlan() = default;

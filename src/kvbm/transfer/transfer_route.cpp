@@ -17,6 +17,10 @@ std::string_view to_string(TransferRoute route) noexcept {
       return "memory_to_file";
     case TransferRoute::kFileToMemory:
       return "file_to_memory";
+    case TransferRoute::kMemoryToRemote:
+      return "memory_to_remote";
+    case TransferRoute::kRemoteToMemory:
+      return "remote_to_memory";
   }
   return "unknown";
 }

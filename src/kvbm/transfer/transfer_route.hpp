@@ -15,11 +15,13 @@ enum class TransferRoute : uint8_t {
   kDeviceToDevice,
   kMemoryToFile,
   kFileToMemory,
+  kMemoryToRemote,  ///< of another worker
+  kRemoteToMemory,
 };
 
-inline constexpr size_t kNumTransferRoutes = 6;
+inline constexpr size_t kNumTransferRoutes = 8;
 
-/// "host_to_host" … "file_to_memory".
+/// "host_to_host" … "remote_to_memory".
 [[nodiscard]] std::string_view to_string(TransferRoute route) noexcept;
 
 }  // namespace kvbm

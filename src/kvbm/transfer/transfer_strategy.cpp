@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/transfer/transfer_strategy.hpp"
 
-#include "kvbm/base/contract.hpp"
 #include "kvbm/base/text.hpp"
 
 namespace kvbm {
@@ -108,7 +107,7 @@ Result<TransferStrategy> with_remote(const StrategyQuestion& question) {
   const bool pulls = is_remote(question.src);
   const TransferEnd& here = pulls ? question.dst : question.src;
   const TransferEnd& there = pulls ? question.src : question.dst;
-  if (!question.has_remote_agent) {
+  if (question.remote_agent == nullptr) {
     return unsupported(
         "bytes of another worker are reached by a remote agent, and this transfer manager has "
         "none");
@@ -118,14 +117,16 @@ Result<TransferStrategy> with_remote(const StrategyQuestion& question) {
         "a remote agent reaches memory, not the files of another worker: ask it to read them into "
         "memory first");
   }
+  const RemoteAgentCapabilities& agent = *question.remote_agent;
+  if (is_device(there) && !agent.device_memory) {
+    return unsupported(
+        "the remote agent does not reach the memory of another worker's device: name its host "
+        "memory");
+  }
   if (is_device(there) && !question.allowed.allow_gpu_rdma) {
     return unsupported(
         "the memory of another worker's device is reached with allow_gpu_rdma alone: name its "
         "host memory");
-  }
-  if (!pulls && question.match == BlockMatch::kPartOfBlock) {
-    return unsupported(
-        "a block of another worker is written as a whole: name all its layers and heads");
   }
   const bool same = question.match == BlockMatch::kSameBytes;
   if (is_file(here)) {
@@ -140,15 +141,15 @@ Result<TransferStrategy> with_remote(const StrategyQuestion& question) {
         .second = hop_of(pulls ? HopKind::kFile : HopKind::kRemote, via, question.dst),
         .reason = "a remote agent reaches memory alone"};
   }
-  const bool takes =
-      !is_device(here) || question.device.host_accessible || question.allowed.allow_gpu_rdma;
-  if (same && takes) {
+  const bool is_allowed = question.device.host_accessible || question.allowed.allow_gpu_rdma;
+  const bool takes = !is_device(here) || (agent.device_memory && is_allowed);
+  if (takes) {
     return TransferStrategy{.first = hop_of(HopKind::kRemote, question.src, question.dst),
                             .reason = "the remote agent reaches both sides"};
   }
   const std::string_view reason =
-      takes ? "a remote agent moves whole blocks in their own format"
-            : "the host cannot address this device memory, and allow_gpu_rdma is off";
+      is_allowed ? "the remote agent does not reach this device memory"
+                 : "the host cannot address this device memory, and allow_gpu_rdma is off";
   return pulls ? then_copy(HopKind::kRemote, question, reason)
                : copy_then(HopKind::kRemote, question, reason);
 }
@@ -203,7 +204,8 @@ std::string_view to_string(HopKind kind) noexcept {
 }
 
 TransferRoute TransferHop::route() const {
-  KVBM_CONTRACT(kind != HopKind::kRemote, "a hop to another worker has no local route");
+  if (is_remote(to)) return TransferRoute::kMemoryToRemote;
+  if (is_remote(from)) return TransferRoute::kRemoteToMemory;
   if (is_file(to)) return TransferRoute::kMemoryToFile;
   if (is_file(from)) return TransferRoute::kFileToMemory;
   if (is_device(from)) {
@@ -214,6 +216,10 @@ TransferRoute TransferHop::route() const {
 
 Result<TransferStrategy> choose_strategy(const StrategyQuestion& question) {
   Result<TransferStrategy> strategy = [&]() -> Result<TransferStrategy> {
+    if (question.src.storage == StorageKind::kRemote ||
+        question.dst.storage == StorageKind::kRemote) {
+      return unsupported("the kind of another worker's memory is what that worker says it is");
+    }
     if (is_remote(question.src) || is_remote(question.dst)) return with_remote(question);
     if (is_file(question.src) || is_file(question.dst)) return with_file(question);
     return in_memory(question);

@@ -10,6 +10,7 @@
 #include "kvbm/base/result.hpp"
 #include "kvbm/device/device.hpp"
 #include "kvbm/memory/memory_region.hpp"
+#include "kvbm/transfer/remote_agent.hpp"
 #include "kvbm/transfer/transfer_preferences.hpp"
 #include "kvbm/transfer/transfer_route.hpp"
 
@@ -69,7 +70,8 @@ struct StrategyQuestion {
   TransferPreferences preferences = {};
   /// Whether the file engine takes memory of a device that the host cannot address.
   bool files_reach_device = false;
-  bool has_remote_agent = false;
+  /// Null: there is none.
+  const RemoteAgentCapabilities* remote_agent = nullptr;
 };
 
 /// One hop, or two with a ring of bounce blocks between them, which are of first.to.

@@ -4,11 +4,10 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
-
-#include "kvbm/base/contract.hpp"
 
 #include "tests/support/allocation_meter.hpp"
 
@@ -35,6 +34,7 @@ std::vector<TransferEnd> all_ends() {
     ends.push_back(here(kind));
     ends.push_back(remote(kind));
   }
+  ends.push_back(remote(StorageKind::kRemote));  // says nothing
   return ends;
 }
 
@@ -69,8 +69,9 @@ void expect_possible(const TransferHop& hop, const StrategyQuestion& question) {
       EXPECT_TRUE(memory(hop.from) && memory(hop.to));
       EXPECT_NE(is_here(hop.from), is_here(hop.to));
       for (const TransferEnd& end : {hop.from, hop.to}) {
-        const bool reached = is_here(end) ? host_reaches(end) : end.storage != StorageKind::kDevice;
-        EXPECT_TRUE(reached || question.allowed.allow_gpu_rdma);
+        if (end.storage != StorageKind::kDevice) continue;
+        EXPECT_TRUE(question.remote_agent->device_memory);
+        EXPECT_TRUE(question.allowed.allow_gpu_rdma || (is_here(end) && host_reaches(end)));
       }
       return;
   }
@@ -80,10 +81,11 @@ TEST(TransferStrategy, EveryPairOfPlacesHasAStrategyOrAReason) {
   size_t strategies = 0;
   size_t staged = 0;
   size_t refused = 0;
-  for (unsigned flags = 0; flags < 64; ++flags) {
+  for (unsigned flags = 0; flags < 128; ++flags) {
     const auto is_set = [flags](unsigned bit) { return (flags >> bit & 1U) != 0; };
     const DeviceCapabilities device{
         .host_accessible = is_set(0), .copies_pageable_host = is_set(1), .page_bytes = 4096};
+    const RemoteAgentCapabilities agent{.device_memory = is_set(6)};
     for (const TransferEnd& src : all_ends()) {
       for (const TransferEnd& dst : all_ends()) {
         for (const BlockMatch match : kMatches) {
@@ -94,7 +96,7 @@ TEST(TransferStrategy, EveryPairOfPlacesHasAStrategyOrAReason) {
               .device = device,
               .allowed = {.allow_gds = is_set(2), .allow_gpu_rdma = is_set(3)},
               .files_reach_device = is_set(4),
-              .has_remote_agent = is_set(5)};
+              .remote_agent = is_set(5) ? &agent : nullptr};
           SCOPED_TRACE(to_string(src) + " to " + to_string(dst) + ", flags " +
                        std::to_string(flags));
           const Result<TransferStrategy> strategy = choose_strategy(question);
@@ -202,17 +204,39 @@ TEST(TransferStrategy, OtherWorkersAskForARemoteAgent) {
   ASSERT_FALSE(refused);
   EXPECT_NE(refused.error().message().find("remote agent"), std::string::npos);
 
+  RemoteAgentCapabilities agent;
   StrategyQuestion with = without;
-  with.has_remote_agent = true;
+  with.remote_agent = &agent;
   EXPECT_EQ(choose_strategy(with)->first.kind, HopKind::kRemote);
   EXPECT_FALSE(choose_strategy(with)->is_staged());
-  EXPECT_THROW(static_cast<void>(choose_strategy(with)->first.route()), ContractViolation);
 
+  // Both have to be: that it is allowed, and that the agent can.
   StrategyQuestion from_gpu = with;
   from_gpu.src = here(StorageKind::kDevice);
-  EXPECT_TRUE(choose_strategy(from_gpu)->is_staged());
-  from_gpu.allowed.allow_gpu_rdma = true;
-  EXPECT_FALSE(choose_strategy(from_gpu)->is_staged());
+  StrategyQuestion to_gpu = with;
+  to_gpu.dst = remote(StorageKind::kDevice);
+  for (const bool allowed : {false, true}) {
+    for (const bool can : {false, true}) {
+      agent.device_memory = can;
+      from_gpu.allowed.allow_gpu_rdma = to_gpu.allowed.allow_gpu_rdma = allowed;
+      EXPECT_EQ(choose_strategy(from_gpu)->is_staged(), !(allowed && can));
+      EXPECT_EQ(choose_strategy(to_gpu).has_value(), allowed && can);
+    }
+  }
+}
+
+TEST(TransferStrategy, ARemoteAgentMovesPartsAndOtherFormatsInOneHop) {
+  const RemoteAgentCapabilities agent;
+  for (const BlockMatch match : kMatches) {
+    StrategyQuestion question{.src = here(StorageKind::kSystem),
+                              .dst = remote(StorageKind::kSystem),
+                              .match = match,
+                              .device = kHostDevice,
+                              .remote_agent = &agent};
+    EXPECT_FALSE(choose_strategy(question)->is_staged());
+    std::swap(question.src, question.dst);
+    EXPECT_FALSE(choose_strategy(question)->is_staged());
+  }
 }
 
 TEST(TransferStrategy, AWishForNixlThatIsNotMetIsSaid) {
@@ -251,6 +275,15 @@ TEST(TransferStrategy, HopsKnowTheirRoutes) {
       if (strategy.second) routes.insert(strategy.second->route());
     }
   }
+  const RemoteAgentCapabilities agent;
+  StrategyQuestion question{.src = here(StorageKind::kSystem),
+                            .dst = remote(StorageKind::kSystem),
+                            .device = kGpu,
+                            .remote_agent = &agent};
+  EXPECT_EQ(choose_strategy(question)->first.route(), TransferRoute::kMemoryToRemote);
+  std::swap(question.src, question.dst);
+  EXPECT_EQ(choose_strategy(question)->first.route(), TransferRoute::kRemoteToMemory);
+  routes.insert({TransferRoute::kMemoryToRemote, TransferRoute::kRemoteToMemory});
   EXPECT_EQ(routes.size(), kNumTransferRoutes);
 }
 

@@ -5,11 +5,11 @@
 #include <utility>
 #include <vector>
 
-#include "kvbm/base/contract.hpp"
 #include "kvbm/transfer/internal/failure.hpp"
 #include "kvbm/transfer/internal/file_transfer.hpp"
 #include "kvbm/transfer/internal/host_transfer.hpp"
 #include "kvbm/transfer/internal/memory_transfer.hpp"
+#include "kvbm/transfer/internal/remote_transfer.hpp"
 
 namespace kvbm::internal {
 namespace {
@@ -111,11 +111,24 @@ Result<TransferCompleteNotification> ask_file(const std::shared_ptr<TransferCont
   });
 }
 
+Result<TransferCompleteNotification> ask_agent(const std::shared_ptr<TransferContext>& context,
+                                               const HopRequest& request) {
+  RemoteRequest operation =
+      remote_request(*request.plan, *request.src, request.from, *request.dst, request.to);
+  operation.notification = request.write_notification;
+  const auto transfer =
+      std::make_shared<RemoteTransfer>(frame_of(context, request, request.plan->bytes_per_block()),
+                                       *context->config().remote_agent, std::move(operation));
+  return launch(*context, transfer, [&](RemoteTransfer& starting) {
+    return starting.start_after(not_done(request.wait_for));
+  });
+}
+
 }  // namespace
 
 Result<TransferCompleteNotification> start_hop(const std::shared_ptr<TransferContext>& context,
                                                const HopRequest& request) {
-  KVBM_CONTRACT(request.hop.kind != HopKind::kRemote, "a remote hop without a remote agent");
+  if (request.hop.kind == HopKind::kRemote) return ask_agent(context, request);
   if (request.hop.kind == HopKind::kFile) return ask_file(context, request);
   return request.hop.kind == HopKind::kDevice ? copy_on_device(context, request)
                                               : copy_on_host(context, request);

@@ -30,16 +30,17 @@ struct HopRequest {
   std::span<const BlockId> from = {};
   std::shared_ptr<const PhysicalLayout> dst = nullptr;
   std::span<const BlockId> to = {};
-  const TransferPlan* plan = nullptr;  ///< of copies: from src to dst
+  const TransferPlan* plan = nullptr;  ///< of copies and remote hops: from src to dst
   std::span<const SlotTag> tags = {};  ///< with a file: one a block
   std::optional<StreamRef> stream = std::nullopt;
-  std::span<const Event> wait_for = {};  ///< of a whole transfer
+  std::span<const Event> wait_for = {};                       ///< of a whole transfer
+  std::optional<uint64_t> write_notification = std::nullopt;  ///< with a remote hop
   TimePoint deadline = kNever;
   TransferPriority priority = TransferPriority::kNormal;
   TransferKind kind = TransferKind::kWhole;
 };
 
-/// Requires: everything that is checked of a transfer was; a hop that is not remote.
+/// Requires: everything that is checked of a transfer was.
 /// Errors: those of a start, for a whole transfer. A part that cannot start ends with the error
 /// instead; only one that is not taken at all is an error: kExhausted, kUnavailable.
 [[nodiscard]] Result<TransferCompleteNotification> start_hop(

@@ -40,8 +40,7 @@ std::vector<LayoutDirectory::Entry> LayoutDirectory::own() const {
   return entries;
 }
 
-Status LayoutDirectory::import(LayoutMetadata metadata) {
-  const WorkerAddress& worker = metadata.worker;
+Status LayoutDirectory::check_import(const WorkerAddress& worker) const {
   if (worker.worker == self_.worker) {
     return invalid(
         format_text("worker {} ({}) has the id of this worker ({}): give each worker an id of its "
@@ -66,7 +65,12 @@ Status LayoutDirectory::import(LayoutMetadata metadata) {
                                  worker.agent_name));
     }
   }
-  const WorkerId id = worker.worker;
+  return {};
+}
+
+Status LayoutDirectory::import(LayoutMetadata metadata) {
+  KVBM_TRY(check_import(metadata.worker));
+  const WorkerId id = metadata.worker.worker;
   imports_.emplace(id, std::make_shared<const LayoutMetadata>(std::move(metadata)));
   return {};
 }

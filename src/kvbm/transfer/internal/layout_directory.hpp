@@ -31,9 +31,11 @@ class LayoutDirectory {
   /// Of own layouts, in the order of handles.
   [[nodiscard]] std::vector<Entry> own() const;
 
+  /// Whether it could be imported. Errors: kInvalidArgument (a worker id or an agent name that is
+  /// this worker's or was imported before).
+  [[nodiscard]] Status check_import(const WorkerAddress& worker) const;
   /// All of it or nothing. Requires: it came from SerializedLayout::unpack.
-  /// Errors: kInvalidArgument (a worker id or an agent name that is this worker's or was imported
-  /// before).
+  /// Errors: those of check_import.
   Status import(LayoutMetadata metadata);
   /// Errors: kNotFound.
   Status remove(WorkerId worker);

@@ -143,10 +143,17 @@ Status check_options(const TransferOptions& options, const TransferStrategy& str
     return invalid(format_text("{} tags for {} blocks; a file asks for one each",
                                options.tags.size(), num_blocks));
   }
-  if (options.write_notification) {
+  const bool has_remote = strategy.first.kind == HopKind::kRemote ||
+                          (strategy.second && strategy.second->kind == HopKind::kRemote);
+  if (options.write_notification && !has_remote) {
     return unsupported(
         "a write notification tells another worker; both sides of this transfer are here: wait "
         "for its notification");
+  }
+  if (options.write_notification && strategy.is_staged() && num_blocks > 0) {
+    return unsupported(
+        "a transfer through bounce blocks ends here: tell the other worker by a transfer without "
+        "blocks once this one is done");
   }
   if (options.bounce_buffer && !strategy.is_staged()) {
     return unsupported(

@@ -17,10 +17,11 @@
 
 namespace kvbm::internal {
 
-/// One side of a transfer: a layout of this worker and blocks of it.
+/// One side of a transfer: a layout and blocks of it.
 struct TransferSide {
   std::shared_ptr<const PhysicalLayout> layout;
   std::span<const BlockId> ids;
+  TransferEnd end = {};  ///< a remote one has the storage that its worker says
 };
 
 /// Errors: kInvalidArgument (lists of different lengths; an id out of range; a destination twice;

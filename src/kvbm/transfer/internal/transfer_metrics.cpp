@@ -10,12 +10,13 @@ namespace {
 RouteCounters route_counters(MetricsRegistry& registry, size_t index) {
   const std::vector<MetricLabel> labels{
       {"route", std::string(to_string(static_cast<TransferRoute>(index)))}};
-  return {.blocks =
-              registry.counter({"kvbm_copied_blocks_total",
-                                "Blocks copied between layouts of one worker.", "blocks", labels}),
-          .bytes = registry.counter({"kvbm_copied_bytes_total",
-                                     "Payload of the blocks copied between layouts of one worker.",
-                                     "bytes", labels}),
+  return {.blocks = registry.counter({"kvbm_copied_blocks_total",
+                                      "Blocks copied between layouts, here or of another worker.",
+                                      "blocks", labels}),
+          .bytes = registry.counter(
+              {"kvbm_copied_bytes_total",
+               "Payload of the blocks copied between layouts, here or of another worker.", "bytes",
+               labels}),
           .failed = registry.counter({"kvbm_copy_failed_blocks_total",
                                       "Blocks that a copy between layouts did not bring over.",
                                       "blocks", labels})};
