@@ -118,7 +118,7 @@ DoctorFinding look_at_adapters(const DoctorOptions& /*options*/) {
   for (const BuiltAdapter& adapter : kAdapters) {
     if (adapter.state == BuiltAdapter::State::kNotYet) {
       return missing(fmt::format("{}; this version has no {}", built, adapter.name),
-                     "nothing to mend: G1 is host memory until a later version");
+                     "nothing to mend: a later version may have it");
     }
   }
   return ok(std::move(built));
@@ -151,14 +151,20 @@ DoctorFinding look_at_gpus(const DoctorOptions& /*options*/) {
   const auto gpus = find_accelerators();
   if (!gpus) return missing(gpus.error().message(), "the host device works without");
   std::string found;
+  std::string mend;
   bool batches = true;
   for (const AcceleratorInfo& gpu : *gpus) {
     found.append(found.empty() ? "" : "; ").append(describe(gpu));
     batches = batches && gpu.has_memcpy_batch;
+    if (const std::string advice = advice_on_kernels(gpu); !advice.empty()) {
+      mend.append(mend.empty() ? "" : "; ").append(advice);
+    }
   }
-  if (batches) return ok(std::move(found));
-  return warn(std::move(found),
-              "use CUDA 12.8 or later, driver and build: small copies get faster");
+  if (!batches) {
+    mend.append(mend.empty() ? "" : "; ")
+        .append("use CUDA 12.8 or later, driver and build: small copies get faster");
+  }
+  return mend.empty() ? ok(std::move(found)) : warn(std::move(found), std::move(mend));
 }
 
 DoctorFinding look_at_uring(const DoctorOptions& /*options*/) {

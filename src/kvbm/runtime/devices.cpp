@@ -12,6 +12,16 @@ namespace kvbm {
 
 Result<std::vector<AcceleratorInfo>> find_accelerators() { return internal::find_cuda_devices(); }
 
+std::string advice_on_kernels(const AcceleratorInfo& gpu) {
+  if (gpu.has_kernels && !gpu.kernels_from_ptx) return {};
+  return format_text(
+      "{} has SM {}.{}, and this build has no code for it: {}; build with {} in CUDA_ARCHS",
+      gpu.device, gpu.sm / 10, gpu.sm % 10,
+      gpu.has_kernels ? "its driver compiles the kernels at the first use, which takes a moment"
+                      : "it copies by its engines alone",
+      gpu.sm);
+}
+
 std::string default_device() {
   const auto found = find_accelerators();
   return found && !found->empty() ? found->front().device : "host";
@@ -39,6 +49,12 @@ bool is_device_name(std::string_view device) {
 
 Result<OpenedDevice> open_device(const OpenDeviceOptions& options) {
   if (options.name == "host") {
+    if (options.cuda_pool_reserve_size || options.cuda_pool_release_threshold) {
+      return make_error(
+          ErrorCode::kInvalidArgument,
+          "cuda_pool_reserve_size and cuda_pool_release_threshold are of the memory "
+          "pool of a GPU, and the device is the host: leave them out, or name cuda:N");
+    }
     KVBM_ASSIGN_OR_RETURN(auto device, HostDevice::create({.executor = options.executor,
                                                            .num_threads = options.num_threads,
                                                            .name = options.queue_name,

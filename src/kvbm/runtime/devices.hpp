@@ -21,15 +21,23 @@ namespace kvbm {
 
 /// A device beside the host. Asking for it makes no context on it.
 struct AcceleratorInfo {
-  std::string device;  ///< the name to open it by: "cuda:0"
-  std::string name;    ///< for people: "NVIDIA H100 80GB HBM3"
-  int32_t sm = 0;      ///< compute capability: 90 is 9.0
+  std::string device = {};  ///< the name to open it by: "cuda:0"
+  std::string name = {};    ///< for people: "NVIDIA H100 80GB HBM3"
+  int32_t sm = 0;           ///< compute capability: 90 is 9.0
   uint64_t total_bytes = 0;
   int32_t driver_version = 0;  ///< the CUDA that the driver knows: 13000 is 13.0
   int32_t runtime_version = 0;
   bool has_memcpy_batch = false;
   std::optional<uint32_t> numa_node = std::nullopt;
+  /// Whether this build has kernels for it: code for its SM version, or PTX, which its driver
+  /// compiles at the first use. Neither: it copies by its engines alone.
+  bool has_kernels = false;
+  bool kernels_from_ptx = false;
 };
+
+/// What to do where this build has no code for the GPU's SM version, and what it costs not to;
+/// empty where it has.
+[[nodiscard]] std::string advice_on_kernels(const AcceleratorInfo& gpu);
 
 /// Errors: kUnsupported (left out of this build; too old a driver), kUnavailable (no driver, no
 /// GPU), kDevice.
@@ -61,6 +69,11 @@ struct OpenDeviceOptions {
   size_t num_threads = 2;
   std::string queue_name = "kvbm-copy";  ///< of a host device
   int32_t host_ordinal = 0;              ///< that a host device tells
+
+  /// Of a GPU's memory pool, which serves small allocations: what it takes at once, and what it
+  /// keeps of what comes back. Nothing: those of CudaDeviceOptions. A host device has no pool.
+  std::optional<uint64_t> cuda_pool_reserve_size = std::nullopt;
+  std::optional<uint64_t> cuda_pool_release_threshold = std::nullopt;
 };
 
 struct OpenedDevice {
@@ -73,8 +86,8 @@ struct OpenedDevice {
       nullptr;
 };
 
-/// Errors: kInvalidArgument (no such name), those of find_accelerators, kNotFound (no such GPU),
-/// kExhausted.
+/// Errors: kInvalidArgument (no such name; a pool of a host device), those of find_accelerators,
+/// kNotFound (no such GPU), kExhausted.
 [[nodiscard]] Result<OpenedDevice> open_device(const OpenDeviceOptions& options);
 
 }  // namespace kvbm

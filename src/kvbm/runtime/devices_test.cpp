@@ -64,5 +64,18 @@ TEST_F(DevicesTest, RefusesANameThatIsNone) {
   }
 }
 
+TEST(AdviceOnKernels, IsForGpusThatTheBuildHasNoCodeFor) {
+  AcceleratorInfo gpu{.device = "cuda:1", .sm = 121, .has_kernels = true};
+  EXPECT_EQ(advice_on_kernels(gpu), "");
+  gpu.kernels_from_ptx = true;
+  EXPECT_EQ(advice_on_kernels(gpu),
+            "cuda:1 has SM 12.1, and this build has no code for it: its driver compiles the "
+            "kernels at the first use, which takes a moment; build with 121 in CUDA_ARCHS");
+  gpu = {.device = "cuda:0", .sm = 75};
+  EXPECT_EQ(advice_on_kernels(gpu),
+            "cuda:0 has SM 7.5, and this build has no code for it: it copies by its engines "
+            "alone; build with 75 in CUDA_ARCHS");
+}
+
 }  // namespace
 }  // namespace kvbm

@@ -62,12 +62,29 @@ RegionAllocator OwnedTransferManager::pinned_memory() const {
   };
 }
 
+Result<StreamRef> OwnedTransferManager::adopt_stream(uintptr_t native_stream,
+                                                     std::string_view name) const {
+  if (!parts_->device.adopt_stream) {
+    return make_error(ErrorCode::kUnsupported,
+                      "the host knows no streams of others: take one of context()");
+  }
+  return parts_->device.adopt_stream(native_stream, name);
+}
+
 TransferManagerBuilder& TransferManagerBuilder::cuda_device_id(int32_t ordinal) {
   device_ = format_text("cuda:{}", ordinal);
   return *this;
 }
 TransferManagerBuilder& TransferManagerBuilder::device(std::string name) {
   device_ = std::move(name);
+  return *this;
+}
+TransferManagerBuilder& TransferManagerBuilder::cuda_pool_reserve_size(uint64_t size_bytes) {
+  cuda_pool_reserve_size_ = size_bytes;
+  return *this;
+}
+TransferManagerBuilder& TransferManagerBuilder::cuda_pool_release_threshold(uint64_t size_bytes) {
+  cuda_pool_release_threshold_ = size_bytes;
   return *this;
 }
 TransferManagerBuilder& TransferManagerBuilder::nixl_backend(std::string name) {
@@ -112,7 +129,9 @@ Result<std::unique_ptr<OwnedTransferManager>> TransferManagerBuilder::build() co
   KVBM_ASSIGN_OR_RETURN(parts->device,
                         open_device({.name = device_.empty() ? default_device() : device_,
                                      .executor = parts->executor,
-                                     .queue_name = format_text("w{}-copy", worker_)}));
+                                     .queue_name = format_text("w{}-copy", worker_),
+                                     .cuda_pool_reserve_size = cuda_pool_reserve_size_,
+                                     .cuda_pool_release_threshold = cuda_pool_release_threshold_}));
   KVBM_ASSIGN_OR_RETURN(CalibrationFound costs,
                         calibrate({.device = *parts->device.device,
                                    .executor = parts->executor,

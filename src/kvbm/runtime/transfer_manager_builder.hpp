@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kvbm/base/executor.hpp"
@@ -46,6 +47,11 @@ class OwnedTransferManager {
   /// for a GPU, and the layout's build() then waits until all of it is; any for the host. Valid as
   /// long as this; what it gave may outlive it. Errors: those of PinnedMemory, SystemMemory.
   [[nodiscard]] RegionAllocator pinned_memory() const;
+  /// The name of an engine's own stream (a cudaStream_t; 0: the default stream), for
+  /// TransferOptions::stream; see OpenedDevice. Errors: kUnsupported (the host has no native
+  /// streams), kInvalidArgument (a stream of another GPU), kExhausted.
+  [[nodiscard]] Result<StreamRef> adopt_stream(uintptr_t native_stream,
+                                               std::string_view name) const;
 
  private:
   friend class TransferManagerBuilder;
@@ -63,6 +69,11 @@ class TransferManagerBuilder {
   TransferManagerBuilder& cuda_device_id(int32_t ordinal);
   /// "host", "cuda:N".
   TransferManagerBuilder& device(std::string name);
+
+  /// Of the GPU's memory pool (CudaMemPool): bytes that are taken at once, and bytes that it keeps
+  /// of what comes back. build() refuses them for the host, which has no pool.
+  TransferManagerBuilder& cuda_pool_reserve_size(uint64_t size_bytes);
+  TransferManagerBuilder& cuda_pool_release_threshold(uint64_t size_bytes);
 
   /// build() answers kUnsupported: there is no NIXL adapter yet.
   TransferManagerBuilder& nixl_backend(std::string name);
@@ -85,6 +96,8 @@ class TransferManagerBuilder {
 
  private:
   std::string device_;  // empty: see cuda_device_id
+  std::optional<uint64_t> cuda_pool_reserve_size_;
+  std::optional<uint64_t> cuda_pool_release_threshold_;
   std::vector<std::string> nixl_backends_;
   WorkerId worker_{0};
   std::string agent_name_;

@@ -111,12 +111,24 @@ TEST(TransferManagerBuilder, MemoryMayOutliveTheManager) {
   EXPECT_TRUE(fill(*layout, std::array{BlockId(7)}, FillPattern::sequential()));
 }
 
+TEST(TransferManagerBuilder, TheHostHasNoStreamsToAdopt) {
+  const auto built = TransferManagerBuilder().device("host").build();
+  ASSERT_TRUE(built) << built.error();
+  EXPECT_EQ(code_of((*built)->adopt_stream(0, "engine")), ErrorCode::kUnsupported);
+}
+
 TEST(TransferManagerBuilder, RefusesWhatIsNotThere) {
   EXPECT_EQ(code_of(TransferManagerBuilder().device("tpu").build()), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code_of(TransferManagerBuilder().cuda_device_id(-1).build()),
             ErrorCode::kInvalidArgument);
   EXPECT_EQ(code_of(TransferManagerBuilder().device("host").streams_per_direction(0).build()),
             ErrorCode::kInvalidArgument);
+  for (const auto& built :
+       {TransferManagerBuilder().device("host").cuda_pool_reserve_size(1 << 20).build(),
+        TransferManagerBuilder().device("host").cuda_pool_release_threshold(0).build()}) {
+    ASSERT_EQ(code_of(built), ErrorCode::kInvalidArgument);
+    EXPECT_THAT(built.error().message(), HasSubstr("the device is the host"));
+  }
   const auto nixl = TransferManagerBuilder().device("host").nixl_backend("UCX").build();
   ASSERT_EQ(code_of(nixl), ErrorCode::kUnsupported);
   EXPECT_THAT(nixl.error().message(), HasSubstr("UCX"));

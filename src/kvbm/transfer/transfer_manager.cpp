@@ -51,6 +51,16 @@ Status check_agent(const TransferConfig& config) {
                              config.agent_name, config.remote_agent->name()));
 }
 
+void warn_of_kernels_from_ptx(const TransferConfig& config) {
+  const DeviceInfo info = config.device.info();
+  if (!info.capabilities.kernels_from_ptx) return;
+  config.log.log(
+      LogLevel::kWarning, "transfer",
+      "this build has no kernels for the SM version of the GPU: its driver compiles them "
+      "at the first use; build with that version in CUDA_ARCHS",
+      {{"device", info.name}});
+}
+
 }  // namespace
 
 class TransferManager::Core {
@@ -473,6 +483,7 @@ Result<std::unique_ptr<TransferManager>> TransferManager::create(const TransferC
   KVBM_TRY(check("max_transfers", config.max_transfers));
   KVBM_TRY(check_cuda_device(config));
   KVBM_TRY(check_agent(config));
+  warn_of_kernels_from_ptx(config);
   KVBM_ASSIGN_OR_RETURN(
       auto streams,
       internal::StreamPool::create(config.device, {.per_direction = config.streams_per_direction,

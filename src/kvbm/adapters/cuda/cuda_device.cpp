@@ -8,6 +8,7 @@
 #include "kvbm/adapters/cuda/internal/cuda_memory.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_pinner.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_streams.hpp"
+#include "kvbm/adapters/cuda/internal/kernel_copy.hpp"
 #include "kvbm/base/text.hpp"
 
 namespace kvbm {
@@ -55,6 +56,7 @@ Result<std::vector<CudaDeviceInfo>> CudaDevice::find_all() {
   std::vector<CudaDeviceInfo> all;
   for (int32_t ordinal = 0; ordinal < count; ++ordinal) {
     KVBM_ASSIGN_OR_RETURN(CudaGpu gpu, CudaGpu::find(ordinal));
+    const KernelSupport kernels = internal::kernel_support(gpu.sm);
     all.push_back({.ordinal = ordinal,
                    .name = std::move(gpu.name),
                    .sm = gpu.sm,
@@ -63,7 +65,9 @@ Result<std::vector<CudaDeviceInfo>> CudaDevice::find_all() {
                    .numa_node = gpu.numa_node,
                    .driver_version = gpu.driver_version,
                    .runtime_version = gpu.runtime_version,
-                   .has_memcpy_batch = gpu.has_memcpy_batch});
+                   .has_memcpy_batch = gpu.has_memcpy_batch,
+                   .has_kernels = kernels != KernelSupport::kNone,
+                   .kernels_from_ptx = kernels == KernelSupport::kFromPtx});
   }
   return all;
 }

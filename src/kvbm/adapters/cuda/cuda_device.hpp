@@ -35,6 +35,8 @@ struct CudaDeviceInfo {
   int32_t driver_version = 0;                        ///< of CUDA: 13000 is 13.0
   int32_t runtime_version = 0;
   bool has_memcpy_batch = false;  ///< in this build and in the running driver
+  bool has_kernels = false;       ///< in this build, as code or as PTX
+  bool kernels_from_ptx = false;  ///< that the driver has to compile at their first use
 };
 
 struct CudaDeviceOptions {

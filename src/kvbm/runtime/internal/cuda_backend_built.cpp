@@ -43,15 +43,21 @@ Result<std::vector<AcceleratorInfo>> find_cuda_devices() {
                      .driver_version = gpu.driver_version,
                      .runtime_version = gpu.runtime_version,
                      .has_memcpy_batch = gpu.has_memcpy_batch,
-                     .numa_node = gpu.numa_node});
+                     .numa_node = gpu.numa_node,
+                     .has_kernels = gpu.has_kernels,
+                     .kernels_from_ptx = gpu.kernels_from_ptx});
   }
   return found;
 }
 
 Result<OpenedDevice> open_cuda_device(int32_t ordinal, const OpenDeviceOptions& options) {
-  KVBM_ASSIGN_OR_RETURN(auto device, CudaDevice::create({.executor = options.executor,
-                                                         .ordinal = ordinal,
-                                                         .num_threads = options.num_threads}));
+  CudaDeviceOptions cuda{
+      .executor = options.executor, .ordinal = ordinal, .num_threads = options.num_threads};
+  if (options.cuda_pool_reserve_size) cuda.pool_reserve_bytes = *options.cuda_pool_reserve_size;
+  if (options.cuda_pool_release_threshold) {
+    cuda.pool_release_threshold = *options.cuda_pool_release_threshold;
+  }
+  KVBM_ASSIGN_OR_RETURN(auto device, CudaDevice::create(cuda));
   std::shared_ptr<HostPinner> pinner = device->pinner();
   KVBM_ASSIGN_OR_RETURN(DeviceIdentity identity, identity_of(ordinal));
   const auto adopt = [gpu = device.get()](uintptr_t native_stream, std::string_view name) {
