@@ -172,6 +172,7 @@ function(kvbm_test room kind)
   kvbm_tests_of(${id} ${target})
   if(kind STREQUAL "gpu")
     kvbm_tests_of(gpu ${target})  # kvbm_gpu_tests: all that a machine with a GPU runs
+    set_property(GLOBAL APPEND PROPERTY KVBM_GPU_TEST_PROGRAMS ${target})
   endif()
 endfunction()
 
