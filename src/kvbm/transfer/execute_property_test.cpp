@@ -199,7 +199,9 @@ LayoutHandle register_side(TransferRig& rig, TransferRig* owner, const RandomSid
 }
 
 void unregister_side(TransferRig& rig, TransferRig* owner, LayoutHandle handle) {
-  if (owner != nullptr) ASSERT_TRUE(rig.manager->remove_import(handle.worker));
+  if (owner != nullptr) {
+    ASSERT_TRUE(rig.manager->remove_import(handle.worker));
+  }
   const auto left = (owner ? owner : &rig)->manager->unregister_layout(handle);
   ASSERT_TRUE(left);
   ASSERT_TRUE(left->wait());
