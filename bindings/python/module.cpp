@@ -113,7 +113,13 @@ using Groups = std::vector<std::pair<uint64_t, std::vector<std::pair<uint64_t, u
 
 std::unique_ptr<LocalWorker> create_worker(uint16_t rank, uint32_t num_blocks, const Groups& groups,
                                            const std::string& disk_directory, bool disk_direct_io,
-                                           bool disk_zero_fill) {
+                                           bool disk_zero_fill,
+                                           const std::vector<uint32_t>& runs_per_layer) {
+  if (!runs_per_layer.empty() && runs_per_layer.size() != groups.size()) {
+    raise(Error(ErrorCode::kInvalidArgument,
+                format_text("runs_per_layer has {} numbers for {} layer groups",
+                            runs_per_layer.size(), groups.size())));
+  }
   KvbmWorkerOptions options{.rank = rank, .num_blocks = num_blocks};
   options.disk_directory = disk_directory;
   options.direct_io = disk_direct_io ? DirectIo::kTry : DirectIo::kOff;
@@ -121,6 +127,7 @@ std::unique_ptr<LocalWorker> create_worker(uint16_t rank, uint32_t num_blocks, c
   for (const auto& [run_bytes, runs] : groups) {
     EngineGroup& group = options.groups.emplace_back();
     group.run_bytes = run_bytes;
+    if (!runs_per_layer.empty()) group.runs_per_layer = runs_per_layer[options.groups.size() - 1];
     for (const auto& [address, stride] : runs) {
       // NOLINTNEXTLINE(performance-no-int-to-ptr): an engine's tensor comes as its data_ptr().
       group.runs.push_back({reinterpret_cast<std::byte*>(address), stride});
@@ -171,7 +178,7 @@ void construct_worker(LocalWorker* self, uint32_t num_device_blocks, uint32_t pa
   const ConnectorConfig found = connector_config(settings, "KvbmWorker()");
   std::unique_ptr<LocalWorker> made = create_worker(
       rank, num_device_blocks, groups, found.has_disk_tier() ? found.disk_directory : "",
-      found.disk_direct_io, found.disk_zero_fill);
+      found.disk_direct_io, found.disk_zero_fill, {});
   made->page_size = page_size;
   for (nb::handle tensor : tensors) made->kept.push_back(nb::borrow(tensor));
   new (self) LocalWorker(std::move(*made));
@@ -456,8 +463,10 @@ NB_MODULE(_core, module) {
            "Raises kvbm.InvalidArgumentError, naming the tensor, kvbm.UnsupportedError.")
       .def_static("create", &create_worker, "rank"_a, "num_blocks"_a, "groups"_a, nb::kw_only(),
                   "disk_directory"_a = "", "disk_direct_io"_a = true, "disk_zero_fill"_a = false,
-                  "groups: per layer group (run_bytes, [(address, block_stride), ...]), in bytes. "
-                  "Borrows the memory until stop().")
+                  "runs_per_layer"_a = std::vector<uint32_t>{},
+                  "groups: per layer group (run_bytes, [(address, block_stride), ...]), in bytes, "
+                  "layer by layer. Borrows the memory until stop(). runs_per_layer: of each group; "
+                  "without it each layer needs all of a load.")
       .def(
           "connect",
           [](LocalWorker& worker, const std::string& endpoint, const std::string& secret) {
@@ -491,7 +500,21 @@ NB_MODULE(_core, module) {
             }
             check(loaded);
           },
-          "layer"_a, "Waits for what the layer reads.")
+          "layer"_a,
+          "Waits for what the layer reads. Layers are counted in each layer group, from 0: layer i "
+          "is that of every group.")
+      .def(
+          "all_layers_needed",
+          [](LocalWorker& worker) {
+            ConnectorWorker& hooks = worker.running().hooks();
+            Status loaded;
+            {
+              const nb::gil_scoped_release released;
+              loaded = hooks.all_layers_needed();
+            }
+            check(loaded);
+          },
+          "Waits for what all layers read.")
       .def(
           "statistics",
           [](LocalWorker& worker) { return statistics_of(worker.running().metrics()); },

@@ -660,9 +660,9 @@ class KvbmWorker:
         """
 
     @staticmethod
-    def create(rank: int, num_blocks: int, groups: Sequence[tuple[int, Sequence[tuple[int, int]]]], *, disk_directory: str = '', disk_direct_io: bool = True, disk_zero_fill: bool = False) -> KvbmWorker:
+    def create(rank: int, num_blocks: int, groups: Sequence[tuple[int, Sequence[tuple[int, int]]]], *, disk_directory: str = '', disk_direct_io: bool = True, disk_zero_fill: bool = False, runs_per_layer: Sequence[int] = []) -> KvbmWorker:
         """
-        groups: per layer group (run_bytes, [(address, block_stride), ...]), in bytes. Borrows the memory until stop().
+        groups: per layer group (run_bytes, [(address, block_stride), ...]), in bytes, layer by layer. Borrows the memory until stop(). runs_per_layer: of each group; without it each layer needs all of a load.
         """
 
     def connect(self, endpoint: str, secret: str = '') -> None:
@@ -675,7 +675,12 @@ class KvbmWorker:
     def has_loads(self) -> bool: ...
 
     def layer_needed(self, layer: int) -> None:
-        """Waits for what the layer reads."""
+        """
+        Waits for what the layer reads. Layers are counted in each layer group, from 0: layer i is that of every group.
+        """
+
+    def all_layers_needed(self) -> None:
+        """Waits for what all layers read."""
 
     def statistics(self) -> dict:
         """What the copies of this rank have counted, by name and labels."""

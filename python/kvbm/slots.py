@@ -318,7 +318,7 @@ class KvConnectorWorker:
         self._unsaved = set(self._addresses)
         self._in_step = True
         if self.worker.has_loads:
-            self.worker.layer_needed(0)
+            self.worker.all_layers_needed()
 
     def save_kv_layer(self, layer_name: str, kv_layer: object) -> None:
         """The layer has been computed into kv_layer, its registered tensor. With the last one, storing begins."""

@@ -127,7 +127,7 @@ for line in sys.stdin:  # a step, and what it computes
     step, *writes = line.split()
     worker.begin_step(bytes.fromhex(step))
     if worker.has_loads:
-        worker.layer_needed(0)
+        worker.all_layers_needed()
     for write in writes:
         block, value = write.split("=")
         tensor[int(block)] = int(value)

@@ -26,7 +26,7 @@ def layers():
 def step(leader, worker, request, blocks, computed, scheduled, compute=None):
     worker.begin_step(leader.build_step([(request, [blocks], True, computed, scheduled)]))
     if worker.has_loads:
-        worker.layer_needed(0)
+        worker.all_layers_needed()
     if compute is not None:
         compute()
     worker.end_step()
@@ -233,7 +233,7 @@ def test_groups_whose_blocks_hold_different_numbers_of_tokens():
     into = [[20, 21, 22, 23], [0, 0, 0, 24, 25, 26, 27]]  # 0 is no block: the window does not reach it
     leader.allocated("b", into, tokens)
     worker.begin_step(leader.build_step([("b", into, True, tokens, 1)]))
-    worker.layer_needed(0)
+    worker.all_layers_needed()
     worker.end_step()
     assert worker.take_failed_blocks() == []
     for block, source in zip([20, 21, 22, 24, 25, 26], [1, 2, 3, 7, 8, 9]):

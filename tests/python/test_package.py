@@ -66,7 +66,7 @@ class Engine:
     def step(self, request, blocks, computed, scheduled, values=()):
         self.worker.begin_step(self.leader.build_step([(request, [blocks], True, computed, scheduled)]))
         if self.worker.has_loads:
-            self.worker.layer_needed(0)
+            self.worker.all_layers_needed()
         for block, value in values:
             self.tensor[block] = value
         self.worker.end_step()

@@ -95,8 +95,12 @@ struct RankRigOptions {
   uint32_t host_blocks = 8;  ///< 0: no such place
   uint32_t disk_blocks = 8;  ///< 0: no such place
   uint32_t max_running_operations = 8;
+  uint32_t pieces_per_layer = 1;     ///< of the engine's; see Worker::attach
+  uint64_t min_load_part_bytes = 1;  ///< each of these layers is a part
   DirectIo direct_io = DirectIo::kOff;
   std::optional<DeviceFaults> faults = std::nullopt;
+  /// Puts something between the worker and the device; then there are no faults.
+  std::function<std::unique_ptr<Device>(Device&)> wrap_device = nullptr;
   /// Puts something in front of the file engine.
   std::function<std::unique_ptr<FileEngine>(std::unique_ptr<FileEngine>)> wrap_files = nullptr;
 };
@@ -130,13 +134,15 @@ class RankRig {
     files = PosixFileEngine::create({.executor = executor}).value();
     if (options.wrap_files) files = options.wrap_files(std::move(files));
     compute = device->create_stream("compute").value();
-    Device& used = faulty ? static_cast<Device&>(*faulty) : *device;
+    if (options.wrap_device) wrapped = options.wrap_device(*device);
+    Device& used = wrapped ? *wrapped : faulty ? static_cast<Device&>(*faulty) : *device;
     worker = Worker::create({.rank = RankId(options.rank),
                              .worker = WorkerId(options.rank),
                              .model = rig_model(options.num_groups),
                              .disk_directory = folder.path().string(),
                              .direct_io = options.direct_io,
-                             .max_running_operations = options.max_running_operations},
+                             .max_running_operations = options.max_running_operations,
+                             .min_load_part_bytes = options.min_load_part_bytes},
                             used, files.get(), executor, log)
                  .value();
     for (uint16_t group = 0; group < options.num_groups; ++group) {
@@ -147,7 +153,8 @@ class RankRig {
       }
       const auto tensors =
           PhysicalLayout::fully_contiguous(config, MemoryRegion::of(memory.back())).value();
-      specs.push_back(worker->attach({TierId::kG1, GroupId(group)}, tensors).value());
+      specs.push_back(
+          worker->attach({TierId::kG1, GroupId(group)}, tensors, options.pieces_per_layer).value());
       const auto provide = [&](TierId tier, uint32_t num_blocks) {
         if (num_blocks == 0) return;
         specs.push_back({.place = {tier, GroupId(group)},
@@ -182,6 +189,7 @@ class RankRig {
   TemporaryFolder folder;
   std::unique_ptr<HostDevice> device;
   std::unique_ptr<FaultyDevice> faulty;
+  std::unique_ptr<Device> wrapped;
   std::unique_ptr<FileEngine> files;
   StreamRef compute;
   std::vector<DeviceMemory> memory;  ///< of the engine, by group; of one pool: one for all

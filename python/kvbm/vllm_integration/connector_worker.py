@@ -31,7 +31,7 @@ class KvConnectorWorker:
         self._settings = settings_of(vllm_config)
         self._worker = None
         self._metrics = None
-        self._layers: dict[str, int] = {}
+        self._layers: dict[str, int] = {}  # in its group, as KvbmWorker counts them
         self._step = None
         self.has_loads = False  # the step's, and a layer has to wait for them
         self._fails_by_request = layer_groups_of(kv_cache_config).fails_by_request
@@ -42,7 +42,7 @@ class KvConnectorWorker:
         config = self._kv_cache_config
         shapes = layer_groups_of(config)
         num_parts = group_parts(shapes.block_tokens, shapes.window_blocks)
-        groups = []
+        groups, runs_per_layer = [], []
         by_name = {}
         for group, parts in zip(config.kv_cache_groups, num_parts):
             spec = group.kv_cache_spec
@@ -59,6 +59,7 @@ class KvConnectorWorker:
                 raise ValueError(f"the layers of one group differ: {group.layer_names}")
             runs = [(address, layer.block_stride) for layer in layers for address in layer.addresses]
             groups += [(layers[0].run_bytes, runs)] * parts
+            runs_per_layer += [len(layers[0].addresses)] * parts
             self._layers.update({name: i for i, name in enumerate(group.layer_names)})
         check_declared(config, by_name)
         options = {name: self._settings[name] for name in WORKER_SETTINGS}
@@ -68,6 +69,7 @@ class KvConnectorWorker:
             rank=self._rank,
             num_blocks=config.num_blocks,
             groups=groups,
+            runs_per_layer=runs_per_layer,
             **options,
         )
         self._metrics = MetricsReader(self._worker)
@@ -93,8 +95,8 @@ class KvConnectorWorker:
     def end_step(self):
         if self._step is None:
             return
-        if self.has_loads:  # no layer has waited: nothing was computed
-            self._worker.layer_needed(0)
+        if self.has_loads:  # some layers have not asked: they were not computed
+            self._worker.all_layers_needed()
         self._worker.end_step()
         self._step = None
         self.has_loads = False

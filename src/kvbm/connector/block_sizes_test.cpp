@@ -91,7 +91,7 @@ class BlockSizesTest : public ::testing::Test {
   }
   void begin(const std::vector<ScheduledRequest>& requests) {
     EXPECT_TRUE(worker_->begin_step(leader_->build_step(requests)));
-    EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+    EXPECT_TRUE(worker_->all_layers_needed());
   }
   /// A request that computes so many tokens in one step, and ends.
   void run(const std::string& request, uint64_t name, const Blocks& blocks, uint32_t num_tokens) {
@@ -281,7 +281,7 @@ TEST_F(BlockSizesTest, FromTheFirstPositionThatDoesNotArriveOnEveryGroupsBlocksH
   // The operation of one part names a block that the host does not have.
   broken.plan.loads[2].from[1] = BlockId(1 << 20);
   EXPECT_TRUE(worker_->begin_step(encode(broken)));
-  EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+  EXPECT_TRUE(worker_->all_layers_needed());
   worker_->end_step();
   const std::vector<EndedLoad> ended = steps_until_a_load_ends();
   ASSERT_THAT(ended, SizeIs(1));

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/connector/connector_leader.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -17,6 +19,8 @@
 #include "kvbm/connector/connector_worker.hpp"
 #include "kvbm/events/recording_sink.hpp"
 
+#include "tests/support/hooked_device.hpp"
+#include "tests/support/pattern.hpp"
 #include "tests/support/rank_rig.hpp"
 #include "tests/support/recording_log_sink.hpp"
 
@@ -87,7 +91,7 @@ class ConnectorTest : public ::testing::Test {
   /// One step of the engine with one request, which computes the blocks from `computed` on.
   void step(const ScheduledRequest& request, uint64_t name) {
     begin({request});
-    EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+    EXPECT_TRUE(worker_->all_layers_needed());
     const auto& ids = request.blocks.at(0);
     const uint32_t first = request.num_computed_tokens / kTokens;
     const uint32_t end = (request.num_computed_tokens + request.num_scheduled_tokens) / kTokens;
@@ -155,6 +159,73 @@ TEST_F(ConnectorTest, AStepBeginsWithWhatTheHostHas) {
   for (uint32_t i = 0; i < 3; ++i) EXPECT_TRUE(rig_->holds(10 + i, content(1, i)));
   EXPECT_THAT(worker_->take_failed_blocks(), IsEmpty());
   EXPECT_THAT(worker_->take_ended_loads(), IsEmpty());
+}
+
+/// The second part of the load of a step is held back.
+class LayerByLayerTest : public ConnectorTest {
+ protected:
+  void SetUp() override {
+    testing::HookedDevice* device = nullptr;
+    use({.wrap_device = [&](Device& inner) {
+      auto hooked = std::make_unique<testing::HookedDevice>(inner);
+      device = hooked.get();
+      return hooked;
+    }});
+    run("a", 1, 0, 2);
+    held_.emplace(rig_->device->create_event());
+    device->hook([this](StreamRef stream, size_t number) -> Status {
+      return number == 1 ? rig_->device->wait(stream, held_->event()) : Status();
+    });
+    extend("b", 1, 2);
+    const ExternalMatch offer = leader_->match("b", 0, 2 * kTokens);
+    ASSERT_TRUE(leader_->allocated("b", {blocks(10, 2)}, offer.num_tokens));
+    begin({{.request = "b",
+            .blocks = {blocks(10, 2)},
+            .replaces_blocks = true,
+            .num_computed_tokens = kTokens,
+            .num_scheduled_tokens = kTokens}});
+  }
+  bool is_loaded(size_t layer) {
+    const auto found = rig_->engine_block(10).subspan(layer * kLayerBytes, kLayerBytes);
+    const auto whole = testing::pattern_block(testing::kRigBlock, content(1, 0));
+    return std::equal(found.begin(), found.end(),
+                      whole.begin() + static_cast<ptrdiff_t>(layer * kLayerBytes));
+  }
+
+  static constexpr size_t kLayerBytes = testing::kRigBlockBytes / 2;
+  std::optional<EventSource> held_;
+};
+
+TEST_F(LayerByLayerTest, AHookReturnsWhenItsLayerIsThere) {
+  EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+  EXPECT_TRUE(is_loaded(0));
+  EXPECT_FALSE(is_loaded(1));
+  EXPECT_TRUE(worker_->has_loads());
+  held_->signal();
+  EXPECT_TRUE(worker_->layer_needed(LayerId(1)));
+  EXPECT_TRUE(is_loaded(1));
+  EXPECT_FALSE(worker_->has_loads());
+  worker_->end_step();
+  EXPECT_THAT(worker_->take_failed_blocks(), IsEmpty());
+}
+
+TEST_F(LayerByLayerTest, APartThatFailsIsKnownWhenTheLastLayersHookReturns) {
+  EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+  EXPECT_THAT(worker_->take_failed_blocks(), IsEmpty());
+  held_->signal(make_error(ErrorCode::kDevice, "the copy failed"));
+  EXPECT_TRUE(worker_->layer_needed(LayerId(1)));
+  EXPECT_THAT(worker_->take_failed_blocks(), ElementsAre(BlockId(10)));
+  worker_->end_step();
+}
+
+TEST_F(LayerByLayerTest, TheNextStepWaitsForLayersThatNobodyHasAskedFor) {
+  const auto later = executor_.create_queue({.name = "later", .num_threads = 1, .capacity = 1});
+  EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+  worker_->end_step();
+  ASSERT_TRUE((*later)->post_after(milliseconds(20), [this] { held_->signal(); }));
+  begin({});
+  EXPECT_TRUE(is_loaded(1));
+  worker_->end_step();
 }
 
 TEST_F(ConnectorTest, TheBlockOfTheLastTokenIsNotLoaded) {
@@ -239,7 +310,7 @@ TEST_F(ConnectorTest, AFailedLoadInAStepIsToldAndWhatWasComputedOnItIsNotStored)
   ASSERT_EQ(broken.plan.loads.size(), 1U);
   broken.plan.loads[0].from[0] = BlockId(1 << 20);
   EXPECT_TRUE(worker_->begin_step(encode(broken)));
-  EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+  EXPECT_TRUE(worker_->all_layers_needed());
   EXPECT_THAT(worker_->take_failed_blocks(),
               UnorderedElementsAre(BlockId(10), BlockId(11), BlockId(12)));
   worker_->end_step();
@@ -325,7 +396,7 @@ TEST_F(ConnectorTest, WhatKeepsFailingIsLeftAloneForAWhile) {
     ConnectorStep broken = decode_connector_step(leader_->build_step({&scheduled, 1})).value();
     broken.plan.loads.at(0).from[0] = BlockId(1 << 20);
     EXPECT_TRUE(worker_->begin_step(encode(broken)));
-    EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+    EXPECT_TRUE(worker_->all_layers_needed());
     worker_->end_step();
     settle();
     empty_step();
@@ -512,7 +583,7 @@ TEST_F(ConnectorTest, WhatAWindowHasLeftBehindIsNotOfferedLate) {
           .replaces_blocks = true,
           .num_computed_tokens = 0,
           .num_scheduled_tokens = 3 * kTokens}});
-  EXPECT_TRUE(worker_->layer_needed(LayerId(0)));
+  EXPECT_TRUE(worker_->all_layers_needed());
   for (uint32_t i = 0; i < 3; ++i) rig_->fill(4 + i, content(2, i));
   worker_->end_step();
   settle();

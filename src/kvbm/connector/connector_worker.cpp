@@ -51,8 +51,9 @@ Status ConnectorWorker::begin_step(std::span<const std::byte> bytes) {
   for (EndedLoad& load : step.ended_loads) ended_loads_.push_back(std::move(load));
   has_loads_ = !step.plan.loads.empty();
   in_step_ = true;
+  const bool left_loads = std::exchange(left_loads_, false);
   KVBM_TRY(worker_.begin_step(step.plan, compute_));
-  if (where_ == EngineCompute::kOnHost && !step.plan.fences.empty()) {
+  if (where_ == EngineCompute::kOnHost && (left_loads || !step.plan.fences.empty())) {
     KVBM_TRY(device_.synchronize(compute_));
   }
   return {};
@@ -60,9 +61,19 @@ Status ConnectorWorker::begin_step(std::span<const std::byte> bytes) {
 
 Status ConnectorWorker::layer_needed(LayerId layer) {
   if (!has_loads_) return {};
-  KVBM_TRY(worker_.layer_needed(layer, compute_));
-  if (where_ != EngineCompute::kOnHost) return {};
-  has_loads_ = false;  // they have ended for all layers
+  KVBM_ASSIGN_OR_RETURN(const LoadWaits waits, worker_.layer_needed(layer, compute_));
+  return waited_for(waits);
+}
+
+Status ConnectorWorker::all_layers_needed() {
+  if (!has_loads_) return {};
+  KVBM_ASSIGN_OR_RETURN(const LoadWaits waits, worker_.all_layers_needed(compute_));
+  return waited_for(waits);
+}
+
+Status ConnectorWorker::waited_for(const LoadWaits& waits) {
+  has_loads_ = waits.more;
+  if (where_ != EngineCompute::kOnHost || !waits.waits) return {};
   return device_.synchronize(compute_);
 }
 
@@ -70,7 +81,7 @@ void ConnectorWorker::end_step() {
   if (!in_step_) return;
   worker_.end_step(compute_);
   in_step_ = false;
-  has_loads_ = false;
+  left_loads_ = std::exchange(has_loads_, false);
 }
 
 std::vector<EndedLoad> ConnectorWorker::take_ended_loads() {

@@ -125,7 +125,7 @@ class RecordedProgram {
 
   std::vector<EndedLoad> run_step(std::span<const std::byte> step) {
     EXPECT_TRUE(worker_->begin_step(step));
-    static_cast<void>(worker_->layer_needed(LayerId(0)));
+    static_cast<void>(worker_->all_layers_needed());
     worker_->end_step();
     static_cast<void>(worker_->take_failed_blocks());
     return worker_->take_ended_loads();

@@ -175,8 +175,9 @@ Result<std::unique_ptr<KvbmWorker>> KvbmWorker::create(KvbmWorkerOptions options
                           tensors_of(options.groups[i], model.groups[i].config,
                                      on_gpu ? StorageKind::kDevice : StorageKind::kSystem));
     if (on_gpu) KVBM_TRY(check_reach(impl->device, tensors));
-    KVBM_ASSIGN_OR_RETURN(PlaceSpec place, impl->worker->attach({TierId::kG1, model.groups[i].id},
-                                                                std::move(tensors)));
+    KVBM_ASSIGN_OR_RETURN(
+        PlaceSpec place, impl->worker->attach({TierId::kG1, model.groups[i].id}, std::move(tensors),
+                                              options.groups[i].runs_per_layer));
     impl->places.push_back(place);
   }
   impl->hooks =

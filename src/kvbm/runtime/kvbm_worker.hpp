@@ -33,6 +33,8 @@ struct EngineRun {
 struct EngineGroup {
   uint64_t run_bytes = 0;
   std::vector<EngineRun> runs;  ///< layer by layer
+  /// As many for each layer. 0: nobody knows; then each layer needs all of a load.
+  uint32_t runs_per_layer = 0;
 };
 
 struct KvbmWorkerOptions {
@@ -60,8 +62,8 @@ struct KvbmWorkerOptions {
 /// Threads: the engine's thread.
 class KvbmWorker {
  public:
-  /// Errors: kInvalidArgument (no group, no run, runs that overlap, addresses that are not the
-  /// device's), kExhausted (threads), those of open_device().
+  /// Errors: kInvalidArgument (no group, no run, no whole number of layers, runs that overlap,
+  /// addresses that are not the device's), kExhausted (threads), those of open_device().
   [[nodiscard]] static Result<std::unique_ptr<KvbmWorker>> create(KvbmWorkerOptions options,
                                                                   LogSink& log);
   ~KvbmWorker();

@@ -144,7 +144,7 @@ TEST_F(RemoteWorkersTest, WhatAStepWroteComesBackOnEveryRank) {
     for (Rank* rank : ranks) {
       ASSERT_TRUE(rank->worker->hooks().begin_step(bytes));
       if (rank->worker->hooks().has_loads()) {
-        ASSERT_TRUE(rank->worker->hooks().layer_needed(LayerId(0)));
+        ASSERT_TRUE(rank->worker->hooks().all_layers_needed());
       }
     }
     compute();

@@ -16,6 +16,7 @@
 #include "kvbm/memory/file_memory.hpp"
 #include "kvbm/memory/host_memory.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
+#include "kvbm/worker/load_parts.hpp"
 
 namespace kvbm {
 namespace {
@@ -46,12 +47,12 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
         log_(log) {}
 
   Status set_up();
-  Result<PlaceSpec> attach(Place place, PhysicalLayout tensors);
+  Result<PlaceSpec> attach(Place place, PhysicalLayout tensors, uint32_t pieces_per_layer);
   Status provide(const PlaceSpec& spec);
   void on_result(ResultCallback callback);
   void observe_results(ResultObserver observer);
   Status begin_step(const StepPlan& plan, StreamRef compute);
-  Status layer_needed(StreamRef stream);
+  Result<LoadWaits> loads_needed(std::optional<LayerId> layer, StreamRef stream);
   void layer_written(LayerId layer, StreamRef stream);
   Event record(StreamRef compute);
   void end_step(StreamRef compute);
@@ -63,13 +64,25 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   void close();
 
  private:
+  /// Of a load that goes by ranges of layers.
+  struct Part {
+    LayerRange layers;                 // of the engine
+    LayerRange pieces;                 // the same in the layouts
+    bool done = false;                 // of the last one to end nobody says so: the load has ended
+    std::optional<EventSource> ended;  // made when somebody wants to wait
+  };
   struct Operation {
     CopyOp op;
     uint32_t closed_gates = 0;
     bool running = false;
+    bool over = false;
     TimePoint start_by = kNever;
     std::vector<Event> outcomes;       // of the gates: they must have succeeded
     std::optional<EventSource> ended;  // made when somebody wants to wait
+    std::vector<Part> parts;           // none: it goes as a whole
+    size_t open_parts = 0;
+    uint64_t part_bytes = 0;           // that arrived
+    std::optional<Error> part_failed;  // the first that did
 
     [[nodiscard]] bool reads_engine() const noexcept { return op.src.tier == TierId::kG1; }
   };
@@ -78,6 +91,13 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
     std::vector<Event> events;         // all that were recorded in it; the last one is its end
     std::map<LayerId, size_t> layers;  // of events
     bool ended = false;
+  };
+  using PartSet = uint8_t;  // a bit each; a load that goes as a whole has one
+  static_assert(kMaxLoadParts <= 8);
+  struct LoadsOfStep {
+    StreamRef stream;
+    std::vector<PartSet> missing;  // of each load: what the stream has not been made to wait for
+    bool waits_for_all = false;
   };
   /// What a gate waits for: done with the last of these, succeeded if all have.
   using Point = std::span<const Event>;
@@ -109,6 +129,10 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   void open_steps(uint64_t begin, uint64_t end, Point point, Todo& todo) KVBM_REQUIRES(mutex_);
   bool may_start(const Operation& operation) const KVBM_REQUIRES(mutex_);
   Step& current_step() KVBM_REQUIRES(mutex_);
+  void split(Operation& load) const KVBM_REQUIRES(mutex_);
+  LoadsOfStep& loads_for(StreamRef stream) KVBM_REQUIRES(mutex_);
+  bool misses_loads(StreamRef stream, const Operation& load, size_t index) const
+      KVBM_REQUIRES(mutex_);
   void open_gate(Operation& operation) KVBM_REQUIRES(mutex_);
   void answer(OpResult result, Todo& todo) KVBM_REQUIRES(mutex_);
   void start_ready(Todo& todo) KVBM_REQUIRES(mutex_);
@@ -126,6 +150,9 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   void observe(const std::vector<OpResult>& results);
   void hand_over(std::vector<OpResult> results);
   std::optional<OpResult> start(const std::shared_ptr<Operation>& operation);
+  std::optional<OpResult> start_parts(const std::shared_ptr<Operation>& operation,
+                                      TransferRequest request);
+  std::optional<OpResult> part_ended(Operation& operation, size_t part, const TransferResult& done);
   OpResult result_of(const CopyOp& op, const TransferResult& done) const;
   void finished(OpResult result);
   void event_done(const std::shared_ptr<Operation>& operation);
@@ -139,6 +166,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
 
   mutable Mutex mutex_{LockRank::kWorker, "worker.core"};
   std::map<Place, LayoutHandle> layouts_ KVBM_GUARDED_BY(mutex_);
+  std::map<Place, uint32_t> pieces_per_layer_ KVBM_GUARDED_BY(mutex_);  // of the engine's places
   std::vector<std::unique_ptr<ProvidedPlace>> places_ KVBM_GUARDED_BY(mutex_);
   std::shared_ptr<const ResultCallback> callback_ KVBM_GUARDED_BY(mutex_);
   std::shared_ptr<const ResultObserver> observer_ KVBM_GUARDED_BY(mutex_);
@@ -156,8 +184,8 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
       KVBM_GUARDED_BY(mutex_);  // no layer: the end of the step
   std::deque<Step> steps_ KVBM_GUARDED_BY(mutex_);
   uint64_t forgotten_ KVBM_GUARDED_BY(mutex_) = 0;  // the last step whose events are gone
-  std::vector<OpId> step_loads_ KVBM_GUARDED_BY(mutex_);
-  std::vector<StreamRef> streams_after_loads_ KVBM_GUARDED_BY(mutex_);
+  std::vector<std::shared_ptr<Operation>> step_loads_ KVBM_GUARDED_BY(mutex_);
+  std::vector<LoadsOfStep> stream_loads_ KVBM_GUARDED_BY(mutex_);  // of streams that ask for layers
   bool stopped_ KVBM_GUARDED_BY(mutex_) = false;
   bool only_steps_ KVBM_GUARDED_BY(mutex_) = false;  // what has not come does not come
   size_t num_unheard_ KVBM_GUARDED_BY(mutex_) = 0;  // results that are on their way to the receiver
@@ -220,7 +248,8 @@ Result<LayoutConfig> Worker::Core::config_of(const PlaceSpec& spec) const {
   return config;
 }
 
-Result<PlaceSpec> Worker::Core::attach(Place place, PhysicalLayout tensors) {
+Result<PlaceSpec> Worker::Core::attach(Place place, PhysicalLayout tensors,
+                                       uint32_t pieces_per_layer) {
   PlaceSpec spec{.place = place,
                  .owner = Owner::kEngine,
                  .spread = Spread::kSharded,
@@ -228,7 +257,14 @@ Result<PlaceSpec> Worker::Core::attach(Place place, PhysicalLayout tensors) {
                  .rank_block_bytes = tensors.config().block_bytes()};
   KVBM_ASSIGN_OR_RETURN(const LayoutConfig config, config_of(spec));
   KVBM_TRY(check_same_block_shape(tensors.config(), config));
+  if (pieces_per_layer > 0 && config.num_layers % pieces_per_layer != 0) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      format_text("a block of layer group {} has {} pieces, and a layer {} of them",
+                                  place.group, config.num_layers, pieces_per_layer));
+  }
   KVBM_TRY(add_layout(place, std::move(tensors)));
+  MutexLock lock(mutex_);
+  pieces_per_layer_[place] = pieces_per_layer;
   return spec;
 }
 
@@ -348,17 +384,25 @@ Status Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
     for (OpId fence : plan.fences) {
       if (operations_.contains(fence) || !has_come(fence)) fences.push_back(ended_event(fence));
     }
+    // What no layer of the step before has asked for.
+    for (size_t i = 0; i < step_loads_.size(); ++i) {
+      const Operation& load = *step_loads_[i];
+      if (misses_loads(compute, load, i)) fences.push_back(ended_event(load.op.op));
+    }
     for (OpId cancelled : plan.cancels) cancel_waiting(cancelled, todo);
     step_loads_.clear();
-    streams_after_loads_.clear();
+    stream_loads_.clear();
     // In the order of their ids, as an operation waits for older ones: a load may wait for a store.
     std::map<OpId, const CopyOp*> ops;
-    for (const CopyOp& load : plan.loads) {
-      ops.emplace(load.op, &load);
-      step_loads_.push_back(load.op);
-    }
+    for (const CopyOp& load : plan.loads) ops.emplace(load.op, &load);
     for (const CopyOp& store : plan.stores) ops.emplace(store.op, &store);
     for (const auto& [id, op] : ops) add(*op, todo);
+    for (const CopyOp& load : plan.loads) {
+      const auto it = operations_.find(load.op);
+      if (it == operations_.end()) continue;
+      split(*it->second);
+      step_loads_.push_back(it->second);
+    }
     give_up_vain_waits(todo);
     start_ready(todo);
   }
@@ -370,21 +414,102 @@ Status Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
   return fenced;
 }
 
-Status Worker::Core::layer_needed(StreamRef stream) {
-  std::vector<Event> loads;
+/// A load of a step from host memory goes by ranges of layers. One from farther goes block by
+/// block.
+void Worker::Core::split(Operation& load) const {
+  const CopyOp& op = load.op;
+  if (load.running || !load.parts.empty()) return;  // came before, by another way
+  if (op.src.tier != TierId::kG2 || op.dst.tier != TierId::kG1) return;
+  const auto known = pieces_per_layer_.find(op.dst);
+  if (known == pieces_per_layer_.end() || known->second == 0) return;
+  const uint32_t pieces = known->second;
+  const LayoutConfig& config = *options_.model.find(op.dst.group);
+  const std::vector<LayerRange> ranges =
+      split_load(config.num_layers / pieces, config.layer_bytes() * pieces * op.from.size(),
+                 options_.min_load_part_bytes);
+  if (ranges.size() < 2) return;
+  for (const LayerRange& range : ranges) {
+    load.parts.push_back(
+        {.layers = range,
+         .pieces = {LayerId(static_cast<uint16_t>(range.begin() * pieces)), range.count * pieces},
+         .ended = {}});
+  }
+  load.open_parts = ranges.size();
+}
+
+Worker::Core::LoadsOfStep& Worker::Core::loads_for(StreamRef stream) {
+  const auto known = std::find_if(stream_loads_.begin(), stream_loads_.end(),
+                                  [&](const LoadsOfStep& of) { return of.stream == stream; });
+  if (known != stream_loads_.end()) return *known;
+  LoadsOfStep& added = stream_loads_.emplace_back();
+  added.stream = stream;
+  added.missing.reserve(step_loads_.size());
+  for (const auto& load : step_loads_) {
+    const size_t num_parts = std::max<size_t>(1, load->parts.size());
+    added.missing.push_back(static_cast<PartSet>((1U << num_parts) - 1));
+  }
+  return added;
+}
+
+/// Whether the stream may run ahead of some part of a load of the step.
+bool Worker::Core::misses_loads(StreamRef stream, const Operation& load, size_t index) const {
+  if (load.over) return false;
+  const auto known = std::find_if(stream_loads_.begin(), stream_loads_.end(),
+                                  [&](const LoadsOfStep& of) { return of.stream == stream; });
+  return known == stream_loads_.end() || known->missing[index] != 0;
+}
+
+/// Of one layer of each group, or of all layers.
+Result<LoadWaits> Worker::Core::loads_needed(std::optional<LayerId> layer, StreamRef stream) {
+  struct Wait {
+    size_t load;
+    PartSet parts;
+    Event event;
+  };
+  std::vector<Wait> waits;
   {
     MutexLock lock(mutex_);
-    if (step_loads_.empty()) return {};
-    const auto& waited = streams_after_loads_;
-    if (std::find(waited.begin(), waited.end(), stream) != waited.end()) return {};
-    for (OpId load : step_loads_) {
-      if (operations_.contains(load)) loads.push_back(ended_event(load));
+    if (step_loads_.empty()) return LoadWaits{};
+    LoadsOfStep& loads = loads_for(stream);
+    if (loads.waits_for_all) return LoadWaits{};
+    for (size_t i = 0; i < step_loads_.size(); ++i) {
+      Operation& load = *step_loads_[i];
+      PartSet& missing = loads.missing[i];
+      if (load.over) missing = 0;
+      if (missing == 0) continue;
+      if (load.parts.empty()) {
+        waits.push_back({.load = i, .parts = missing, .event = ended_event(load.op.op)});
+        continue;
+      }
+      for (size_t k = 0; k < load.parts.size(); ++k) {
+        Part& part = load.parts[k];
+        const auto bit = static_cast<PartSet>(1U << k);
+        if ((missing & bit) == 0) continue;
+        if (layer && (*layer < part.layers.first || layer->value() >= part.layers.end())) continue;
+        if (part.done) {
+          missing &= static_cast<PartSet>(~bit);
+          continue;
+        }
+        if (!part.ended) part.ended.emplace(device_.create_event());
+        waits.push_back({.load = i, .parts = bit, .event = part.ended->event()});
+      }
     }
   }
-  for (const Event& load : loads) KVBM_TRY(device_.wait(stream, load));
+  Status waiting;
+  size_t num_waits = 0;
+  for (; num_waits < waits.size() && waiting; ++num_waits) {
+    waiting = device_.wait(stream, waits[num_waits].event);
+  }
+  if (!waiting) --num_waits;
   MutexLock lock(mutex_);
-  streams_after_loads_.push_back(stream);
-  return {};
+  LoadsOfStep& loads = loads_for(stream);
+  for (size_t i = 0; i < num_waits; ++i) {
+    loads.missing[waits[i].load] &= static_cast<PartSet>(~waits[i].parts);
+  }
+  loads.waits_for_all = std::all_of(loads.missing.begin(), loads.missing.end(),
+                                    [](PartSet missing) { return missing == 0; });
+  KVBM_TRY(waiting);
+  return LoadWaits{.waits = num_waits > 0, .more = !loads.waits_for_all};
 }
 
 void Worker::Core::layer_written(LayerId layer, StreamRef stream) {
@@ -662,6 +787,10 @@ void Worker::Core::end(OpResult result, Todo& todo) {
     --num_running_;
     if (operation.op.priority == Priority::kOffload) --num_offloading_;
   }
+  operation.over = true;
+  for (Part& part : operation.parts) {
+    if (part.ended && !part.done) todo.ended.push_back(*std::move(part.ended));
+  }
   if (operation.ended) todo.ended.push_back(*std::move(operation.ended));
   answer(std::move(result), todo);
   auto waiting = waiting_for_op_.extract(id);
@@ -785,6 +914,7 @@ std::optional<OpResult> Worker::Core::start(const std::shared_ptr<Operation>& op
       .src = *src, .src_ids = op.from, .dst = *dst, .dst_ids = op.to, .options = {}};
   request.options.wait_for = std::move(operation->outcomes);
   request.options.tags = tags;
+  if (!operation->parts.empty()) return start_parts(operation, std::move(request));
   auto transfer = transfers_->execute_transfer(request);
   if (!transfer) {
     KVBM_LOG_ERROR(log_, "worker", "operation {} was refused: {}", op.op.value(),
@@ -796,6 +926,70 @@ std::optional<OpResult> Worker::Core::start(const std::shared_ptr<Operation>& op
     core->finished(core->result_of(operation->op, done));
   });
   return std::nullopt;
+}
+
+/// Each part waits for the one before, so that all of the device's bandwidth goes to what is needed
+/// first.
+std::optional<OpResult> Worker::Core::start_parts(const std::shared_ptr<Operation>& operation,
+                                                  TransferRequest request) {
+  std::optional<OpResult> ended;
+  for (size_t i = 0; i < operation->parts.size(); ++i) {
+    request.options.layer_range = operation->parts[i].pieces;
+    auto transfer = transfers_->execute_transfer(request);
+    if (!transfer && i == 0) {
+      KVBM_LOG_ERROR(log_, "worker", "operation {} was refused: {}", operation->op.op.value(),
+                     transfer.error().describe());
+      return OpResult{.op = operation->op.op,  // nothing was read or written
+                      .rank = options_.rank,
+                      .outcome = Outcome::kCancelled,
+                      .bytes = 0,
+                      .failed = {}};
+    }
+    if (!transfer) {
+      // What goes on already has to end first. The parts behind this one are not begun.
+      for (; i < operation->parts.size(); ++i) {
+        ended = part_ended(*operation, i, {.status = tl::unexpected(transfer.error())});
+      }
+      break;
+    }
+    if (transfer->done()) {
+      ended = part_ended(*operation, i, transfer->result());
+    } else {
+      transfer->on_done(
+          [core = shared_from_this(), operation, i](const TransferResult& done) noexcept {
+            if (auto result = core->part_ended(*operation, i, done))
+              core->finished(*std::move(result));
+          });
+    }
+    request.options.wait_for = {transfer->event()};
+  }
+  return ended;
+}
+
+/// The result of the operation, if this was the last part of it. Its blocks have arrived if all
+/// parts have.
+std::optional<OpResult> Worker::Core::part_ended(Operation& operation, size_t part,
+                                                 const TransferResult& done) {
+  TransferResult whole;
+  std::optional<EventSource> ended;
+  bool is_last = false;
+  {
+    MutexLock lock(mutex_);
+    operation.part_bytes += done.bytes;
+    if (!done.status && !operation.part_failed) operation.part_failed = done.status.error();
+    is_last = --operation.open_parts == 0;
+    if (!is_last) {
+      operation.parts[part].done = true;
+      ended.swap(operation.parts[part].ended);
+    } else if (operation.part_failed) {
+      whole.status = tl::unexpected(*operation.part_failed);
+    } else {
+      whole.bytes = operation.part_bytes;
+    }
+  }
+  if (ended) ended->signal();
+  if (!is_last) return std::nullopt;
+  return result_of(operation.op, whole);
 }
 
 OpResult Worker::Core::result_of(const CopyOp& op, const TransferResult& done) const {
@@ -886,8 +1080,8 @@ Worker::~Worker() {
   if (stop(kNever)) core_->close();
 }
 
-Result<PlaceSpec> Worker::attach(Place place, PhysicalLayout tensors) {
-  return core_->attach(place, std::move(tensors));
+Result<PlaceSpec> Worker::attach(Place place, PhysicalLayout tensors, uint32_t pieces_per_layer) {
+  return core_->attach(place, std::move(tensors), pieces_per_layer);
 }
 Status Worker::provide(const PlaceSpec& spec) { return core_->provide(spec); }
 void Worker::on_result(ResultCallback callback) { core_->on_result(std::move(callback)); }
@@ -897,8 +1091,11 @@ void Worker::observe_results(ResultObserver observer) {
 Status Worker::begin_step(const StepPlan& plan, StreamRef compute) {
   return core_->begin_step(plan, compute);
 }
-Status Worker::layer_needed(LayerId /*layer*/, StreamRef stream) {
-  return core_->layer_needed(stream);
+Result<LoadWaits> Worker::layer_needed(LayerId layer, StreamRef stream) {
+  return core_->loads_needed(layer, stream);
+}
+Result<LoadWaits> Worker::all_layers_needed(StreamRef stream) {
+  return core_->loads_needed(std::nullopt, stream);
 }
 void Worker::layer_written(LayerId layer, StreamRef stream) { core_->layer_written(layer, stream); }
 Event Worker::record(StreamRef compute) { return core_->record(compute); }

@@ -35,7 +35,10 @@ struct WorkerOptions {
   DirectIo direct_io = DirectIo::kOff;  ///< of them
   bool zero_fill = false;               ///< of them, see FileOptions
   uint32_t max_running_operations = 8;  ///< those that may start wait their turn, onboarding first
-  MetricsRegistry* metrics = nullptr;   ///< borrowed; of the copies. Null: counted nowhere
+  /// A load of a step goes by ranges of layers, the first of them not smaller than this: some time
+  /// on the wire beside what a submission costs.
+  uint64_t min_load_part_bytes = uint64_t{4} << 20;
+  MetricsRegistry* metrics = nullptr;  ///< borrowed; of the copies. Null: counted nowhere
   /// Pins the places in host memory, for a device that does not copy pageable memory. Null: they
   /// are pageable.
   std::shared_ptr<HostPinner> pinner = nullptr;
@@ -48,6 +51,12 @@ using ResultCallback = std::function<void(OpResult&&)>;
 /// The same, looking on.
 using ResultObserver = std::function<void(const OpResult&)>;
 
+/// What a stream has been made to wait for.
+struct LoadWaits {
+  bool waits = false;  ///< by this call
+  bool more = false;   ///< there are loads of other layers, which it has not been made to wait for
+};
+
 /// Executes what a leader asks for on the memory of one rank. Never sees a token or a policy.
 ///
 /// An operation starts once its gates are open: steps and layers become events of the compute
@@ -58,6 +67,9 @@ using ResultObserver = std::function<void(const OpResult&)>;
 /// open is left out, with an error in the log. A gate or a fence on an operation that has not come
 /// yet waits for it, as operations come by two ways. Contract: ids count from 1, without gaps and
 /// in whatever order, and are not used again.
+///
+/// The engine's layers are counted in each layer group, from 0: layer i of a step is that of every
+/// group.
 ///
 /// Ownership: owns the places it provides; borrows device, file engine, executor and log, which
 /// outlive it, and the engine's tensors, which stay until stop(). Stream: begin_step, layer_needed,
@@ -75,9 +87,12 @@ class Worker {
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
-  /// Takes the engine's tensors as a place. Errors: kInvalidArgument (another shape than the
-  /// group's).
-  [[nodiscard]] Result<PlaceSpec> attach(Place place, PhysicalLayout tensors);
+  /// Takes the engine's tensors as a place. `pieces_per_layer` of their layers make one of the
+  /// engine's, as layer_needed() counts them; 0: nobody knows, and each layer needs all of a load.
+  /// Errors: kInvalidArgument (another shape than the group's; layers that are no whole number of
+  /// the engine's).
+  [[nodiscard]] Result<PlaceSpec> attach(Place place, PhysicalLayout tensors,
+                                         uint32_t pieces_per_layer = 0);
   /// Makes a place in host memory (G2) or in a file (G3). Errors: kInvalidArgument (other bytes
   /// than the group's), kUnsupported (replicated blocks, G4, G3 without a file engine), those of
   /// SystemMemory and FileMemory.
@@ -89,14 +104,18 @@ class Worker {
   /// null.
   void observe_results(ResultObserver observer);
 
-  /// Begins a step: queues the plan's operations and makes `compute` wait for its fences.
-  /// Errors: those of Device::wait. The step has begun, but a fence is missing: nothing may be
-  /// queued that writes to fenced blocks before another step has their fences.
+  /// Begins a step: queues the plan's operations and makes `compute` wait for its fences, and for
+  /// loads of the step before that no layer has asked for on it. Errors: those of Device::wait. The
+  /// step has begun, but a fence is missing: nothing may be queued that writes to fenced blocks
+  /// before another step has their fences.
   Status begin_step(const StepPlan& plan, StreamRef compute);
-  /// Makes `stream` wait for the loads of this step, once for each stream. Loads are not split by
-  /// layer: the first layer waits for all of them. A load that failed lets the stream go on; its
-  /// result tells. Errors: those of Device::wait; may be called again.
-  Status layer_needed(LayerId layer, StreamRef stream);
+  /// Makes `stream` wait for what the loads of this step bring of a layer, once for each stream. A
+  /// load from host memory goes by ranges of layers, from the first on; others are waited for as a
+  /// whole. A load that failed lets the stream go on, whichever part of it did; its result
+  /// tells. Errors: those of Device::wait; may be called again.
+  Result<LoadWaits> layer_needed(LayerId layer, StreamRef stream);
+  /// The same for all layers.
+  Result<LoadWaits> all_layers_needed(StreamRef stream);
   void layer_written(LayerId layer, StreamRef stream);
   /// An event of what was queued in this step so far. Who records on the stream in another way
   /// takes the outcome away from the step.

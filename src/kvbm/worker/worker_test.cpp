@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -17,6 +18,9 @@
 #include "kvbm/base/stepped_executor.hpp"
 #include "kvbm/base/thread_executor.hpp"
 
+#include "tests/support/allocation_meter.hpp"
+#include "tests/support/hooked_device.hpp"
+#include "tests/support/pattern.hpp"
 #include "tests/support/pinner_double.hpp"
 #include "tests/support/rank_rig.hpp"
 #include "tests/support/recording_log_sink.hpp"
@@ -31,6 +35,7 @@ using std::chrono::seconds;
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using testing::HookedDevice;
 using ::testing::IsEmpty;
 using testing::kRigBlockBytes;
 using testing::RankRig;
@@ -863,6 +868,381 @@ TYPED_TEST(WorkerOn, ALoadOfAPlanWaitsForAStoreOfTheSamePlan) {
   EXPECT_TRUE(this->rig().holds(1, 7));
   this->run(copy(3, kDisk, ids({1}), kEngine, ids({10})));
   EXPECT_TRUE(this->rig().holds(10, 8));
+}
+
+// --- loads layer by layer
+// -----------------------------------------------------------------------------
+
+/// A host block with key 7, and a device that holds back each copy of the load of it.
+template <class Kind>
+class LoadByLayersOn : public WorkerOn<Kind> {
+ protected:
+  static constexpr size_t kLayerBytes = kRigBlockBytes / 2;
+
+  void prepare(RankRigOptions options = {}) {
+    options.wrap_device = [this](Device& inner) {
+      auto hooked = std::make_unique<HookedDevice>(inner);
+      device_ = hooked.get();
+      return hooked;
+    };
+    this->use(options);
+    for (uint16_t group = 0; group < options.num_groups; ++group) {
+      this->rig().fill(0, 7 + group, group);
+      const GroupId id(group);
+      this->run(copy(100U + group, {TierId::kG1, id}, ids({0}), {TierId::kG2, id}, ids({0})));
+    }
+    hold();
+  }
+  void hold() {
+    held_.clear();
+    for (size_t i = 0; i < 4; ++i) held_.push_back(this->rig().device->create_event());
+    device_->hook([this](StreamRef stream, size_t number) {
+      return this->rig().device->wait(stream, held_.at(number).event());
+    });
+  }
+  void let_all_go() {
+    for (EventSource& held : held_) static_cast<void>(held.try_signal());
+  }
+  static CopyOp load(uint64_t op, uint16_t group = 0, uint32_t to = 5) {
+    const GroupId id(group);
+    return copy(op, {TierId::kG2, id}, ids({0}), {TierId::kG1, id}, ids({to}),
+                {.priority = Priority::kOnboard});
+  }
+  void begin(uint64_t step, std::vector<CopyOp> loads) {
+    StepPlan begun = plan(step);
+    begun.loads = std::move(loads);
+    EXPECT_TRUE(this->worker().begin_step(begun, this->rig().compute));
+  }
+  /// Of the compute, as it is after the layer's hook.
+  Event needs(uint16_t layer) {
+    EXPECT_TRUE(this->worker().layer_needed(LayerId(layer), this->rig().compute));
+    return this->rig().device->record(this->rig().compute);
+  }
+  bool holds_layer(uint32_t block, size_t layer, uint64_t key) {
+    const auto found = this->rig().engine_block(block).subspan(layer * kLayerBytes, kLayerBytes);
+    const auto whole = testing::pattern_block(testing::kRigBlock, key);
+    return std::equal(found.begin(), found.end(),
+                      whole.begin() + static_cast<ptrdiff_t>(layer * kLayerBytes));
+  }
+  Status soon(const Event& event) {
+    return event.wait(this->executor_->clock().now() + seconds(10));
+  }
+
+  HookedDevice* device_ = nullptr;
+  std::vector<EventSource> held_;
+};
+TYPED_TEST_SUITE(LoadByLayersOn, BothExecutors, KindNames);
+
+TYPED_TEST(LoadByLayersOn, ALayerWaitsForItsPartOfALoadAndNoMore) {
+  this->prepare();
+  this->begin(1, {this->load(1)});
+  const auto first = this->worker().layer_needed(LayerId(0), this->rig().compute);
+  ASSERT_TRUE(first);
+  EXPECT_TRUE(first->waits);
+  EXPECT_TRUE(first->more);
+  const Event before_first = this->rig().device->record(this->rig().compute);
+  this->let_things_happen();
+  EXPECT_FALSE(before_first.done());
+  this->held_[0].signal();
+  EXPECT_TRUE(this->soon(before_first));
+  EXPECT_TRUE(this->holds_layer(5, 0, 7));
+  EXPECT_FALSE(this->holds_layer(5, 1, 7));
+  EXPECT_FALSE(this->ended(1));
+
+  const auto again = this->worker().layer_needed(LayerId(0), this->rig().compute);
+  ASSERT_TRUE(again);
+  EXPECT_FALSE(again->waits);
+  EXPECT_TRUE(again->more);
+  const auto second = this->worker().layer_needed(LayerId(1), this->rig().compute);
+  ASSERT_TRUE(second);
+  EXPECT_TRUE(second->waits);
+  EXPECT_FALSE(second->more);
+  const Event before_second = this->rig().device->record(this->rig().compute);
+  this->let_things_happen();
+  EXPECT_FALSE(before_second.done());
+  this->held_[1].signal();
+  EXPECT_TRUE(this->soon(before_second));
+  const OpResult loaded = this->await(1);
+  EXPECT_EQ(loaded.outcome, Outcome::kSucceeded);
+  EXPECT_EQ(loaded.bytes, kRigBlockBytes);
+  EXPECT_TRUE(this->rig().holds(5, 7));
+  this->worker().end_step(this->rig().compute);
+}
+
+TYPED_TEST(LoadByLayersOn, PartsComeInTheOrderOfTheLayers) {
+  this->prepare();
+  this->begin(1, {this->load(1)});
+  const Event second = this->needs(1);
+  this->held_[1].signal();
+  this->let_things_happen();
+  EXPECT_FALSE(second.done());
+  EXPECT_FALSE(this->holds_layer(5, 1, 7));
+  this->held_[0].signal();
+  EXPECT_TRUE(this->soon(second));
+  EXPECT_TRUE(this->rig().holds(5, 7));
+  this->worker().end_step(this->rig().compute);
+}
+
+TYPED_TEST(LoadByLayersOn, ALaterPartThatFailsFailsTheWholeLoad) {
+  this->prepare();
+  std::optional<Event> awaited;
+  std::atomic<bool> observed = false;
+  this->worker().observe_results([&](const OpResult& result) {
+    if (result.op != OpId(1)) return;
+    observed = result.outcome == Outcome::kFailed;
+    EXPECT_FALSE(awaited->done());  // the compute is still held back
+  });
+  this->begin(1, {this->load(1)});
+  const Event first = this->needs(0);
+  this->held_[0].signal();
+  EXPECT_TRUE(this->soon(first));
+  this->device_->hook_waits([&](const Event& event) { awaited = event; });
+  const Event second = this->needs(1);
+  ASSERT_TRUE(awaited);
+  this->device_->hook_waits(nullptr);
+  this->held_[1].signal(make_error(ErrorCode::kDevice, "the second part failed"));
+  EXPECT_TRUE(this->soon(second));  // goes on, and whoever looks knows by now
+  EXPECT_TRUE(observed);
+  const OpResult failed = this->await(1);
+  EXPECT_EQ(failed.outcome, Outcome::kFailed);
+  EXPECT_EQ(failed.bytes, 0U);
+  EXPECT_THAT(failed.failed, IsEmpty());  // all blocks
+  this->worker().end_step(this->rig().compute);
+  this->worker().observe_results(nullptr);
+}
+
+TYPED_TEST(LoadByLayersOn, NothingIsCopiedAfterAPartThatFailed) {
+  this->prepare();
+  this->begin(1, {this->load(1)});
+  const Event second = this->needs(1);
+  this->held_[0].signal(make_error(ErrorCode::kDevice, "the first part failed"));
+  this->held_[1].signal();
+  EXPECT_TRUE(this->soon(second));
+  EXPECT_EQ(this->await(1).outcome, Outcome::kFailed);
+  EXPECT_FALSE(this->holds_layer(5, 0, 7));
+  EXPECT_FALSE(this->holds_layer(5, 1, 7));
+  this->worker().end_step(this->rig().compute);
+}
+
+TYPED_TEST(LoadByLayersOn, APartThatIsRefusedEndsTheLoadAfterThoseThatGoOn) {
+  this->prepare();
+  this->device_->hook([this](StreamRef stream, size_t number) -> Status {
+    if (number > 0) return make_error(ErrorCode::kDevice, "no more copies");
+    return this->rig().device->wait(stream, this->held_[0].event());
+  });
+  this->begin(1, {this->load(1)});
+  const Event second = this->needs(1);
+  this->let_things_happen();
+  EXPECT_FALSE(this->ended(1));
+  this->held_[0].signal();
+  EXPECT_TRUE(this->soon(second));
+  EXPECT_EQ(this->await(1).outcome, Outcome::kFailed);
+  this->worker().end_step(this->rig().compute);
+
+  // The first one refused: nothing was touched.
+  this->device_->hook(
+      [](StreamRef, size_t) -> Status { return make_error(ErrorCode::kDevice, "no copies"); });
+  this->begin(2, {this->load(2)});
+  EXPECT_TRUE(this->soon(this->needs(1)));
+  EXPECT_EQ(this->await(2).outcome, Outcome::kCancelled);
+  this->worker().end_step(this->rig().compute);
+}
+
+TYPED_TEST(LoadByLayersOn, ALayerIsThatOfEveryGroup) {
+  this->prepare({.num_groups = 2});
+  this->begin(1, {this->load(1, 0), this->load(2, 1)});
+  const Event first = this->needs(0);
+  this->held_[0].signal();
+  this->let_things_happen();
+  EXPECT_FALSE(first.done());
+  this->held_[2].signal();  // of the second load, the first part
+  EXPECT_TRUE(this->soon(first));
+  EXPECT_FALSE(this->ended(1));
+  EXPECT_FALSE(this->ended(2));
+  const Event second = this->needs(1);
+  this->held_[1].signal();
+  this->let_things_happen();
+  EXPECT_FALSE(second.done());
+  this->held_[3].signal();
+  EXPECT_TRUE(this->soon(second));
+  EXPECT_TRUE(this->rig().holds(5, 7, 0));
+  EXPECT_TRUE(this->rig().holds(5, 8, 1));
+  this->worker().end_step(this->rig().compute);
+}
+
+TYPED_TEST(LoadByLayersOn, AllLayersWaitForTheWhole) {
+  this->prepare();
+  this->begin(1, {this->load(1)});
+  const auto all = this->worker().all_layers_needed(this->rig().compute);
+  ASSERT_TRUE(all);
+  EXPECT_TRUE(all->waits);
+  EXPECT_FALSE(all->more);
+  const Event after = this->rig().device->record(this->rig().compute);
+  this->held_[0].signal();
+  this->let_things_happen();
+  EXPECT_FALSE(after.done());
+  this->held_[1].signal();
+  EXPECT_TRUE(this->soon(after));
+  EXPECT_TRUE(this->rig().holds(5, 7));
+  this->worker().end_step(this->rig().compute);
+}
+
+TYPED_TEST(LoadByLayersOn, TheNextStepWaitsForWhatNoLayerHasAskedFor) {
+  this->prepare();
+  this->begin(1, {this->load(1)});
+  const Event first = this->needs(0);
+  this->held_[0].signal();
+  EXPECT_TRUE(this->soon(first));
+  this->worker().end_step(this->rig().compute);
+  this->begin(2, {});
+  const Event in_second = this->rig().device->record(this->rig().compute);
+  this->let_things_happen();
+  EXPECT_FALSE(in_second.done());
+  this->held_[1].signal();
+  EXPECT_TRUE(this->soon(in_second));
+  EXPECT_TRUE(this->rig().holds(5, 7));
+  this->worker().end_step(this->rig().compute);
+}
+
+TYPED_TEST(LoadByLayersOn, AFenceOnALoadWaitsForAllPartsOfIt) {
+  this->prepare();
+  this->begin(1, {this->load(1)});
+  EXPECT_TRUE(
+      this->worker().all_layers_needed(this->rig().device->create_stream("another").value()));
+  this->worker().end_step(this->rig().compute);
+  const StreamRef compute = this->rig().device->create_stream("fenced").value();
+  StepPlan second = plan(2);
+  second.fences = {OpId(1)};
+  EXPECT_TRUE(this->worker().begin_step(second, compute));
+  const Event fenced = this->rig().device->record(compute);
+  this->held_[0].signal();
+  this->let_things_happen();
+  EXPECT_FALSE(fenced.done());
+  this->held_[1].signal();
+  EXPECT_TRUE(this->soon(fenced));
+  this->worker().end_step(compute);
+}
+
+TYPED_TEST(LoadByLayersOn, ACancelledLoadLetsEveryLayerGo) {
+  this->prepare();
+  CopyOp gated = this->load(1);
+  gated.after = {Gate::step_end(StepId(2))};
+  this->begin(1, {gated});
+  const Event first = this->needs(0);
+  const Event second = this->needs(1);
+  this->let_things_happen();
+  EXPECT_FALSE(first.done());
+  const OpId load(1);
+  this->worker().cancel({&load, 1});
+  EXPECT_TRUE(this->soon(first));
+  EXPECT_TRUE(this->soon(second));
+  EXPECT_EQ(this->await(1).outcome, Outcome::kCancelled);
+  EXPECT_EQ(this->device_->num_copies(), 0U);
+  this->worker().end_step(this->rig().compute);
+}
+
+TYPED_TEST(LoadByLayersOn, WhatIsNotWorthAPartGoesAsAWhole) {
+  const auto copies = [this](const RankRigOptions& options, bool in_step) {
+    this->prepare(options);
+    this->let_all_go();
+    if (in_step) {
+      this->begin(1, {this->load(1)});
+      this->worker().end_step(this->rig().compute);
+    } else {
+      this->submit(this->load(1));
+    }
+    EXPECT_EQ(this->await(1).outcome, Outcome::kSucceeded);
+    EXPECT_TRUE(this->rig().holds(5, 7));
+    return this->device_->num_copies();
+  };
+  EXPECT_EQ(copies({}, true), 2U);
+  EXPECT_EQ(copies({}, false), 1U);  // no layer can ask for it
+  EXPECT_EQ(copies({.min_load_part_bytes = kRigBlockBytes / 2}, true), 1U);
+  EXPECT_EQ(copies({.pieces_per_layer = 2}, true), 1U);  // a model of one layer
+  EXPECT_EQ(copies({.pieces_per_layer = 0}, true), 1U);  // of nobody knows how many
+}
+
+TYPED_TEST(LoadByLayersOn, AHookOfAStepWithoutLoadsCostsNothing) {
+  this->prepare();
+  this->let_all_go();
+  this->begin(1, {});
+  const size_t num_waits = this->device_->num_waits();
+  const testing::AllocationMeter meter;
+  for (uint16_t layer = 0; layer < 80; ++layer) {
+    const auto needed = this->worker().layer_needed(LayerId(layer), this->rig().compute);
+    if (!needed || needed->waits || needed->more) FAIL();
+  }
+  EXPECT_EQ(meter.count(), 0U);
+  EXPECT_EQ(this->device_->num_waits(), num_waits);
+  this->worker().end_step(this->rig().compute);
+}
+
+TEST(Worker, ALayerOfSeveralPiecesIsNotSplit) {
+  RecordingLogSink log(LogLevel::kError);
+  SteppedExecutor executor(1, log);
+  const auto host = HostDevice::create({.executor = executor}).value();
+  HookedDevice device(*host);
+  // Two layers, each with keys and values apart.
+  const LayoutConfig config{
+      .num_blocks = 2, .num_layers = 4, .outer_dim = 1, .page_size = 1, .inner_dim = 16};
+  const auto worker = Worker::create({.rank = RankId(0),
+                                      .worker = WorkerId(0),
+                                      .model = {{{.id = GroupId(0), .config = config}}},
+                                      .disk_directory = "",
+                                      .min_load_part_bytes = 1},
+                                     device, nullptr, executor, log)
+                          .value();
+  const DeviceMemory memory = host->allocate(2 * config.block_bytes(), 64).value();
+  const auto tensors = PhysicalLayout::fully_contiguous(config, MemoryRegion::of(memory)).value();
+  PlaceSpec spec = worker->attach(kEngine, tensors, 2).value();
+  spec.place = kHost;
+  spec.owner = Owner::kKvbm;
+  ASSERT_TRUE(worker->provide(spec));
+  std::fill_n(memory.data(), config.block_bytes(), std::byte{7});
+  const CopyOp store = copy(1, kEngine, ids({0}), kHost, ids({0}));
+  worker->submit({&store, 1});
+  executor.run_until_idle();
+
+  const StreamRef compute = host->create_stream("compute").value();
+  EventSource held = host->create_event();
+  device.hook([&](StreamRef stream, size_t number) -> Status {
+    return number == 1 ? host->wait(stream, held.event()) : Status();
+  });
+  StepPlan first = plan(1);
+  first.loads = {copy(2, kHost, ids({0}), kEngine, ids({1}), {.priority = Priority::kOnboard})};
+  ASSERT_TRUE(worker->begin_step(first, compute));
+  ASSERT_TRUE(worker->layer_needed(LayerId(0), compute));
+  const Event with_first = host->record(compute);
+  ASSERT_TRUE(worker->layer_needed(LayerId(1), compute));
+  const Event with_second = host->record(compute);
+  executor.run_until_idle();
+  EXPECT_TRUE(with_first.done());
+  EXPECT_FALSE(with_second.done());
+  const std::byte* block = memory.data() + config.block_bytes();
+  const auto arrived = std::count(block, block + config.block_bytes(), std::byte{7});
+  EXPECT_EQ(static_cast<uint64_t>(arrived), config.block_bytes() / 2);
+  held.signal();
+  executor.run_until_idle();
+  EXPECT_TRUE(with_second.done());
+  EXPECT_EQ(std::count(block, block + config.block_bytes(), std::byte{7}),
+            static_cast<ptrdiff_t>(config.block_bytes()));
+  EXPECT_EQ(device.num_copies(), 2U);
+  worker->end_step(compute);
+  EXPECT_TRUE(worker->stop());
+}
+
+TEST(Worker, AttachRefusesLayersOfUnequalPieces) {
+  RecordingLogSink log(LogLevel::kError);
+  SteppedExecutor executor(1, log);
+  const RankRig rig(executor, log);
+  LayoutConfig config = testing::kRigBlock;
+  config.num_blocks = 4;
+  const DeviceMemory memory = rig.device->allocate(1 << 16, 64).value();
+  const auto tensors = PhysicalLayout::fully_contiguous(config, MemoryRegion::of(memory)).value();
+  const auto refused = rig.worker->attach(kEngine, tensors, 3);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message(),
+            "a block of layer group 0 has 2 pieces, and a layer 3 of them");
 }
 
 // --- cancel, timeout, priority
