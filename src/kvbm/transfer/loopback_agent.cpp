@@ -465,10 +465,22 @@ class LoopbackAgent::Core {
     return queue_->try_post(Task([this, operation = std::move(operation)] { turn(operation); }));
   }
 
+  /// The next turn. A queue that has been stopped takes none.
+  Status post_next(const std::shared_ptr<Operation>& operation) {
+    Status posted = post(operation);
+    if (!posted && stopping_.load()) return cancelled();
+    return posted;
+  }
+
+  [[nodiscard]] static tl::unexpected<Error> cancelled() {
+    return make_error(ErrorCode::kCancelled,
+                      "the remote agent was destroyed before the operation had ended");
+  }
+
   void turn(const std::shared_ptr<Operation>& operation) noexcept {
     const Status status = internal::guarded([&]() -> Status {
       KVBM_TRY(copy_some(*operation));
-      if (operation->next < operation->batch.from->size()) return post(operation);
+      if (operation->next < operation->batch.from->size()) return post_next(operation);
       const RemoteRequest& request = operation->request;
       if (request.notification) {
         KVBM_TRY(operation->peer->notify({.peer = name(), .value = *request.notification}));
@@ -480,10 +492,7 @@ class LoopbackAgent::Core {
   }
 
   Status copy_some(Operation& operation) {
-    if (stopping_.load()) {
-      return make_error(ErrorCode::kCancelled,
-                        "the remote agent was destroyed before the operation had ended");
-    }
+    if (stopping_.load()) return cancelled();
     if (executor_.clock().now() >= operation.request.deadline) {
       return make_error(ErrorCode::kTimeout, "the deadline passed before all bytes were there");
     }
