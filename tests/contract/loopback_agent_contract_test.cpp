@@ -148,7 +148,7 @@ TEST(LoopbackAgent, TellsTheSenderWhenThePeerHasNoRoomForANotification) {
 class LoopbackTurns : public ::testing::Test {
  protected:
   void SetUp() override {
-    for (size_t side : {0, 1}) {
+    for (const size_t side : {size_t{0}, size_t{1}}) {
       const MemoryRegion region =
           MemoryRegion::of_bytes(StorageKind::kSystem, memory_[side].data(), 16 * 512);
       id_[side] = agents_[side]->register_memory({}, {&region, 1}).value();

@@ -149,7 +149,7 @@ TYPED_TEST_P(RemoteAgentContract, ReadsWhatThePeerHas) {
   const auto there = this->memory_of(1);
   this->introduce(1, 0);
   auto expected = here->bytes;
-  for (const auto& [to, from] : {std::pair{5, 40}, {6, 41}, {0, 3}}) {
+  for (const auto& [to, from] : {std::pair<uint64_t, uint64_t>{5, 40}, {6, 41}, {0, 3}}) {
     std::copy_n(there->data() + from * this->kBlock, this->kBlock,
                 expected.begin() + static_cast<ptrdiff_t>(this->kGuard + to * this->kBlock));
   }
@@ -166,7 +166,7 @@ TYPED_TEST_P(RemoteAgentContract, WritesToThePeer) {
   const auto there = this->memory_of(1);
   this->introduce(1, 0);
   auto expected = there->bytes;
-  for (const auto& [from, to] : {std::pair{63, 0}, {0, 63}}) {
+  for (const auto& [from, to] : {std::pair<uint64_t, uint64_t>{63, 0}, {0, 63}}) {
     std::copy_n(here->data() + from * this->kBlock, this->kBlock,
                 expected.begin() + static_cast<ptrdiff_t>(this->kGuard + to * this->kBlock));
   }
@@ -215,7 +215,7 @@ TYPED_TEST_P(RemoteAgentContract, MovesStridedPiecesAsAnOracleDoes) {
     auto expected_here = here->bytes;
     auto expected_there = there->bytes;
     for (size_t i = 0; i < count; ++i) {
-      for (const uint64_t half : {0, 256}) {
+      for (const uint64_t half : {uint64_t{0}, uint64_t{256}}) {
         for (uint64_t at = 0; at < 256; ++at) {
           const uint64_t ia = at / run / c / b;
           const uint64_t ib = at / run / c % b;
@@ -348,7 +348,7 @@ TYPED_TEST_P(RemoteAgentContract, MemoryIsReachedForAsLongAsItIsRegistered) {
 }
 
 TYPED_TEST_P(RemoteAgentContract, WhatIsUnregisteredIsNotTouchedAnyMore) {
-  for (const size_t side : {0, 1}) {
+  for (const size_t side : {size_t{0}, size_t{1}}) {
     SCOPED_TRACE(side == 0 ? "memory of the agent that asks" : "memory of the peer");
     const auto here = this->memory_of(0);
     const auto there = this->memory_of(1);
