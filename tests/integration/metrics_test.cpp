@@ -21,9 +21,12 @@
 #include "kvbm/runtime/kvbm_leader.hpp"
 #include "kvbm/runtime/kvbm_worker.hpp"
 #include "kvbm/runtime/metrics_doc.hpp"
+#include "kvbm/transfer/loopback_agent.hpp"
+#include "kvbm/transfer/transfer_manager.hpp"
 
 #include "tests/support/faulty_device.hpp"
 #include "tests/support/faulty_file_engine.hpp"
+#include "tests/support/faulty_remote_agent.hpp"
 #include "tests/support/guarded_place.hpp"
 #include "tests/support/recording_log_sink.hpp"
 #include "tests/support/seed.hpp"
@@ -376,12 +379,67 @@ void drive_transfers(Watch& watch) {
   }
 }
 
+/// Two managers read and write each other's blocks; then each copy fails.
+void drive_remote_transfers(Watch& watch) {
+  constexpr LayoutConfig kConfig{.num_blocks = 2,
+                                 .num_layers = 1,
+                                 .outer_dim = 1,
+                                 .page_size = 1,
+                                 .inner_dim = 64,
+                                 .dtype_width_bytes = 1};
+  const std::vector<BlockId> ids{BlockId(0), BlockId(1)};
+  for (const bool faulty : {false, true}) {
+    TransferRig rig;
+    LoopbackNetwork network;
+    struct Side {
+      std::unique_ptr<RemoteAgent> agent;
+      std::unique_ptr<TransferManager> manager;
+      LayoutHandle handle;
+    };
+    std::array<Side, 2> sides;
+    std::array<GuardedPlace, 2> places{
+        GuardedPlace(kConfig, LayoutKind::kFullyContiguous, StorageKind::kSystem),
+        GuardedPlace(kConfig, LayoutKind::kFullyContiguous, StorageKind::kSystem)};
+    for (uint64_t i = 0; i < sides.size(); ++i) {
+      sides[i].agent =
+          LoopbackAgent::create(
+              {.network = network, .executor = *rig.executor, .name = "agent-" + std::to_string(i)})
+              .value();
+      if (faulty) {
+        sides[i].agent = std::make_unique<testing::FaultyRemoteAgent>(
+            std::move(sides[i].agent), *rig.executor, testing::RemoteFaults{.fail = 1});
+      }
+      sides[i].manager = TransferManager::create({.worker = WorkerId(i),
+                                                  .device = *rig.device,
+                                                  .executor = *rig.executor,
+                                                  .log = rig.log,
+                                                  .metrics = &rig.metrics,
+                                                  .remote_agent = sides[i].agent.get()})
+                             .value();
+      sides[i].handle = sides[i].manager->register_layout(places[i].layout()).value();
+      ASSERT_TRUE(
+          sides[i].manager->build_logical_descriptor(sides[i].handle, LogicalLayoutHandle::kG2));
+    }
+    ASSERT_TRUE(sides[0].manager->import_metadata(sides[1].manager->export_metadata().value()));
+    ASSERT_TRUE(sides[1].manager->import_metadata(sides[0].manager->export_metadata().value()));
+    watch.look_at(rig.metrics);
+    for (const auto& [src, dst] : {std::pair(0, 1), std::pair(1, 0)}) {
+      const auto copied = sides[0].manager->execute_transfer(
+          {.src = sides[src].handle, .src_ids = ids, .dst = sides[dst].handle, .dst_ids = ids});
+      ASSERT_TRUE(copied) << copied.error();
+      EXPECT_EQ(copied->wait().has_value(), !faulty);
+    }
+    watch.look_at(rig.metrics);
+  }
+}
+
 TEST(Metrics, EverySeriesMovesAndIsDocumented) {
   Watch watch;
   drive_connectors(watch);
   drive_leader(watch);
   drive_manager(watch);
   drive_transfers(watch);
+  drive_remote_transfers(watch);
   EXPECT_THAT(watch.still(), ::testing::IsEmpty()) << "nothing here moves these";
 
   std::set<std::string> documented;

@@ -20,11 +20,11 @@ namespace {
 
 /// What one measured batch moves over a link, if its runs are not longer: long beside what a batch
 /// costs by itself.
-constexpr uint64_t kLinkBytes = 4 * kMiB;
+constexpr uint64_t kLinkBytes = 16 * kMiB;
 /// That a copy engine takes one by one.
 constexpr uint32_t kMostRuns = 512;
 /// Of longer runs a copy engine has its full rate.
-constexpr uint64_t kRunBytes[] = {512, 4 * kKiB, 32 * kKiB, 256 * kKiB, 2 * kMiB};
+constexpr uint64_t kRunBytes[] = {128, 512, 4 * kKiB, 32 * kKiB, 256 * kKiB, 2 * kMiB};
 /// How much shorter the batch is that a longer one is compared with.
 constexpr uint32_t kShare = 8;
 /// What a batch of the longest runs moves; no other moves more over a link.
@@ -33,7 +33,7 @@ constexpr uint32_t kRowsOfAStep = 8;
 /// The shortest of so many counts, of fewer where they take longer than kEnoughTime.
 constexpr size_t kLeastRepetitions = 3;
 constexpr size_t kMostRepetitions = 9;
-constexpr Duration kEnoughTime = std::chrono::milliseconds(2);
+constexpr Duration kEnoughTime = std::chrono::milliseconds(1);
 
 /// Runs in a source that has as many bytes between them as in them.
 struct BatchShape {

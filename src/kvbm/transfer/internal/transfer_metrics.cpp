@@ -10,18 +10,18 @@ namespace {
 RouteCounters route_counters(MetricsRegistry& registry, size_t index) {
   const std::vector<MetricLabel> labels{
       {"route", std::string(to_string(static_cast<TransferRoute>(index)))}};
-  return {.blocks =
-              registry.counter({"kvbm_copied_blocks_total",
-                                "Blocks copied between layouts, here or of another worker, once "
-                                "for each range of layers that they went in.",
-                                "blocks", labels}),
-          .bytes = registry.counter(
-              {"kvbm_copied_bytes_total",
-               "Payload of the blocks copied between layouts, here or of another worker.", "bytes",
-               labels}),
-          .failed = registry.counter({"kvbm_copy_failed_blocks_total",
-                                      "Blocks that a copy between layouts did not bring over.",
-                                      "blocks", labels})};
+  return {
+      .blocks = registry.counter({"kvbm_copied_blocks_total",
+                                  "Blocks copied between layouts, here or of another worker, once "
+                                  "for each range of layers that they went in.",
+                                  "blocks", labels}),
+      .bytes = registry.counter(
+          {"kvbm_copied_bytes_total",
+           "Payload of the blocks copied between layouts, here or of another worker.", "bytes",
+           labels}),
+      .failed = registry.counter({"kvbm_copy_failed_blocks_total",
+                                  "Blocks that a copy between layouts did not bring over.",
+                                  "blocks", labels})};
 }
 
 template <size_t... kIndices>
