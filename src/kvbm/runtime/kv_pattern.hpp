@@ -39,6 +39,7 @@ struct WrongBytes {
 
 /// Patterns that are being filled and compared. Ownership: a value; copies share what is found.
 /// Threads: one thread at a time.
+// NOLINTNEXTLINE(bugprone-exception-escape): moving a Status or a pointer does not throw.
 class KvPatternRun {
  public:
   /// Nothing to do, and done.

@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -127,6 +128,21 @@ TEST_F(CudaDeviceTest, LeavesTheContextOfTheCallerAlone) {
   EXPECT_EQ(::cudaGetDevice(&ordinal), cudaSuccess);
   EXPECT_EQ(ordinal, 0);
   EXPECT_EQ(::cudaGetLastError(), cudaSuccess);
+}
+
+TEST_F(CudaDeviceTest, IsMadeWithoutATraceOnTheThread) {
+  void* const library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  ASSERT_NE(library, nullptr);
+  const auto current = reinterpret_cast<int (*)(void**)>(::dlsym(library, "cuCtxGetCurrent"));
+  ASSERT_NE(current, nullptr);
+  std::thread([&] {
+    void* context = nullptr;
+    ASSERT_EQ(current(&context), 0);
+    ASSERT_EQ(context, nullptr) << "a thread that has done nothing";
+    ASSERT_TRUE(CudaDevice::create({.executor = executor_}));
+    EXPECT_EQ(current(&context), 0);
+    EXPECT_EQ(context, nullptr) << "the next call of an engine would be for this GPU";
+  }).join();
 }
 
 TEST_F(CudaDeviceTest, MemoryOfAllSizesComesBack) {
@@ -517,6 +533,28 @@ TEST_F(CudaDeviceTest, OurWorkOnAnEngineStreamIsInTheOrderOfTheEngine) {
     ASSERT_EQ(host.data()[0], static_cast<std::byte>(round));
     ASSERT_EQ(host.data()[kSize - 1], static_cast<std::byte>(round));
   }
+}
+
+TEST_F(CudaDeviceTest, AThreadsDefaultStreamIsNotAdopted) {
+  const auto adopted =
+      device_->adopt_stream(reinterpret_cast<uintptr_t>(cudaStreamPerThread), "per thread");
+  EXPECT_EQ(testing::code_of(adopted), ErrorCode::kInvalidArgument);
+}
+
+TEST_F(CudaDeviceTest, AnAdoptedStreamIsForgottenBehindItsLastGate) {
+  cudaStream_t native = nullptr;
+  ASSERT_EQ(::cudaStreamCreateWithFlags(&native, cudaStreamNonBlocking), cudaSuccess);
+  for (int round = 0; round < 200; ++round) {  // there are 64 words for gates
+    const auto stream = device_->adopt_stream(reinterpret_cast<uintptr_t>(native),
+                                              "engine " + std::to_string(round));
+    ASSERT_TRUE(stream) << round << ": " << stream.error();
+    EventSource late = device_->create_event();
+    ASSERT_TRUE(device_->wait(*stream, late.event()));
+    ASSERT_TRUE(device_->destroy_stream(*stream));
+    late.signal();
+    ASSERT_EQ(::cudaStreamSynchronize(native), cudaSuccess);
+  }
+  ASSERT_EQ(::cudaStreamDestroy(native), cudaSuccess);
 }
 
 TEST_F(CudaDeviceTest, TheDefaultStreamIsAdoptedToo) {

@@ -66,8 +66,8 @@ Result<CudaDriver> CudaDriver::load() {
                                   why != nullptr ? why : "libcuda.so.1 is not found"));
   }
   CudaDriver driver;
-  const bool complete = find_symbol(library, "cuCtxGetCurrent", driver.context_current) &&
-                        find_symbol(library, "cuCtxSetCurrent", driver.context_set) &&
+  const bool complete = find_symbol(library, "cuDeviceGet", driver.device) &&
+                        find_symbol(library, "cuDevicePrimaryCtxRetain", driver.primary_context) &&
                         find_symbol(library, "cuCtxPushCurrent_v2", driver.context_push) &&
                         find_symbol(library, "cuCtxPopCurrent_v2", driver.context_pop) &&
                         find_symbol(library, "cuStreamGetCtx", driver.stream_context) &&
@@ -134,14 +134,13 @@ Result<CudaGpu> CudaGpu::find(int32_t ordinal) {
 Result<std::shared_ptr<const CudaContext>> CudaContext::open(int32_t ordinal) {
   KVBM_ASSIGN_OR_RETURN(CudaGpu gpu, CudaGpu::find(ordinal));
   KVBM_ASSIGN_OR_RETURN(const CudaDriver driver, CudaDriver::load());
-  CUctx_st* before = nullptr;
-  static_cast<void>(driver.context_current(&before));
-  int code = ::cudaSetDevice(ordinal);
-  if (code == cudaSuccess) code = ::cudaFree(nullptr);  // makes the context
+  // Not by cudaSetDevice: what it sets stays with the thread, and the engine's next call on it
+  // would be for this GPU.
+  int device = 0;
   CUctx_st* handle = nullptr;
-  if (code == cudaSuccess) static_cast<void>(driver.context_current(&handle));
-  if (before != nullptr) static_cast<void>(driver.context_set(before));
-  if (code != cudaSuccess || handle == nullptr) {
+  int code = driver.device(&device, ordinal);
+  if (code == 0) code = driver.primary_context(&handle, device);
+  if (code != 0 || handle == nullptr) {
     return make_error(cuda_error(format_text("no context on cuda:{}", ordinal), code));
   }
   return std::shared_ptr<const CudaContext>(new CudaContext(std::move(gpu), driver, handle));

@@ -25,8 +25,8 @@ namespace kvbm::internal {
 /// are entry points that the runtime library has no name for; they give back a CUresult, 0 for
 /// success. Threads: any thread (immutable).
 struct CudaDriver {
-  int (*context_current)(CUctx_st**) = nullptr;
-  int (*context_set)(CUctx_st*) = nullptr;
+  int (*device)(int* device, int ordinal) = nullptr;
+  int (*primary_context)(CUctx_st**, int device) = nullptr;
   int (*context_push)(CUctx_st*) = nullptr;
   int (*context_pop)(CUctx_st**) = nullptr;
   int (*stream_context)(CUstream_st*, CUctx_st**) = nullptr;

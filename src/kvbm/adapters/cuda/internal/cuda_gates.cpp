@@ -70,10 +70,10 @@ Result<uint32_t> CudaGates::close_gate(CudaStream& stream) {
   return gate;
 }
 
-void CudaGates::open_gate(CudaStream& stream, uint32_t gate, const Status& outcome) {
+bool CudaGates::open_gate(CudaStream& stream, uint32_t gate, const Status& outcome) {
   const MutexLock lock(stream.mutex);
   const uint32_t at = gate - stream.first_gate;
-  if (at >= stream.gates.size() || stream.gates[at].is_open) return;
+  if (at >= stream.gates.size() || stream.gates[at].is_open) return false;
   stream.gates[at].is_open = true;
   stream.gates[at].outcome = outcome;
   while (!stream.gates.empty() && stream.gates.front().is_open) {
@@ -83,6 +83,7 @@ void CudaGates::open_gate(CudaStream& stream, uint32_t gate, const Status& outco
     std::atomic_thread_fence(std::memory_order_release);
     *stream.gate_word = stream.first_gate++;
   }
+  return stream.destroyed && stream.is_drained();
 }
 
 void CudaGates::close() noexcept {

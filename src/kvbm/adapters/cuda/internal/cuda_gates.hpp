@@ -31,8 +31,9 @@ class CudaGates {
   [[nodiscard]] Result<uint32_t> close_gate(CudaStream& stream);
 
   /// Again is no change. Outcomes count in the order of the gates, whatever order they open in; the
-  /// GPU passes a gate when all before it are open.
-  static void open_gate(CudaStream& stream, uint32_t gate, const Status& outcome);
+  /// GPU passes a gate when all before it are open. Returns whether nothing is left of a stream
+  /// that was destroyed: then the caller forgets it.
+  static bool open_gate(CudaStream& stream, uint32_t gate, const Status& outcome);
 
   /// Gives the memory back. Requires: a Scope of the context; no stream waits, or will.
   void close() noexcept;

@@ -86,6 +86,11 @@ Result<StreamRef> CudaStreams::adopt_stream(uintptr_t handle, std::string_view n
   KVBM_TRY(usable());
   const CudaContext::Scope scope(*context_);
   auto* const native = reinterpret_cast<cudaStream_t>(handle);
+  if (native == cudaStreamPerThread) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a thread's default stream is another one on each thread: adopt a stream "
+                      "that was made");
+  }
   CUctx_st* owner = nullptr;
   if (!is_default_stream(native) &&
       (context_->driver().stream_context(native, &owner) != 0 || owner != context_->handle())) {
@@ -182,16 +187,16 @@ Status CudaStreams::accepts(CudaStream& stream) const {
 }
 
 void CudaStreams::forget(const StreamPointer& stream) {
+  {
+    const MutexLock lock(mutex_);
+    if (closing_.load(std::memory_order_acquire) || streams_.erase(stream->id) == 0) return;
+  }
   volatile uint32_t* word = nullptr;
   {
     const MutexLock lock(stream->mutex);
     word = std::exchange(stream->gate_word, nullptr);
   }
-  {
-    const MutexLock lock(mutex_);
-    if (closing_.load(std::memory_order_acquire) || streams_.erase(stream->id) == 0) return;
-    if (word != nullptr) gates_.give_back(word);
-  }
+  if (word != nullptr) gates_.give_back(word);
   copier_.forget(*stream);
   if (stream->adopted) return;
   const CudaContext::Scope scope(*context_);
@@ -349,19 +354,21 @@ Status CudaStreams::wait_at_gate(const StreamPointer& stream, const Event& event
                  gate](const Status& outcome) noexcept {
     const std::shared_ptr<CudaStreams> self = streams.lock();
     const StreamPointer waiting = weak.lock();
-    if (self != nullptr && waiting != nullptr) CudaGates::open_gate(*waiting, gate, outcome);
+    if (self == nullptr || waiting == nullptr) return;
+    if (CudaGates::open_gate(*waiting, gate, outcome)) self->forget(waiting);
   });
   return {};
 }
 
 void CudaStreams::run_at_gate(const StreamPointer& stream, CudaMark mark) {
   const auto gate = static_cast<uint32_t>(mark.gate);
-  const Status posted = tasks_->try_post([stream, task = std::move(mark.task), gate]() mutable {
-    const Status outcome = run_task(task);
-    task.reset();
-    CudaGates::open_gate(*stream, gate, outcome);
-  });
-  if (!posted) CudaGates::open_gate(*stream, gate, destroyed_error(*stream));
+  const Status posted =
+      tasks_->try_post([this, stream, task = std::move(mark.task), gate]() mutable {
+        const Status outcome = run_task(task);
+        task.reset();
+        if (CudaGates::open_gate(*stream, gate, outcome)) forget(stream);
+      });
+  if (!posted && CudaGates::open_gate(*stream, gate, destroyed_error(*stream))) forget(stream);
 }
 
 // --- behind what waits for the host
@@ -417,7 +424,7 @@ void CudaStreams::run_turn(const StreamPointer& stream) {
     if (parked_on.has_value()) return park(stream, *parked_on);
     if (needs_mark) {
       if (resume_after_native(stream)) return;
-      continue;
+      continue;  // and tries again, unless the GPU is gone
     }
     if (!operation.has_value()) {
       if (gone) forget(stream);
@@ -438,27 +445,26 @@ bool CudaStreams::wait_for_ids(const StreamPointer& stream, CudaOperation copy) 
     const MutexLock lock(stream->mutex);
     stream->operations.push_front(std::move(copy));
   }
-  if (resume_after_native(stream)) return true;
+  const Status resumes = resume_after_native(stream);
+  if (resumes) return true;
   CudaOperation dropped = QueuedLaunch{};
   const MutexLock lock(stream->mutex);
   dropped = std::move(stream->operations.front());
   stream->operations.pop_front();
-  stream->note(health_.alive());
+  stream->note(resumes);
   return false;
 }
 
-bool CudaStreams::resume_after_native(const StreamPointer& stream) {
+Status CudaStreams::resume_after_native(const StreamPointer& stream) {
   CudaMark mark;
-  auto event = watcher_.record_native(*stream);
-  if (!event) return false;
-  mark.event = *std::move(event);
+  KVBM_ASSIGN_OR_RETURN(mark.event, watcher_.record_native(*stream));
   mark.resumes = true;
   {
     const MutexLock lock(stream->mutex);
     stream->state = CudaStream::State::kParked;
   }
   watcher_.push_mark(stream, std::move(mark));
-  return true;
+  return {};
 }
 
 void CudaStreams::park(const StreamPointer& stream, const Event& event) {
@@ -568,7 +574,8 @@ void CudaStreams::close() {
     }
     // An engine's stream must not wait for ever.
     for (size_t i = 0; i < closed_gates; ++i) {
-      CudaGates::open_gate(*stream, first + static_cast<uint32_t>(i), destroyed_error(*stream));
+      static_cast<void>(CudaGates::open_gate(*stream, first + static_cast<uint32_t>(i),
+                                             destroyed_error(*stream)));
     }
   }
   watcher_.stop();
@@ -582,7 +589,7 @@ void CudaStreams::close() {
     if (!stream->adopted) {
       static_cast<void>(::cudaStreamSynchronize(stream->native));
       static_cast<void>(::cudaStreamDestroy(stream->native));
-    } else if (open && health_.alive()) {
+    } else if (open && health_.alive() && stream->check_not_capturing()) {
       if (auto last = watcher_.record_native(*stream)) {
         static_cast<void>(::cudaEventSynchronize((*last)->handle));
       }

@@ -102,10 +102,11 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   void run(const StreamPointer& stream, CudaOperation& operation);
   void run_record(const StreamPointer& stream, CompletionSource& source);
   /// Puts a copy with ids left back where it was, until all before it has ended and the ring is
-  /// empty. False if the context is lost.
+  /// empty. False if the copy was dropped, and its failure noted.
   bool wait_for_ids(const StreamPointer& stream, CudaOperation copy);
-  /// The watcher brings the stream back once the GPU has come here. False if the context is lost.
-  bool resume_after_native(const StreamPointer& stream);
+  /// The watcher brings the stream back once the GPU has come here. Errors: no event can be
+  /// recorded.
+  Status resume_after_native(const StreamPointer& stream);
   /// The event may be done before this returns, and the stream run elsewhere: it is not touched
   /// here afterwards. Weak, so that an event which never comes keeps nothing alive.
   void park(const StreamPointer& stream, const Event& event);

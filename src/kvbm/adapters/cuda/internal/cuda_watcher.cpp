@@ -214,14 +214,27 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
       if (code != cudaSuccess) outcome = health_.lose(cuda_error("the GPU failed", code));
     }
     oldest.reset();
+    std::vector<Arrival> arrivals;
+    {
+      const MutexLock lock(stream->mutex);
+      CudaMark& mark = stream->marks.front();
+      arrivals.swap(mark.arrivals);
+      stream->pace.on_end(mark.recorded_at, mark.bytes, now());
+    }
+    round.progress = true;
+    // Before the mark goes: who finds none takes what was copied for counted.
+    finish(stream, std::move(arrivals), outcome.has_value());
     CudaMark mark;
     {
       const MutexLock lock(stream->mutex);
       mark = stream->marks.pop();
-      stream->pace.on_end(mark.recorded_at, mark.bytes, now());
     }
-    round.progress = true;
-    finish(stream, std::move(mark), outcome);
+    mark.event.reset();
+    if (mark.source.has_value()) {
+      mark.source->resolve(outcome ? mark.outcome : outcome);
+    } else {
+      listener_.on_reached(stream, std::move(mark));
+    }
   }
 }
 
@@ -236,31 +249,24 @@ void CudaWatcher::mark_arrivals(const StreamPointer& stream) {
   if (auto event = record_native(*stream)) {
     mark.event = *std::move(event);
     static_cast<void>(push(*stream, std::move(mark)));
-  } else {
+  } else if (!health_.alive()) {
     lost.swap(stream->arrivals);  // the GPU is gone, and touches nothing any more
   }
 }
 
-void CudaWatcher::finish(const StreamPointer& stream, CudaMark mark, const Status& gpu) {
-  for (Arrival& arrival : mark.arrivals) {
+void CudaWatcher::finish(const StreamPointer& stream, std::vector<Arrival> arrivals, bool arrived) {
+  if (arrivals.capacity() == 0) return;
+  for (Arrival& arrival : arrivals) {
     arrival.ids.reset();
-    if (gpu && arrival.counter != nullptr) {
+    if (arrived && arrival.counter != nullptr) {
       arrival.counter->fetch_add(arrival.bytes, std::memory_order_relaxed);
     }
     arrival.counter.reset();
-    if (arrival.on_end) arrival.on_end(gpu.has_value());
+    if (arrival.on_end) arrival.on_end(arrived);
   }
-  if (mark.arrivals.capacity() > 0) {
-    mark.arrivals.clear();
-    const MutexLock lock(stream->mutex);
-    if (stream->spare.capacity() < mark.arrivals.capacity()) stream->spare.swap(mark.arrivals);
-  }
-  mark.event.reset();
-  if (mark.source.has_value()) {
-    mark.source->resolve(gpu ? mark.outcome : gpu);
-  } else {
-    listener_.on_reached(stream, std::move(mark));
-  }
+  arrivals.clear();
+  const MutexLock lock(stream->mutex);
+  if (stream->spare.capacity() < arrivals.capacity()) stream->spare.swap(arrivals);
 }
 
 }  // namespace kvbm::internal

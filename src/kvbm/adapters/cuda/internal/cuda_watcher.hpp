@@ -71,7 +71,7 @@ class CudaWatcher {
   /// Whether the watcher does not know the stream yet.
   [[nodiscard]] bool push(CudaStream& stream, CudaMark mark) const KVBM_REQUIRES(stream.mutex);
   void mark_arrivals(const StreamPointer& stream);
-  void finish(const StreamPointer& stream, CudaMark mark, const Status& gpu);
+  void finish(const StreamPointer& stream, std::vector<Arrival> arrivals, bool arrived);
 
   Listener& listener_;
   const std::shared_ptr<const CudaContext> context_;
