@@ -91,6 +91,10 @@ TransferManagerBuilder& TransferManagerBuilder::nixl_backend(std::string name) {
   nixl_backends_.push_back(std::move(name));
   return *this;
 }
+TransferManagerBuilder& TransferManagerBuilder::remote_agent(RemoteAgent& agent) {
+  remote_agent_ = &agent;
+  return *this;
+}
 TransferManagerBuilder& TransferManagerBuilder::worker_id(WorkerId worker) {
   worker_ = worker;
   return *this;
@@ -153,6 +157,7 @@ Result<std::unique_ptr<OwnedTransferManager>> TransferManagerBuilder::build() co
                         .capabilities = capabilities_,
                         .preferences = preferences_,
                         .pinner = parts->device.pinner};
+  config.remote_agent = remote_agent_;
   if (streams_per_direction_) config.streams_per_direction = *streams_per_direction_;
   for (const std::string& name : nixl_backends_) KVBM_TRY(config.nixl_backend(name));
   KVBM_ASSIGN_OR_RETURN(parts->transfers, TransferManager::create(config));

@@ -20,6 +20,7 @@
 #include "kvbm/device/device.hpp"
 #include "kvbm/layout/layout_builder.hpp"
 #include "kvbm/layout/owned_region.hpp"
+#include "kvbm/transfer/remote_agent.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
 #include "kvbm/transfer/transfer_preferences.hpp"
 
@@ -78,6 +79,9 @@ class TransferManagerBuilder {
   /// build() answers kUnsupported: there is no NIXL adapter yet.
   TransferManagerBuilder& nixl_backend(std::string name);
 
+  /// By which other workers are reached. Borrowed: outlives the manager. Default: none.
+  TransferManagerBuilder& remote_agent(RemoteAgent& agent);
+
   TransferManagerBuilder& worker_id(WorkerId worker);
   TransferManagerBuilder& agent_name(std::string name);
   TransferManagerBuilder& capabilities(const TransferCapabilities& allowed);
@@ -99,6 +103,7 @@ class TransferManagerBuilder {
   std::optional<uint64_t> cuda_pool_reserve_size_;
   std::optional<uint64_t> cuda_pool_release_threshold_;
   std::vector<std::string> nixl_backends_;
+  RemoteAgent* remote_agent_ = nullptr;
   WorkerId worker_{0};
   std::string agent_name_;
   TransferCapabilities capabilities_;

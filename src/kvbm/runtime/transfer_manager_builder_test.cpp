@@ -7,7 +7,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "kvbm/base/thread_executor.hpp"
 #include "kvbm/transfer/fill.hpp"
+#include "kvbm/transfer/loopback_agent.hpp"
 
 #include "tests/support/error_code.hpp"
 #include "tests/support/recording_log_sink.hpp"
@@ -115,6 +117,48 @@ TEST(TransferManagerBuilder, TheHostHasNoStreamsToAdopt) {
   const auto built = TransferManagerBuilder().device("host").build();
   ASSERT_TRUE(built) << built.error();
   EXPECT_EQ(code_of((*built)->adopt_stream(0, "engine")), ErrorCode::kUnsupported);
+}
+
+TEST(TransferManagerBuilder, ManagersOfOneProcessReachEachOtherByAgents) {
+  testing::RecordingLogSink log{LogLevel::kWarning};
+  ThreadExecutor executor(log);
+  LoopbackNetwork network;
+  const auto agent = [&](const char* name) {
+    return LoopbackAgent::create({.network = network, .executor = executor, .name = name}).value();
+  };
+  const auto near_agent = agent("near");
+  const auto far_agent = agent("far");
+  TransferManagerBuilder builder;
+  builder.device("host").log(log);
+  const auto near = builder.worker_id(WorkerId(1)).remote_agent(*near_agent).build().value();
+  const auto far = builder.worker_id(WorkerId(2)).remote_agent(*far_agent).build().value();
+  const auto add = [](OwnedTransferManager& manager) {
+    auto layout = manager.layout()
+                      .with_config(kConfig)
+                      .fully_contiguous()
+                      .allocate_pinned(manager.pinned_memory())
+                      .build()
+                      .value();
+    const LayoutHandle handle = manager->register_layout(layout).value();
+    EXPECT_TRUE(manager->build_logical_descriptor(handle, LogicalLayoutHandle::kG2));
+    return layout;
+  };
+  const PhysicalLayout here = add(*near);
+  const PhysicalLayout there = add(*far);
+  ASSERT_TRUE((*near)->import_metadata((*far)->export_metadata().value()));
+
+  const std::array from = {BlockId(4), BlockId(0)};
+  const std::array to = {BlockId(1), BlockId(7)};
+  const FillPattern pattern = FillPattern::position(3);
+  ASSERT_TRUE(fill(there, from, pattern));
+  const auto read = (*near)->execute_transfer({.src = LogicalLayoutHandle::kG2,
+                                               .src_ids = from,
+                                               .dst = LogicalLayoutHandle::kG2,
+                                               .dst_ids = to,
+                                               .src_worker = WorkerId(2)});
+  ASSERT_TRUE(read) << read.error();
+  ASSERT_TRUE(read->wait());
+  EXPECT_FALSE(find_fill_mismatch(here, to, from, pattern).value().has_value());
 }
 
 TEST(TransferManagerBuilder, RefusesWhatIsNotThere) {
