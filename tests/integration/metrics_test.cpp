@@ -423,7 +423,7 @@ void drive_remote_transfers(Watch& watch) {
     ASSERT_TRUE(sides[0].manager->import_metadata(sides[1].manager->export_metadata().value()));
     ASSERT_TRUE(sides[1].manager->import_metadata(sides[0].manager->export_metadata().value()));
     watch.look_at(rig.metrics);
-    for (const auto& [src, dst] : {std::pair(0, 1), std::pair(1, 0)}) {
+    for (const auto& [src, dst] : {std::pair<size_t, size_t>(0, 1), {1, 0}}) {
       const auto copied = sides[0].manager->execute_transfer(
           {.src = sides[src].handle, .src_ids = ids, .dst = sides[dst].handle, .dst_ids = ids});
       ASSERT_TRUE(copied) << copied.error();

@@ -91,7 +91,7 @@ TEST(TransferManagerBuilder, MakesAManagerThatCopiesBetweenHostDeviceAndFile) {
     ASSERT_TRUE(copied) << copied.error();
     EXPECT_TRUE(copied->wait());
   }
-  for (const size_t i : {2, 4}) {
+  for (const size_t i : {size_t{2}, size_t{4}}) {
     const auto wrong = find_fill_mismatch(host, ids[i], ids[0], pattern);
     ASSERT_TRUE(wrong) << wrong.error();
     EXPECT_FALSE(wrong->has_value());
