@@ -6,12 +6,14 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -48,20 +50,18 @@ class Tier {
     if (!tier_.has_value()) raise(closed());
     return call(*tier_);
   }
-  void drain() {
+  /// Raises kvbm.TimeoutError, kvbm.UnavailableError once it is closed.
+  void drain(std::optional<double> timeout) {
     check_here();
-    Status drained;
-    (void)wait_in_slices(kNever, [&](TimePoint end) {
-      // Who comes back at once would take the turn before those who wait for it are awake.
-      while (num_waiting_ > 0 && now() < end) std::this_thread::yield();
-      const std::scoped_lock turn(turn_);
-      drained = tier_.has_value() ? tier_->drain(end) : tl::unexpected(closed());
-      return drained || drained.error().code() != ErrorCode::kTimeout;
-    });
-    check(drained);
+    check(drain_until(deadline_after(timeout)));
   }
-  void close() {
+  /// Without a timeout it is the end that waits. Raises kvbm.TimeoutError, and it is still open.
+  void close(std::optional<double> timeout) {
     check_here();
+    if (timeout) {
+      Status drained = drain_until(deadline_after(timeout));
+      if (!drained && drained.error().code() == ErrorCode::kTimeout) check(std::move(drained));
+    }
     const nb::gil_scoped_release released;
     const std::scoped_lock turn(turn_);
     tier_.reset();
@@ -69,6 +69,17 @@ class Tier {
 
  private:
   void check_here() const { check_process("SecondaryTier", tier_.process()); }
+  Status drain_until(TimePoint deadline) {
+    Status drained;
+    (void)wait_in_slices(deadline, [&](TimePoint end) {
+      // Who comes back at once would take the turn before those who wait for it are awake.
+      while (num_waiting_ > 0 && now() < end) std::this_thread::yield();
+      const std::scoped_lock turn(turn_);
+      drained = tier_.has_value() ? tier_->drain(end) : tl::unexpected(closed());
+      return drained || drained.error().code() != ErrorCode::kTimeout;
+    });
+    return drained;
+  }
   /// Lets go of the GIL only if somebody else has the turn.
   std::unique_lock<std::mutex> take_turn() {
     std::unique_lock turn(turn_, std::try_to_lock);
@@ -193,9 +204,13 @@ void bind_secondary_tier(nb::module_& module) {
             return tier.use([](SecondaryTier& open) { return statistics_of(open.metrics()); });
           },
           "What there is and what was counted, by name and labels.")
-      .def("drain", &Tier::drain, "Waits until no copy is under way.")
-      .def("close", &Tier::close,
-           "Waits for running copies; the pool may go afterwards. Nothing else works then.");
+      .def(
+          "drain", &Tier::drain, "timeout"_a = nb::none(),
+          "Waits until no copy is under way. timeout in seconds; raises kvbm.TimeoutError, then it "
+          "may be called again.")
+      .def("close", &Tier::close, "timeout"_a = nb::none(),
+           "Waits for running copies; the pool may go afterwards. Nothing else works then. timeout "
+           "in seconds; raises kvbm.TimeoutError: the tier is as before.");
 }
 
 }  // namespace kvbm

@@ -376,12 +376,14 @@ class SecondaryTier:
     def statistics(self) -> dict:
         """What there is and what was counted, by name and labels."""
 
-    def drain(self) -> None:
-        """Waits until no copy is under way."""
-
-    def close(self) -> None:
+    def drain(self, timeout: float | None = None) -> None:
         """
-        Waits for running copies; the pool may go afterwards. Nothing else works then.
+        Waits until no copy is under way. timeout in seconds; raises kvbm.TimeoutError, then it may be called again.
+        """
+
+    def close(self, timeout: float | None = None) -> None:
+        """
+        Waits for running copies; the pool may go afterwards. Nothing else works then. timeout in seconds; raises kvbm.TimeoutError: the tier is as before.
         """
 
 class TokenBlockSequence:

@@ -347,6 +347,24 @@ def test_a_secondary_tier_is_closed_while_other_threads_wait_and_call(tmp_path, 
             tier.drain()
 
 
+def test_the_end_of_a_secondary_tier_is_waited_for_with_a_timeout(tmp_path):
+    size = 8 << 20  # long beside a call
+    pool = np.zeros((8, size), dtype=np.uint8)
+    keys = [bytes([i]) * 32 + bytes(4) for i in range(8)]
+    tier = SecondaryTier.create(address=pool.ctypes.data, num_chunks=8, chunk_bytes=size, chunk_stride=size,
+                                disk_blocks=8, disk_directory=str(tmp_path))
+    tier.store(1, keys, list(range(8)))
+    for wait in (tier.drain, tier.close):
+        with pytest.raises(kvbm.TimeoutError):
+            wait(timeout=0)
+    tier.drain(timeout=60)
+    assert tier.contains(keys[0]), "it is still open"
+    tier.close(timeout=60)
+    with pytest.raises(kvbm.UnavailableError, match="closed"):
+        tier.drain(timeout=60)
+    tier.close(timeout=0)
+
+
 FORKED = """
 import gc, os, signal, sys, time
 import numpy as np
