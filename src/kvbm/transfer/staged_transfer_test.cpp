@@ -3,6 +3,7 @@
 #include "kvbm/transfer/internal/staged_transfer.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -58,7 +59,7 @@ class StrictFileEngine final : public FileEngine {
   explicit StrictFileEngine(FileEngine& inner) : inner_(inner) {}
 
   std::vector<MemoryRegion> forbidden;
-  size_t num_requests = 0;
+  std::atomic<size_t> num_requests = 0;
 
   [[nodiscard]] FileEngineCapabilities capabilities() const override {
     return inner_.capabilities();
