@@ -73,7 +73,7 @@ bench-vllm: ## what kvbm adds to a step of the real vLLM; results as JSON in bui
 
 .PHONY: gpu-bundle
 gpu-bundle: setup ## GPU tests and benchmarks in build/gpu-bundle/, for a machine without a compiler
-	@$(call build,cuda,kvbm kvbench kvbm_gpu_tests kvbm_cuda_bench)
+	@$(call build,cuda,kvbm kvbench kvbm_gpu_tests kvbm_cuda_bench kvbm_kernels_bench)
 	@scripts/make_gpu_bundle build/cuda build/gpu-bundle
 
 .PHONY: lint

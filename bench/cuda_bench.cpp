@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -31,6 +32,7 @@
 #include "kvbm/transfer/transfer_manager.hpp"
 #include "kvbm/transfer/transfer_plan.hpp"
 
+#include "kernels/bench/matrix_product.hpp"
 #include "tests/support/allocation_meter.hpp"
 
 namespace kvbm {
@@ -778,6 +780,116 @@ BENCHMARK(BM_CudaCompletion)
     ->Arg(5 << 20)
     ->Arg(80 << 20)
     ->Iterations(200)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+// --- beside compute
+// ----------------------------------------------------------------------------------
+
+/// Copies one way without an end, two at a time, by a thread of its own.
+class EndlessCopies {
+ public:
+  EndlessCopies(const Scene& scene, Way way, std::span<const BlockId> ids)
+      : thread_([this, &scene, way, ids] { run(scene, way, ids); }) {}
+  ~EndlessCopies() {
+    stop_ = true;
+    thread_.join();
+  }
+  EndlessCopies(const EndlessCopies&) = delete;
+  EndlessCopies& operator=(const EndlessCopies&) = delete;
+
+  [[nodiscard]] uint64_t blocks() const { return blocks_; }
+  [[nodiscard]] bool is_good() const { return good_; }
+
+ private:
+  void run(const Scene& scene, Way way, std::span<const BlockId> ids) {
+    std::optional<TransferCompleteNotification> before;
+    while (!stop_ && good_) {
+      auto next = scene.start(way, ids);
+      if (!next) {
+        good_ = false;
+        break;
+      }
+      finish(before, ids.size());
+      before = *std::move(next);
+    }
+    finish(before, ids.size());
+  }
+  void finish(const std::optional<TransferCompleteNotification>& transfer, size_t num_blocks) {
+    if (!transfer) return;
+    if (!transfer->wait()) good_ = false;
+    blocks_ += num_blocks;
+  }
+
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> good_{true};
+  std::atomic<uint64_t> blocks_{0};
+  std::thread thread_;
+};
+
+/// Arguments: blocks, way (2: both at a time), whether each multiprocessor has one thread block of
+/// the product. A matrix product in bf16 while blocks of 160 runs of 32 KiB are copied as
+/// choose_method() has it. `slowed`: by which share its time grows; `gbps`: of the copies.
+void BM_CudaBeside(benchmark::State& state) {
+  Rig rig(state);
+  if (rig.device == nullptr) return;
+  constexpr int64_t kBothWays = 2;
+  constexpr int kProducts = 16;
+  const Calibration measured = calibration_for(rig, kAsChosen, state);
+  std::vector<std::unique_ptr<Ends>> ends;
+  std::vector<std::pair<std::unique_ptr<Scene>, Way>> scenes;
+  for (const Way way : {kDown, kUp}) {
+    if (state.range(1) != kBothWays && state.range(1) != way) continue;
+    ends.push_back(std::make_unique<Ends>(rig, kConfig, kChunksApart));
+    scenes.emplace_back(std::make_unique<Scene>(rig, *ends.back(), measured), way);
+  }
+  cudaStream_t stream = nullptr;
+  static_cast<void>(::cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  MatrixProduct product(stream);
+  const auto products_us = [&] {
+    const auto start = WallClock::now();
+    for (int i = 0; i < kProducts; ++i) product.start(stream, state.range(2) != 0);
+    static_cast<void>(::cudaStreamSynchronize(stream));
+    return microseconds_since(start);
+  };
+  products_us();
+  std::vector<double> alone;
+  std::vector<double> beside;
+  std::vector<double> rates;
+  for (auto _ : state) {
+    alone.push_back(products_us());
+    std::vector<std::unique_ptr<EndlessCopies>> copies;
+    for (const auto& [scene, way] : scenes) {
+      copies.push_back(std::make_unique<EndlessCopies>(
+          *scene, way,
+          std::span<const BlockId>(ends.front()->ids.data(), static_cast<size_t>(state.range(0)))));
+    }
+    const auto moved = [&] {
+      uint64_t blocks = 0;
+      for (const auto& each : copies) blocks += each->blocks();
+      return blocks;
+    };
+    while (moved() == 0) std::this_thread::yield();
+    const uint64_t before = moved();
+    const auto start = WallClock::now();
+    beside.push_back(products_us());
+    beside.push_back(products_us());
+    rates.push_back(gbps((moved() - before) * kConfig.block_bytes(), microseconds_since(start)));
+    state.SetIterationTime(beside.back() * 1e-6);
+    for (const auto& each : copies) {
+      if (!each->is_good()) state.SkipWithError("a transfer failed");
+    }
+  }
+  static_cast<void>(::cudaStreamDestroy(stream));
+  if (alone.empty()) return;
+  const double alone_us = median(alone);
+  state.counters["slowed"] = median(beside) / alone_us - 1;
+  state.counters["gbps"] = median(rates);
+  state.counters["tflops"] = kProducts * MatrixProduct::kOperations / alone_us * 1e-6;
+}
+BENCHMARK(BM_CudaBeside)
+    ->ArgsProduct({{16, 128}, {kDown, kUp, 2}, {0, 1}})
+    ->Iterations(9)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 

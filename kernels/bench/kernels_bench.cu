@@ -5,9 +5,7 @@
 //   [fragments|one_block|sizes|permutes|fused|both|digests|beside|submission]...
 //
 // GB are 1e9 bytes; a share is of the plain copy of as many bytes in the same run.
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
-#include <mma.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -22,6 +20,8 @@
 #include <vector>
 
 #include <kvbm/kernels.h>
+
+#include "matrix_product.hpp"
 
 namespace {
 
@@ -567,90 +567,18 @@ void digests() {
 
 // --- a matrix product beside a transfer ----------------------------------------------------------
 
-constexpr int kM = 6144, kN = 6144, kK = 4096;
-constexpr int kTile = 128, kStep = 32;
-
-/// C = A * B in bf16; enough to keep all tensor cores of a GPU busy, not the fastest there is.
-__global__ void __launch_bounds__(256, 2)
-    multiply(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c) {
-  using namespace nvcuda;
-  __shared__ __align__(16) __nv_bfloat16 a_tile[2][kTile][kStep + 8];
-  __shared__ __align__(16) __nv_bfloat16 b_tile[2][kTile][kStep + 8];
-  const int warp = threadIdx.x / 32;
-  const int row = blockIdx.y * kTile, column = blockIdx.x * kTile;
-  wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum[2][4];
-  for (auto& line : sum) {
-    for (auto& part : line) wmma::fill_fragment(part, 0.0F);
-  }
-  uint4 a_next[2], b_next[2];
-  const auto fetch = [&](int k) {
-    for (int i = 0; i < 2; ++i) {
-      const int at = threadIdx.x + i * 256;
-      a_next[i] = *reinterpret_cast<const uint4*>(a + size_t(row + at / 4) * kK + k + at % 4 * 8);
-      b_next[i] =
-          *reinterpret_cast<const uint4*>(b + size_t(column + at / 4) * kK + k + at % 4 * 8);
-    }
-  };
-  const auto put = [&](int stage) {
-    for (int i = 0; i < 2; ++i) {
-      const int at = threadIdx.x + i * 256;
-      *reinterpret_cast<uint4*>(&a_tile[stage][at / 4][at % 4 * 8]) = a_next[i];
-      *reinterpret_cast<uint4*>(&b_tile[stage][at / 4][at % 4 * 8]) = b_next[i];
-    }
-  };
-  fetch(0);
-  put(0);
-  __syncthreads();
-  for (int k = 0; k < kK; k += kStep) {
-    const int stage = k / kStep % 2;
-    if (k + kStep < kK) fetch(k + kStep);
-    for (int inner = 0; inner < kStep; inner += 16) {
-      wmma::fragment<wmma::matrix_a, 16, 16, 16, __nv_bfloat16, wmma::row_major> a_part[2];
-      wmma::fragment<wmma::matrix_b, 16, 16, 16, __nv_bfloat16, wmma::col_major> b_part[4];
-      for (int i = 0; i < 2; ++i) {
-        wmma::load_matrix_sync(a_part[i], &a_tile[stage][warp / 2 * 32 + i * 16][inner], kStep + 8);
-      }
-      for (int j = 0; j < 4; ++j) {
-        wmma::load_matrix_sync(b_part[j], &b_tile[stage][warp % 2 * 64 + j * 16][inner], kStep + 8);
-      }
-      for (int i = 0; i < 2; ++i) {
-        for (int j = 0; j < 4; ++j) wmma::mma_sync(sum[i][j], a_part[i], b_part[j], sum[i][j]);
-      }
-    }
-    if (k + kStep < kK) put(1 - stage);
-    __syncthreads();
-  }
-  for (int i = 0; i < 2; ++i) {
-    for (int j = 0; j < 4; ++j) {
-      wmma::store_matrix_sync(
-          c + size_t(row + warp / 2 * 32 + i * 16) * kN + column + warp % 2 * 64 + j * 16,
-          sum[i][j], kN, wmma::mem_row_major);
-    }
-  }
-}
-
 void beside() {
   const auto ring = std::make_shared<Ring>();
-  __nv_bfloat16 *a = nullptr, *b = nullptr;
-  float* c = nullptr;
-  CHECK(cudaMalloc(&a, size_t{kM} * kK * 2));
-  CHECK(cudaMalloc(&b, size_t{kN} * kK * 2));
-  CHECK(cudaMalloc(&c, size_t{kM} * kN * 4));
-  fill<<<1024, 256, 0, stream>>>(reinterpret_cast<uint4*>(a), size_t{kM} * kK / 8, 3);
-  fill<<<1024, 256, 0, stream>>>(reinterpret_cast<uint4*>(b), size_t{kN} * kK / 8, 4);
-  // With 150 KiB of shared memory a product has its multiprocessor to itself, as those of libraries
-  // have.
-  CHECK(cudaFuncSetAttribute(multiply, cudaFuncAttributeMaxDynamicSharedMemorySize, 150 * 1024));
-  for (const int shared : {0, 150 * 1024}) {
+  MatrixProduct matrices(stream);
+  for (const bool exclusive : {false, true}) {
     const auto product = [&] {
-      for (int i = 0; i < 8; ++i)
-        multiply<<<dim3(kN / kTile, kM / kTile), 256, shared, stream>>>(a, b, c);
+      for (int i = 0; i < 8; ++i) matrices.start(stream, exclusive);
     };
     const double alone = measure(product, 7) / 8;
-    const double teraflops = 2.0 * kM * kN * kK / alone * 1e-9;
+    const double teraflops = MatrixProduct::kOperations / alone * 1e-9;
     char fields[300];
     std::snprintf(fields, sizeof fields, "\"ms\": %.4f, \"tflops\": %.1f", alone, teraflops);
-    const std::string kind = shared == 0 ? "product, small CTAs" : "product, 150 KiB CTAs";
+    const std::string kind = exclusive ? "product, 150 KiB CTAs" : "product, small CTAs";
     add("beside", kind + ", alone", fields);
 
     struct Load {
@@ -713,9 +641,6 @@ void beside() {
       for (cudaEvent_t event : {first, last, begin, end}) CHECK(cudaEventDestroy(event));
     }
   }
-  CHECK(cudaFree(a));
-  CHECK(cudaFree(b));
-  CHECK(cudaFree(c));
 }
 
 void submission() {
