@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/device/host_device.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
-#include <cstring>
 #include <deque>
 #include <map>
 #include <utility>
@@ -37,25 +37,12 @@ struct QueuedWait {
 };
 using Operation = std::variant<QueuedCopy, QueuedPattern, QueuedLaunch, QueuedRecord, QueuedWait>;
 
-/// Copies the runs of axes [axis, kStridedAxes) of a folded piece.
-void copy_axes(const StridedPiece& piece, size_t axis, const std::byte* src, std::byte* dst,
-               uint64_t bytes) {
-  if (axis == kStridedAxes) {
-    std::memcpy(dst, src, bytes);
-    return;
-  }
-  const StridedAxis& loop = piece.axes[axis];
-  for (uint64_t k = 0; k < loop.count; ++k) {
-    copy_axes(piece, axis + 1, src + k * loop.src_stride, dst + k * loop.dst_stride, bytes);
-  }
-}
-
 void copy_piece(const StridedPiece& piece, const std::vector<BlockId>& from,
                 const std::vector<BlockId>& to) {
-  size_t first_axis = 0;
-  while (first_axis < kStridedAxes && piece.axes[first_axis].count == 1) ++first_axis;
-  const bool blocks_touch = first_axis == kStridedAxes && piece.src_block_stride == piece.bytes &&
-                            piece.dst_block_stride == piece.bytes;
+  const bool blocks_touch =
+      std::ranges::all_of(piece.axes, [](const StridedAxis& axis) { return axis.count == 1; }) &&
+      piece.src_block_stride == piece.bytes && piece.dst_block_stride == piece.bytes;
+  StridedPiece joined = piece;
   for (size_t i = 0; i < from.size();) {
     size_t blocks = 1;
     while (blocks_touch && i + blocks < from.size() &&
@@ -63,8 +50,8 @@ void copy_piece(const StridedPiece& piece, const std::vector<BlockId>& from,
            to[i + blocks].value() == uint64_t{to[i].value()} + blocks) {
       ++blocks;
     }
-    copy_axes(piece, first_axis, piece.src + from[i].value() * piece.src_block_stride,
-              piece.dst + to[i].value() * piece.dst_block_stride, piece.bytes * blocks);
+    joined.bytes = piece.bytes * blocks;
+    copy_on_host(joined, from[i], to[i]);
     i += blocks;
   }
 }

@@ -71,7 +71,28 @@ PieceForm form_of(const StridedPiece& piece, uint64_t last_from, uint64_t last_t
   return form;
 }
 
+/// The runs of axes [axis, kStridedAxes).
+void copy_axes(const StridedPiece& piece, size_t axis, const std::byte* src,
+               std::byte* dst) noexcept {
+  if (axis == kStridedAxes) {
+    std::copy_n(src, piece.bytes, dst);
+    return;
+  }
+  const StridedAxis& loop = piece.axes[axis];
+  for (uint64_t k = 0; k < loop.count; ++k) {
+    copy_axes(piece, axis + 1, src + k * loop.src_stride, dst + k * loop.dst_stride);
+  }
+}
+
 }  // namespace
+
+void copy_on_host(const StridedPiece& piece, BlockId from, BlockId to) noexcept {
+  // Axes of one entry, as fold() leaves them in front, cost nothing.
+  size_t axis = 0;
+  while (axis < kStridedAxes && piece.axes[axis].count == 1) ++axis;
+  copy_axes(piece, axis, piece.src + from.value() * piece.src_block_stride,
+            piece.dst + to.value() * piece.dst_block_stride);
+}
 
 BlockList make_block_list(std::vector<BlockId> ids) {
   return std::make_shared<const std::vector<BlockId>>(std::move(ids));

@@ -53,6 +53,10 @@ struct StridedPiece {
 /// Requires: planned_bytes() takes the piece.
 [[nodiscard]] StridedPiece fold(const StridedPiece& piece) noexcept;
 
+/// Copies a piece of one block to one block, as the host that addresses both sides does it.
+/// Requires: planned_bytes() takes the piece.
+void copy_on_host(const StridedPiece& piece, BlockId from, BlockId to) noexcept;
+
 /// What moves the bytes of a batch.
 enum class CopyMethod : uint8_t {
   kEngine,  ///< the copy engine of a device, the memcpy of a host; every device has it

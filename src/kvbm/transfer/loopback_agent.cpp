@@ -199,18 +199,6 @@ struct Operation {
   CompletionSource source;
 };
 
-/// Copies the runs of axes [axis, kStridedAxes) of a folded piece.
-void copy_axes(const StridedPiece& piece, size_t axis, const std::byte* src, std::byte* dst) {
-  if (axis == kStridedAxes) {
-    std::copy_n(src, piece.bytes, dst);
-    return;
-  }
-  const StridedAxis& loop = piece.axes[axis];
-  for (uint64_t k = 0; k < loop.count; ++k) {
-    copy_axes(piece, axis + 1, src + k * loop.src_stride, dst + k * loop.dst_stride);
-  }
-}
-
 }  // namespace
 
 class LoopbackNetwork::Core {
@@ -512,11 +500,8 @@ class LoopbackAgent::Core {
     const size_t end = operation.next + std::min(per_turn, batch.from->size() - operation.next);
     const size_t count = end - operation.next;
     for (; operation.next < end; ++operation.next) {
-      const BlockId from = (*batch.from)[operation.next];
-      const BlockId to = (*batch.to)[operation.next];
       for (const StridedPiece& piece : batch.pieces) {
-        copy_axes(piece, 0, piece.src + from.value() * piece.src_block_stride,
-                  piece.dst + to.value() * piece.dst_block_stride);
+        copy_on_host(piece, (*batch.from)[operation.next], (*batch.to)[operation.next]);
       }
     }
     if (operation.request.bytes_moved) {

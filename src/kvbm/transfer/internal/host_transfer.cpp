@@ -2,7 +2,6 @@
 #include "kvbm/transfer/internal/host_transfer.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "kvbm/transfer/internal/failure.hpp"
@@ -12,18 +11,6 @@ namespace {
 
 /// Of a turn: some hundred microseconds.
 constexpr uint64_t kTurnBytes = uint64_t{4} << 20;
-
-/// Copies the runs of axes [axis, kStridedAxes).
-void copy_axes(const StridedPiece& piece, size_t axis, const std::byte* src, std::byte* dst) {
-  if (axis == kStridedAxes) {
-    std::memcpy(dst, src, piece.bytes);
-    return;
-  }
-  const StridedAxis& loop = piece.axes[axis];
-  for (uint64_t k = 0; k < loop.count; ++k) {
-    copy_axes(piece, axis + 1, src + k * loop.src_stride, dst + k * loop.dst_stride);
-  }
-}
 
 }  // namespace
 
@@ -39,8 +26,7 @@ void HostTransfer::run() noexcept {
   const auto end = static_cast<uint32_t>(std::min<uint64_t>(next_ + turn, num_blocks));
   for (; next_ < end; ++next_) {
     for (const StridedPiece& piece : batch_.pieces) {
-      copy_axes(piece, 0, piece.src + (*batch_.from)[next_].value() * piece.src_block_stride,
-                piece.dst + (*batch_.to)[next_].value() * piece.dst_block_stride);
+      copy_on_host(piece, (*batch_.from)[next_], (*batch_.to)[next_]);
     }
   }
   if (next_ < num_blocks) return context().schedule(shared_from_this());
