@@ -8,6 +8,7 @@
 Looks at code spans, code blocks and links of README.md, ARCHITECTURE.md, CONTRIBUTING.md, CHANGELOG.md and docs/, for:
 paths of this repository, links and their anchors, targets and variables of make, presets, -DKVBM_... and other KVBM_
 names, options of scripts, and, given --program, commands and options of kvbm. Placeholders (<x>, {a,b}) are skipped.
+Packages that the build looks for are in docs/third-party.md.
 """
 
 import argparse
@@ -256,7 +257,21 @@ def check(root, program):
     paths = [path for path in paths if path.is_file()]
     for path in paths:
         Document(tree, path, problems).check()
+    problems += missing_packages(root)
     return problems, len(paths)
+
+
+def missing_packages(root):
+    """What cmake/packages.cmake finds is in docs/third-party.md, with its licence."""
+    packages, notices = root / "cmake/packages.cmake", root / "docs/third-party.md"
+    if not packages.is_file():
+        return []
+    named = re.findall(r"^ *kvbm_package\(\S+ \S+ (lib[\w-]+|[\w-]+-dev)\)|IMPORTED_TARGET ([\w-]+)\)",
+                       packages.read_text(), re.MULTILINE)
+    text = notices.read_text() if notices.is_file() else ""
+    tests_only = {"libgtest-dev", "libbenchmark-dev"}
+    return [f"docs/third-party.md: no word of the package {name}"
+            for name in ("".join(pair) for pair in named) if name not in text and name not in tests_only]
 
 
 FAKE_PROGRAM = """#!/bin/sh
@@ -327,7 +342,13 @@ int x = 0;  // --nothing
             (root / "README.md").write_text(f"# Title\n\n{text}\n")
             problems, _ = check(root, program)
             assert len(problems) == 1 and words in problems[0], f"{text}: got {problems}, not '{words}'"
-    print(f"self-test: {len(bad)} errors were each found")
+        (root / "README.md").write_text(good)
+        (root / "cmake").mkdir()
+        (root / "cmake/packages.cmake").write_text("kvbm_package(a a::a liba-dev)\n  kvbm_package(b b::b libb-dev)\n")
+        (root / "docs/third-party.md").write_text("# T\n\nThe one is liba-dev.\n")
+        problems, _ = check(root, program)
+        assert problems == ["docs/third-party.md: no word of the package libb-dev"], problems
+    print(f"self-test: {len(bad) + 1} errors were each found")
 
 
 def main():
