@@ -22,6 +22,7 @@
 #include "kvbm/runtime/kvbm_worker.hpp"
 
 #include "tests/support/require.hpp"
+#include "tests/support/test_gpu.hpp"
 
 namespace kvbm {
 namespace {
@@ -74,7 +75,7 @@ TEST_F(CudaReplay, CountsWhatTheHostCounts) {
   const Trace trace = chats(1);
   for (const uint32_t ranks : {1, 2}) {
     ReplayOptions here = three_tiers("host");
-    ReplayOptions there = three_tiers("cuda");
+    ReplayOptions there = three_tiers(testing::test_gpu_name());
     here.ranks = there.ranks = ranks;
     here.groups = there.groups = parse_replay_groups("full,window:4").value();
     EXPECT_EQ(counts(replay(trace, here)), counts(replay(trace, there))) << ranks << " ranks";
@@ -82,14 +83,14 @@ TEST_F(CudaReplay, CountsWhatTheHostCounts) {
 }
 
 TEST_F(CudaReplay, KeepsEveryByteWhileStoresRun) {
-  ReplayOptions options = three_tiers("cuda");
+  ReplayOptions options = three_tiers(testing::test_gpu_name());
   options.overlap = ReplayOptions::Overlap::kOn;
   for (uint64_t seed = 1; seed <= 3; ++seed) (void)replay(chats(seed), options);
 }
 
 KvBlockManagerConfig small_config() {
   KvBlockManagerConfig config;
-  config.device = "cuda";
+  config.device = testing::test_gpu_name();
   config.block_size = 16;
   config.num_blocks = 8;
   config.num_layers = 3;
@@ -147,7 +148,7 @@ TEST_F(CudaReplay, TakesAShareOfTheFreeMemory) {
 
 KvbmWorkerOptions worker_of(std::byte* tensor) {
   KvbmWorkerOptions options;
-  options.device = "cuda";
+  options.device = testing::test_gpu_name();
   options.num_blocks = 4;
   options.groups = {{.run_bytes = 4096, .runs = {{.base = tensor, .block_stride = 4096}}}};
   return options;
@@ -156,7 +157,7 @@ KvbmWorkerOptions worker_of(std::byte* tensor) {
 TEST_F(CudaReplay, AWorkerMovesTheTensorsOfAnEngine) {
   NullLogSink log;
   ThreadExecutor executor(log);
-  const auto engine = open_device({.name = "cuda", .executor = executor});
+  const auto engine = open_device({.name = testing::test_gpu_name(), .executor = executor});
   ASSERT_TRUE(engine) << engine.error();
   Device& device = *engine->device;
   const DeviceMemory tensor = device.allocate(uint64_t{4} * 4096, 256).value();

@@ -21,6 +21,7 @@
 #include "tests/support/guarded_place.hpp"
 #include "tests/support/require.hpp"
 #include "tests/support/seed.hpp"
+#include "tests/support/test_gpu.hpp"
 #include "tests/support/transfer_rig.hpp"
 
 namespace kvbm {
@@ -96,7 +97,7 @@ class DevicePlace {
 class CudaTransferTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    auto opened = open_device({.name = "cuda", .executor = executor_});
+    auto opened = open_device({.name = testing::test_gpu_name(), .executor = executor_});
     if (!opened) KVBM_SKIP("gpu", opened.error().message());
     device_ = std::move(opened->device);
     pinner_ = std::move(opened->pinner);

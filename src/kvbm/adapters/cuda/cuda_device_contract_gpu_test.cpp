@@ -13,6 +13,7 @@
 #include "kvbm/base/thread_executor.hpp"
 
 #include "tests/contract/device_contract.hpp"
+#include "tests/support/test_gpu.hpp"
 
 namespace kvbm::testing {
 namespace {
@@ -20,7 +21,7 @@ namespace {
 class CudaDeviceHarness {
  public:
   CudaDeviceHarness() {
-    auto device = CudaDevice::create({.executor = executor_});
+    auto device = CudaDevice::create({.executor = executor_, .ordinal = testing::test_gpu()});
     if (device) {
       device_ = *std::move(device);
     } else {

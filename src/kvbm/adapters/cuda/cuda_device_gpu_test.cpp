@@ -27,6 +27,7 @@
 
 #include "tests/support/error_code.hpp"
 #include "tests/support/require.hpp"
+#include "tests/support/test_gpu.hpp"
 
 namespace kvbm {
 namespace {
@@ -58,10 +59,10 @@ class EngineStream {
 class CudaDeviceTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    auto device = CudaDevice::create({.executor = executor_});
+    auto device = CudaDevice::create({.executor = executor_, .ordinal = testing::test_gpu()});
     if (!device) KVBM_SKIP("gpu", device.error().message());
     device_ = *std::move(device);
-    ASSERT_EQ(::cudaSetDevice(0), cudaSuccess);
+    ASSERT_EQ(::cudaSetDevice(testing::test_gpu()), cudaSuccess);
   }
 
   [[nodiscard]] TimePoint soon() const { return executor_.clock().now() + seconds(60); }
@@ -105,11 +106,13 @@ class CudaDeviceTest : public ::testing::Test {
 TEST_F(CudaDeviceTest, DescribesTheGpu) {
   const auto all = CudaDevice::find_all().value();
   ASSERT_FALSE(all.empty());
-  EXPECT_EQ(all[0].name, device_->info().name);
-  EXPECT_GE(all[0].sm, 70);
-  EXPECT_GT(all[0].total_bytes, kGiB);
-  EXPECT_EQ(all[0].pci_address.size(), 12u);
-  EXPECT_GE(all[0].driver_version, 12000);
+  const auto& gpu = all[static_cast<size_t>(testing::test_gpu())];
+  EXPECT_EQ(gpu.name, device_->info().name);
+  EXPECT_EQ(device_->info().ordinal, testing::test_gpu());
+  EXPECT_GE(gpu.sm, 70);
+  EXPECT_GT(gpu.total_bytes, kGiB);
+  EXPECT_EQ(gpu.pci_address.size(), 12u);
+  EXPECT_GE(gpu.driver_version, 12000);
   EXPECT_EQ(device_->info().kind, DeviceKind::kCuda);
   EXPECT_FALSE(device_->info().capabilities.host_accessible);
   EXPECT_EQ(code_of(CudaDevice::create(
@@ -139,7 +142,7 @@ TEST_F(CudaDeviceTest, IsMadeWithoutATraceOnTheThread) {
     void* context = nullptr;
     ASSERT_EQ(current(&context), 0);
     ASSERT_EQ(context, nullptr) << "a thread that has done nothing";
-    ASSERT_TRUE(CudaDevice::create({.executor = executor_}));
+    ASSERT_TRUE(CudaDevice::create({.executor = executor_, .ordinal = testing::test_gpu()}));
     EXPECT_EQ(current(&context), 0);
     EXPECT_EQ(context, nullptr) << "the next call of an engine would be for this GPU";
   }).join();
@@ -760,7 +763,7 @@ bool trap() {
 int lose_a_gpu() {
   NullLogSink log;
   ThreadExecutor executor(log);
-  auto device = CudaDevice::create({.executor = executor}).value();
+  auto device = CudaDevice::create({.executor = executor, .ordinal = testing::test_gpu()}).value();
   const TimePoint soon = executor.clock().now() + seconds(60);
   const DeviceMemory memory = device->allocate(kMiB, 256).value();
   const StreamRef stream = device->create_stream("s").value();
@@ -768,7 +771,7 @@ int lose_a_gpu() {
   EventSource gate = device->create_event();
   if (!device->wait(held, gate.event())) return 2;
   const Event behind = device->record(held);
-  if (::cudaSetDevice(0) != cudaSuccess || !trap()) return 3;
+  if (::cudaSetDevice(testing::test_gpu()) != cudaSuccess || !trap()) return 3;
   static_cast<void>(::cudaDeviceSynchronize());
   std::vector<Event> events;
   std::atomic<int> told{0};

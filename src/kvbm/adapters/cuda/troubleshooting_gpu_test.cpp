@@ -17,6 +17,7 @@
 #include "kvbm/device/host_pages.hpp"
 
 #include "tests/support/require.hpp"
+#include "tests/support/test_gpu.hpp"
 #include "tests/support/troubleshooting_guide.hpp"
 
 namespace kvbm {
@@ -33,7 +34,7 @@ std::string message_of(const Result<T>& result) {
 TEST(Troubleshooting, OnAGpu) {
   NullLogSink log;
   ThreadExecutor executor{log};
-  auto created = CudaDevice::create({.executor = executor});
+  auto created = CudaDevice::create({.executor = executor, .ordinal = testing::test_gpu()});
   if (!created) KVBM_SKIP("gpu", created.error().message());
   CudaDevice& device = **created;
   std::istringstream text(kTroubleshootingGuide);
@@ -64,6 +65,7 @@ TEST(Troubleshooting, OnAGpu) {
   guide.said(message_of(refused));
 
   cudaStream_t native = nullptr;
+  ASSERT_EQ(::cudaSetDevice(testing::test_gpu()), cudaSuccess);
   ASSERT_EQ(::cudaStreamCreateWithFlags(&native, cudaStreamNonBlocking), cudaSuccess);
   const StreamRef engine =
       device.adopt_stream(reinterpret_cast<uintptr_t>(native), "engine").value();
