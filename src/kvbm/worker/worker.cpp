@@ -12,10 +12,8 @@
 #include "kvbm/base/latch.hpp"
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/text.hpp"
-#include "kvbm/base/units.hpp"
-#include "kvbm/memory/file_memory.hpp"
-#include "kvbm/memory/host_memory.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
+#include "kvbm/worker/internal/worker_places.hpp"
 #include "kvbm/worker/load_parts.hpp"
 
 namespace kvbm {
@@ -32,9 +30,6 @@ constexpr size_t kMaxTimers = 256;
 /// Of staged transfers, where no block is larger.
 constexpr uint64_t kBounceSlotBytes = uint64_t{32} << 20;
 
-/// The log tells how far the pinning of host memory has come, this often and at its end.
-constexpr uint64_t kPinnedBetweenRecords = uint64_t{4} << 30;
-
 }  // namespace
 
 class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
@@ -47,8 +42,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
         log_(log) {}
 
   Status set_up();
-  Result<PlaceSpec> attach(Place place, PhysicalLayout tensors, uint32_t pieces_per_layer);
-  Status provide(const PlaceSpec& spec);
+  [[nodiscard]] internal::WorkerPlaces& places() noexcept { return *places_; }
   void on_result(ResultCallback callback);
   void observe_results(ResultObserver observer);
   Status begin_step(const StepPlan& plan, StreamRef compute);
@@ -101,11 +95,6 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   };
   /// What a gate waits for: done with the last of these, succeeded if all have.
   using Point = std::span<const Event>;
-  struct ProvidedPlace {
-    HostMemory memory;
-    FileMemory file;
-  };
-  [[nodiscard]] Result<HostMemory> make_host_memory(uint64_t bytes);
   /// What has to happen once the lock is released.
   struct Todo {
     std::vector<std::shared_ptr<Operation>> start;
@@ -115,9 +104,6 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
         watch;                   // opens a gate when it is done
     std::vector<OpId> repeated;  // submitted while open
   };
-
-  Result<LayoutConfig> config_of(const PlaceSpec& spec) const;
-  Status add_layout(Place place, PhysicalLayout layout);
 
   // With the lock held.
   void add(const CopyOp& op, Todo& todo) KVBM_REQUIRES(mutex_);
@@ -164,10 +150,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   Executor& executor_;
   LogSink& log_;
 
-  mutable Mutex mutex_{LockRank::kWorker, "worker.core"};
-  std::map<Place, LayoutHandle> layouts_ KVBM_GUARDED_BY(mutex_);
-  std::map<Place, uint32_t> pieces_per_layer_ KVBM_GUARDED_BY(mutex_);  // of the engine's places
-  std::vector<std::unique_ptr<ProvidedPlace>> places_ KVBM_GUARDED_BY(mutex_);
+  mutable Mutex mutex_{LockRank::kWorker, "worker.core", 1};
   std::shared_ptr<const ResultCallback> callback_ KVBM_GUARDED_BY(mutex_);
   std::shared_ptr<const ResultObserver> observer_ KVBM_GUARDED_BY(mutex_);
   std::unordered_map<OpId, std::shared_ptr<Operation>> operations_ KVBM_GUARDED_BY(mutex_);
@@ -191,6 +174,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   size_t num_unheard_ KVBM_GUARDED_BY(mutex_) = 0;  // results that are on their way to the receiver
   std::shared_ptr<Latch> empty_ KVBM_GUARDED_BY(mutex_);  // no operation is open, no result unheard
 
+  std::unique_ptr<internal::WorkerPlaces> places_;
   std::unique_ptr<TransferManager> transfers_;  // last but one: ends before the memory does
   std::unique_ptr<TaskQueue> timers_;           // last: joins first
 };
@@ -223,123 +207,12 @@ Status Worker::Core::set_up() {
                             .bounce_slot_bytes = std::max(kBounceSlotBytes, largest_block),
                             .pinner = options_.pinner,
                         }));
+  places_ = std::make_unique<internal::WorkerPlaces>(options_, *transfers_, files_ != nullptr,
+                                                     executor_, log_);
   KVBM_ASSIGN_OR_RETURN(timers_,
                         executor_.create_queue({.name = "kvbm-timer-" + to_string(options_.rank),
                                                 .num_threads = 1,
                                                 .capacity = kMaxTimers}));
-  return {};
-}
-
-Result<LayoutConfig> Worker::Core::config_of(const PlaceSpec& spec) const {
-  const LayoutConfig* found = options_.model.find(spec.place.group);
-  if (found == nullptr) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      "the worker has no layer group " + to_string(spec.place.group));
-  }
-  LayoutConfig config = *found;
-  config.num_blocks = spec.num_blocks;
-  KVBM_TRY(config.validate());
-  if (spec.rank_block_bytes != config.block_bytes()) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      "a block of layer group " + to_string(spec.place.group) + " has " +
-                          std::to_string(config.block_bytes()) + " bytes on this rank, not " +
-                          std::to_string(spec.rank_block_bytes));
-  }
-  return config;
-}
-
-Result<PlaceSpec> Worker::Core::attach(Place place, PhysicalLayout tensors,
-                                       uint32_t pieces_per_layer) {
-  PlaceSpec spec{.place = place,
-                 .owner = Owner::kEngine,
-                 .spread = Spread::kSharded,
-                 .num_blocks = static_cast<uint32_t>(tensors.config().num_blocks),
-                 .rank_block_bytes = tensors.config().block_bytes()};
-  KVBM_ASSIGN_OR_RETURN(const LayoutConfig config, config_of(spec));
-  KVBM_TRY(check_same_block_shape(tensors.config(), config));
-  if (pieces_per_layer > 0 && config.num_layers % pieces_per_layer != 0) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      format_text("a block of layer group {} has {} pieces, and a layer {} of them",
-                                  place.group, config.num_layers, pieces_per_layer));
-  }
-  KVBM_TRY(add_layout(place, std::move(tensors)));
-  MutexLock lock(mutex_);
-  pieces_per_layer_[place] = pieces_per_layer;
-  return spec;
-}
-
-/// Pinning takes seconds where there is much of it, so the log tells how far it has come.
-Result<HostMemory> Worker::Core::make_host_memory(uint64_t bytes) {
-  const auto tell = [this, bytes, told = uint64_t{0}](uint64_t ready) mutable {
-    if (ready < bytes && ready - told < kPinnedBetweenRecords) return;
-    told = ready;
-    KVBM_LOG_INFO(log_, "worker", "rank {}: {} of {} of host memory are pinned",
-                  options_.rank.value(), format_size(ready), format_size(bytes));
-  };
-  return HostMemory::create(
-      {.executor = executor_, .pinner = options_.pinner, .size_bytes = bytes, .on_progress = tell});
-}
-
-Status Worker::Core::provide(const PlaceSpec& spec) {
-  if (spec.spread != Spread::kSharded) {
-    return make_error(ErrorCode::kUnsupported,
-                      "replicated blocks are not supported; use sharded ones");
-  }
-  KVBM_ASSIGN_OR_RETURN(const LayoutConfig config, config_of(spec));
-  auto place = std::make_unique<ProvidedPlace>();
-  if (spec.place.tier == TierId::kG2) {
-    KVBM_ASSIGN_OR_RETURN(const uint64_t bytes,
-                          required_bytes(config, LayoutKind::kFullyContiguous));
-    KVBM_ASSIGN_OR_RETURN(place->memory, make_host_memory(bytes));
-    KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout,
-                          PhysicalLayout::fully_contiguous(config, place->memory.region()));
-    KVBM_TRY(add_layout(spec.place, std::move(layout)));
-  } else if (spec.place.tier == TierId::kG3 && files_ != nullptr) {
-    const SlotOptions slots = options_.direct_io == DirectIo::kOff ? SlotOptions{} : kDirectSlots;
-    KVBM_ASSIGN_OR_RETURN(const uint64_t bytes,
-                          required_bytes(config, LayoutKind::kFileSlots, slots));
-    KVBM_ASSIGN_OR_RETURN(place->file,
-                          FileMemory::create({.directory = options_.disk_directory,
-                                              .size_bytes = bytes,
-                                              .name_hint = "kvbm-rank" + to_string(options_.rank) +
-                                                           "-group" + to_string(spec.place.group),
-                                              .direct = options_.direct_io,
-                                              .zero_fill = options_.zero_fill,
-                                              .log = &log_}));
-    if (slots.alignment % place->file.alignment().offset != 0) {
-      return make_error(
-          ErrorCode::kUnsupported,
-          format_text("direct I/O in \"{}\" asks for units of {} bytes, more than "
-                      "the {} of a slot: turn it off, or choose another directory",
-                      options_.disk_directory, place->file.alignment().offset, slots.alignment));
-    }
-    KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout,
-                          PhysicalLayout::file_slots(config, place->file.region(), slots));
-    KVBM_TRY(add_layout(spec.place, std::move(layout)));
-  } else {
-    return make_error(ErrorCode::kUnsupported,
-                      "this worker provides host memory (G2)" +
-                          std::string(files_ != nullptr ? " and files (G3)" : "") + ", not " +
-                          std::string(to_string(spec.place.tier)));
-  }
-  MutexLock lock(mutex_);
-  places_.push_back(std::move(place));
-  return {};
-}
-
-Status Worker::Core::add_layout(Place place, PhysicalLayout layout) {
-  KVBM_ASSIGN_OR_RETURN(const LayoutHandle handle, transfers_->register_layout(std::move(layout)));
-  bool is_new = false;
-  {
-    MutexLock lock(mutex_);
-    is_new = layouts_.emplace(place, handle).second;
-  }
-  if (!is_new) {
-    KVBM_TRY(transfers_->unregister_layout(handle));
-    return make_error(ErrorCode::kInvalidArgument,
-                      "the worker has a place in " + std::string(to_string(place.tier)) +
-                          " for layer group " + to_string(place.group) + " already");
-  }
   return {};
 }
 
@@ -420,9 +293,8 @@ void Worker::Core::split(Operation& load) const {
   const CopyOp& op = load.op;
   if (load.running || !load.parts.empty()) return;  // came before, by another way
   if (op.src.tier != TierId::kG2 || op.dst.tier != TierId::kG1) return;
-  const auto known = pieces_per_layer_.find(op.dst);
-  if (known == pieces_per_layer_.end() || known->second == 0) return;
-  const uint32_t pieces = known->second;
+  const uint32_t pieces = places_->pieces_per_layer(op.dst);
+  if (pieces == 0) return;
   const LayoutConfig& config = *options_.model.find(op.dst.group);
   const std::vector<LayerRange> ranges =
       split_load(config.num_layers / pieces, config.layer_bytes() * pieces * op.from.size(),
@@ -889,13 +761,8 @@ void Worker::Core::hand_over(std::vector<OpResult> results) {
 /// The result, if the operation has ended already.
 std::optional<OpResult> Worker::Core::start(const std::shared_ptr<Operation>& operation) {
   const CopyOp& op = operation->op;
-  std::optional<LayoutHandle> src;
-  std::optional<LayoutHandle> dst;
-  {
-    MutexLock lock(mutex_);
-    if (auto it = layouts_.find(op.src); it != layouts_.end()) src = it->second;
-    if (auto it = layouts_.find(op.dst); it != layouts_.end()) dst = it->second;
-  }
+  const std::optional<LayoutHandle> src = places_->find(op.src);
+  const std::optional<LayoutHandle> dst = places_->find(op.dst);
   OpResult refused{// nothing was read or written
                    .op = op.op,
                    .rank = options_.rank,
@@ -1081,9 +948,9 @@ Worker::~Worker() {
 }
 
 Result<PlaceSpec> Worker::attach(Place place, PhysicalLayout tensors, uint32_t pieces_per_layer) {
-  return core_->attach(place, std::move(tensors), pieces_per_layer);
+  return core_->places().attach(place, std::move(tensors), pieces_per_layer);
 }
-Status Worker::provide(const PlaceSpec& spec) { return core_->provide(spec); }
+Status Worker::provide(const PlaceSpec& spec) { return core_->places().provide(spec); }
 void Worker::on_result(ResultCallback callback) { core_->on_result(std::move(callback)); }
 void Worker::observe_results(ResultObserver observer) {
   core_->observe_results(std::move(observer));

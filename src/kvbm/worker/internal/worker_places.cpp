@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvbm/worker/internal/worker_places.hpp"
+
+#include <string>
+#include <utility>
+
+#include "kvbm/base/text.hpp"
+#include "kvbm/base/units.hpp"
+
+namespace kvbm::internal {
+namespace {
+
+/// The log tells how far the pinning of host memory has come, this often and at its end.
+constexpr uint64_t kPinnedBetweenRecords = uint64_t{4} << 30;
+
+}  // namespace
+
+Result<LayoutConfig> WorkerPlaces::config_of(const PlaceSpec& spec) const {
+  const LayoutConfig* found = options_.model.find(spec.place.group);
+  if (found == nullptr) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "the worker has no layer group " + to_string(spec.place.group));
+  }
+  LayoutConfig config = *found;
+  config.num_blocks = spec.num_blocks;
+  KVBM_TRY(config.validate());
+  if (spec.rank_block_bytes != config.block_bytes()) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "a block of layer group " + to_string(spec.place.group) + " has " +
+                          std::to_string(config.block_bytes()) + " bytes on this rank, not " +
+                          std::to_string(spec.rank_block_bytes));
+  }
+  return config;
+}
+
+Result<PlaceSpec> WorkerPlaces::attach(Place place, PhysicalLayout tensors,
+                                       uint32_t pieces_per_layer) {
+  PlaceSpec spec{.place = place,
+                 .owner = Owner::kEngine,
+                 .spread = Spread::kSharded,
+                 .num_blocks = static_cast<uint32_t>(tensors.config().num_blocks),
+                 .rank_block_bytes = tensors.config().block_bytes()};
+  KVBM_ASSIGN_OR_RETURN(const LayoutConfig config, config_of(spec));
+  KVBM_TRY(check_same_block_shape(tensors.config(), config));
+  if (pieces_per_layer > 0 && config.num_layers % pieces_per_layer != 0) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      format_text("a block of layer group {} has {} pieces, and a layer {} of them",
+                                  place.group, config.num_layers, pieces_per_layer));
+  }
+  KVBM_TRY(add(place, std::move(tensors), pieces_per_layer));
+  return spec;
+}
+
+Status WorkerPlaces::provide(const PlaceSpec& spec) {
+  if (spec.spread != Spread::kSharded) {
+    return make_error(ErrorCode::kUnsupported,
+                      "replicated blocks are not supported; use sharded ones");
+  }
+  const bool in_memory = spec.place.tier == TierId::kG2;
+  if (!in_memory && (spec.place.tier != TierId::kG3 || !has_files_)) {
+    return make_error(ErrorCode::kUnsupported,
+                      format_text("this worker provides host memory (G2){}, not {}",
+                                  has_files_ ? " and files (G3)" : "", spec.place.tier));
+  }
+  KVBM_ASSIGN_OR_RETURN(const LayoutConfig config, config_of(spec));
+  auto made = std::make_unique<Provided>();
+  KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout, in_memory
+                                                   ? in_host_memory(config, *made)
+                                                   : in_file(config, spec.place.group, *made));
+  KVBM_TRY(add(spec.place, std::move(layout), 0));
+  const MutexLock lock(mutex_);
+  provided_.push_back(std::move(made));
+  return {};
+}
+
+std::optional<LayoutHandle> WorkerPlaces::find(Place place) const {
+  const MutexLock lock(mutex_);
+  const auto found = known_.find(place);
+  if (found == known_.end()) return std::nullopt;
+  return found->second.handle;
+}
+
+uint32_t WorkerPlaces::pieces_per_layer(Place place) const {
+  const MutexLock lock(mutex_);
+  const auto found = known_.find(place);
+  return found == known_.end() ? 0 : found->second.pieces_per_layer;
+}
+
+/// Pinning takes seconds where there is much of it, so the log tells how far it has come.
+Result<HostMemory> WorkerPlaces::make_host_memory(uint64_t bytes) {
+  const auto tell = [&log = log_, rank = options_.rank, bytes,
+                     told = uint64_t{0}](uint64_t ready) mutable {
+    if (ready < bytes && ready - told < kPinnedBetweenRecords) return;
+    told = ready;
+    KVBM_LOG_INFO(log, "worker", "rank {}: {} of {} of host memory are pinned", rank.value(),
+                  format_size(ready), format_size(bytes));
+  };
+  return HostMemory::create(
+      {.executor = executor_, .pinner = options_.pinner, .size_bytes = bytes, .on_progress = tell});
+}
+
+Result<PhysicalLayout> WorkerPlaces::in_host_memory(const LayoutConfig& config, Provided& memory) {
+  KVBM_ASSIGN_OR_RETURN(const uint64_t bytes, required_bytes(config, LayoutKind::kFullyContiguous));
+  KVBM_ASSIGN_OR_RETURN(memory.memory, make_host_memory(bytes));
+  return PhysicalLayout::fully_contiguous(config, memory.memory.region());
+}
+
+Result<PhysicalLayout> WorkerPlaces::in_file(const LayoutConfig& config, GroupId group,
+                                             Provided& memory) {
+  const SlotOptions slots = options_.direct_io == DirectIo::kOff ? SlotOptions{} : kDirectSlots;
+  KVBM_ASSIGN_OR_RETURN(const uint64_t bytes,
+                        required_bytes(config, LayoutKind::kFileSlots, slots));
+  KVBM_ASSIGN_OR_RETURN(memory.file,
+                        FileMemory::create({.directory = options_.disk_directory,
+                                            .size_bytes = bytes,
+                                            .name_hint = "kvbm-rank" + to_string(options_.rank) +
+                                                         "-group" + to_string(group),
+                                            .direct = options_.direct_io,
+                                            .zero_fill = options_.zero_fill,
+                                            .log = &log_}));
+  if (slots.alignment % memory.file.alignment().offset != 0) {
+    return make_error(
+        ErrorCode::kUnsupported,
+        format_text("direct I/O in \"{}\" asks for units of {} bytes, more than "
+                    "the {} of a slot: turn it off, or choose another directory",
+                    options_.disk_directory, memory.file.alignment().offset, slots.alignment));
+  }
+  return PhysicalLayout::file_slots(config, memory.file.region(), slots);
+}
+
+Status WorkerPlaces::add(Place place, PhysicalLayout layout, uint32_t pieces_per_layer) {
+  KVBM_ASSIGN_OR_RETURN(const LayoutHandle handle, transfers_.register_layout(std::move(layout)));
+  bool is_new = false;
+  {
+    const MutexLock lock(mutex_);
+    is_new = known_.emplace(place, Known{handle, pieces_per_layer}).second;
+  }
+  if (is_new) return {};
+  KVBM_TRY(transfers_.unregister_layout(handle));
+  return make_error(ErrorCode::kInvalidArgument,
+                    "the worker has a place in " + std::string(to_string(place.tier)) +
+                        " for layer group " + to_string(place.group) + " already");
+}
+
+}  // namespace kvbm::internal

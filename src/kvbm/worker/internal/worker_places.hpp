@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// WorkerPlaces: where the blocks of a rank are: the engine's tensors, host memory, files.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "kvbm/base/executor.hpp"
+#include "kvbm/base/log.hpp"
+#include "kvbm/base/mutex.hpp"
+#include "kvbm/base/result.hpp"
+#include "kvbm/layout/layout_config.hpp"
+#include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/memory/file_memory.hpp"
+#include "kvbm/memory/host_memory.hpp"
+#include "kvbm/protocol/messages.hpp"
+#include "kvbm/transfer/layout_handle.hpp"
+#include "kvbm/transfer/transfer_manager.hpp"
+#include "kvbm/worker/worker.hpp"
+
+namespace kvbm::internal {
+
+/// Ownership: owns the memory of the places that it makes; borrows all else. The transfer manager,
+/// with which it registers them, ends before it.
+/// Threads: any thread.
+class WorkerPlaces {
+ public:
+  WorkerPlaces(const WorkerOptions& options, TransferManager& transfers, bool has_files,
+               Executor& executor, LogSink& log)
+      : options_(options),
+        transfers_(transfers),
+        has_files_(has_files),
+        executor_(executor),
+        log_(log) {}
+
+  /// As Worker has them.
+  [[nodiscard]] Result<PlaceSpec> attach(Place place, PhysicalLayout tensors,
+                                         uint32_t pieces_per_layer);
+  Status provide(const PlaceSpec& spec);
+
+  /// None: there is no such place.
+  [[nodiscard]] std::optional<LayoutHandle> find(Place place) const;
+  /// Of a place of the engine's. 0: nobody knows.
+  [[nodiscard]] uint32_t pieces_per_layer(Place place) const;
+
+ private:
+  struct Known {
+    LayoutHandle handle;
+    uint32_t pieces_per_layer = 0;
+  };
+  struct Provided {
+    HostMemory memory;
+    FileMemory file;
+  };
+
+  [[nodiscard]] Result<LayoutConfig> config_of(const PlaceSpec& spec) const;
+  [[nodiscard]] Result<HostMemory> make_host_memory(uint64_t bytes);
+  [[nodiscard]] Result<PhysicalLayout> in_host_memory(const LayoutConfig& config, Provided& memory);
+  [[nodiscard]] Result<PhysicalLayout> in_file(const LayoutConfig& config, GroupId group,
+                                               Provided& memory);
+  Status add(Place place, PhysicalLayout layout, uint32_t pieces_per_layer);
+
+  const WorkerOptions& options_;
+  TransferManager& transfers_;
+  const bool has_files_;
+  Executor& executor_;
+  LogSink& log_;
+
+  mutable Mutex mutex_{LockRank::kWorker, "worker.places"};
+  std::map<Place, Known> known_ KVBM_GUARDED_BY(mutex_);
+  std::vector<std::unique_ptr<Provided>> provided_ KVBM_GUARDED_BY(mutex_);
+};
+
+}  // namespace kvbm::internal
