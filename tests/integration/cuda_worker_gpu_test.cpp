@@ -82,7 +82,7 @@ class CudaWorker : public ::testing::Test {
   [[nodiscard]] std::byte* at(uint32_t layer, uint32_t block) const {
     return layers_[layer] + block * kRunBytes;
   }
-  /// Keeps the engine's stream at work for milliseconds, so that who does not wait comes too early.
+  /// Keeps the engine's stream at work for milliseconds.
   void be_busy() {
     for (int i = 0; i < 8; ++i) {
       ASSERT_EQ(::cudaMemsetAsync(busy_, i, kBusyBytes, stream_), cudaSuccess);
@@ -142,7 +142,11 @@ TEST_F(CudaWorker, StepsOrderCopiesAndTheEnginesOwnStream) {
       work.plan.fences = {OpId(store_of(step - 1))};
     }
     ASSERT_TRUE(hooks.begin_step(encode(work)));
-    be_busy();
+    // Overwrites at once what is being stored, reads at once what is being loaded, and writes late:
+    // who does not wait comes too early.
+    for (uint32_t layer = 0; layer < kLayers; ++layer) {
+      ASSERT_EQ(::cudaMemsetAsync(at(layer, kWritten), 0xFF, kRunBytes, stream_), cudaSuccess);
+    }
     for (uint32_t layer = 0; layer < kLayers; ++layer) {
       if (hooks.has_loads()) {
         ASSERT_TRUE(hooks.layer_needed(LayerId(static_cast<uint16_t>(layer))));
@@ -150,6 +154,9 @@ TEST_F(CudaWorker, StepsOrderCopiesAndTheEnginesOwnStream) {
       ASSERT_EQ(::cudaMemcpyAsync(seen_at(step, layer), at(layer, kLoaded), kRunBytes,
                                   cudaMemcpyDeviceToDevice, stream_),
                 cudaSuccess);
+    }
+    be_busy();
+    for (uint32_t layer = 0; layer < kLayers; ++layer) {
       ASSERT_EQ(::cudaMemsetAsync(at(layer, kWritten), value_of(step, layer), kRunBytes, stream_),
                 cudaSuccess);
     }
