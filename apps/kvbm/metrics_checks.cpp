@@ -137,8 +137,8 @@ DoctorFinding look_at_drops(const Counts& counts) {
   std::string mend;
   if (part > kManyDrops) {
     mend = no_room >= backlog ? "raise DYN_KVBM_CPU_CACHE_GB: all of it is in use at once"
-                              : "the tier is slower than the engine: raise its size, or store to "
-                                "host memory first";
+                              : "the tier is slower than the engine, or a small part of it: raise "
+                                "its size and DYN_KVBM_STORE_BUDGET, or store to host memory first";
   } else if (unsaved > 0) {
     mend = "the disk had no slot for them: raise DYN_KVBM_DISK_CACHE_GB";
   }

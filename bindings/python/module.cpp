@@ -311,8 +311,9 @@ std::unique_ptr<Leader> create_leader(
     const std::string& dtype, const std::string& scheme, const BlockTokens& block_tokens,
     const std::vector<uint32_t>& window_blocks, const std::string& load_mode, uint64_t host_bytes,
     uint64_t disk_bytes, uint32_t host_blocks, uint32_t disk_blocks, bool disk_filter,
-    uint32_t min_priority, uint64_t weights_epoch, double timeout_seconds, size_t max_events,
-    std::optional<uint16_t> metrics_port, const std::string& record_directory) {
+    uint32_t min_priority, std::optional<double> store_budget, uint64_t weights_epoch,
+    double timeout_seconds, size_t max_events, std::optional<uint16_t> metrics_port,
+    const std::string& record_directory) {
   KvbmLeaderOptions options;
   options.groups = layer_groups(block_tokens, window_blocks);
   options.ns = namespace_of(model, dtype, scheme, options.groups, weights_epoch);
@@ -323,6 +324,7 @@ std::unique_ptr<Leader> create_leader(
   options.disk_blocks = disk_blocks;
   options.disk_filter = disk_filter;
   options.min_priority = min_priority;
+  options.store_budget = store_budget;
   options.timeout = timeout_of(timeout_seconds);
   options.max_events = max_events;
   options.metrics_port = metrics_port;
@@ -368,6 +370,7 @@ void construct_leader(Leader* self, uint16_t world_size, nb::handle drt, nb::lis
   options.disk_blocks = found.disk_blocks;
   options.disk_filter = found.disk_filter;
   options.min_priority = found.min_priority;
+  options.store_budget = found.store_budget;
   options.timeout = found.transfer_timeout;
   options.metrics_port = found.served_port();
   if (found.record) options.record_directory = found.disk_directory;
@@ -574,8 +577,8 @@ NB_MODULE(_core, module) {
           "place_timeout_secs"_a = 1800.0, "model"_a, "dtype"_a, "scheme"_a, "block_tokens"_a,
           "window_blocks"_a, "load_mode"_a = "auto", "host_bytes"_a = 0, "disk_bytes"_a = 0,
           "host_blocks"_a = 0, "disk_blocks"_a = 0, "disk_filter"_a = false, "min_priority"_a = 0,
-          "weights_epoch"_a = 0, "timeout_seconds"_a = 30.0, "max_events"_a = 0,
-          "metrics_port"_a = nb::none(), "record_directory"_a = "",
+          "store_budget"_a = nb::none(), "weights_epoch"_a = 0, "timeout_seconds"_a = 30.0,
+          "max_events"_a = 0, "metrics_port"_a = nb::none(), "record_directory"_a = "",
           "block_tokens: tokens of a block, of every layer group or of each. window_blocks: "
           "by layer group, how many of its last blocks it needs to go on; 0: all. Where "
           "sizes differ, each divides the larger ones, and the workers have every group as "
@@ -583,6 +586,8 @@ NB_MODULE(_core, module) {
           "workers: of this process, by rank. Or endpoint, to which num_ranks workers of "
           "other processes come (KvbmWorker.connect), for how long to wait for them, and "
           "then for all of them to make one place; Ctrl-C ends the wait. "
+          "store_budget: the share of the engine's blocks that stores under way may read at a "
+          "time; None: 0.05, but not less than 1024 blocks. "
           "metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any. "
           "record_directory: where a folder with a flight record is made; '': none.")
       .def(
@@ -714,6 +719,7 @@ NB_MODULE(_core, module) {
         values["disk_filter"] = found.disk_filter;
         values["min_priority"] = found.min_priority;
         values["load_mode"] = found.load_mode;
+        values["store_budget"] = found.store_budget;
         values["weights_epoch"] = found.weights_epoch;
         values["timeout_seconds"] = seconds(found.transfer_timeout);
         values["record_directory"] = found.record ? found.disk_directory : std::string();

@@ -724,11 +724,11 @@ class KvbmLeader:
         """
 
     @staticmethod
-    def create(workers: list = [], *, endpoint: str = '', num_ranks: int = 1, secret: str = '', init_timeout_secs: float = 120.0, place_timeout_secs: float = 1800.0, model: str, dtype: str, scheme: str, block_tokens: int | Sequence[int], window_blocks: Sequence[int], load_mode: str = 'auto', host_bytes: int = 0, disk_bytes: int = 0, host_blocks: int = 0, disk_blocks: int = 0, disk_filter: bool = False, min_priority: int = 0, weights_epoch: int = 0, timeout_seconds: float = 30.0, max_events: int = 0, metrics_port: int | None = None, record_directory: str = '') -> KvbmLeader:
+    def create(workers: list = [], *, endpoint: str = '', num_ranks: int = 1, secret: str = '', init_timeout_secs: float = 120.0, place_timeout_secs: float = 1800.0, model: str, dtype: str, scheme: str, block_tokens: int | Sequence[int], window_blocks: Sequence[int], load_mode: str = 'auto', host_bytes: int = 0, disk_bytes: int = 0, host_blocks: int = 0, disk_blocks: int = 0, disk_filter: bool = False, min_priority: int = 0, store_budget: float | None = None, weights_epoch: int = 0, timeout_seconds: float = 30.0, max_events: int = 0, metrics_port: int | None = None, record_directory: str = '') -> KvbmLeader:
         """
         block_tokens: tokens of a block, of every layer group or of each. window_blocks: by layer group, how many of its last blocks it needs to go on; 0: all. Where sizes differ, each divides the larger ones, and the workers have every group as often as group_parts says.
 
-        workers: of this process, by rank. Or endpoint, to which num_ranks workers of other processes come (KvbmWorker.connect), for how long to wait for them, and then for all of them to make one place; Ctrl-C ends the wait. metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any. record_directory: where a folder with a flight record is made; '': none.
+        workers: of this process, by rank. Or endpoint, to which num_ranks workers of other processes come (KvbmWorker.connect), for how long to wait for them, and then for all of them to make one place; Ctrl-C ends the wait. store_budget: the share of the engine's blocks that stores under way may read at a time; None: 0.05, but not less than 1024 blocks. metrics_port: where http://…:port/metrics is served; None: nowhere, 0: any. record_directory: where a folder with a flight record is made; '': none.
         """
 
     def num_identities(self, arg: str, /) -> int:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real Scheduler of vLLM with DynamoConnector in both roles, and a model whose KV is a function of token, position and
-layer, through random programs of add, step, abort, reset, pools so small that requests are preempted, and a disk that loses what
-was written. Every byte that a step reads is compared. When the connector is reset too, the function changes, as it would with new weights.
+layer, through random programs of add, step, abort, reset, pools so small that requests are preempted, budgets of stores so small
+that some are dropped, and a disk that loses what was written. Every byte that a step reads is compared; stores hold no block, and
+never read more than their budget. When the connector is reset too, the function changes, as it would with new weights.
 
 KVBM_ENGINE_PROGRAMS programs (default 200) from KVBM_SEED (default 1); a failure names its own seed.
 """
@@ -83,7 +84,7 @@ def vllm_parts():
     hash_function = get_hash_fn_by_name("sha256")
     init_none_hash(hash_function)
 
-    def config(num_blocks, load_mode):
+    def config(num_blocks, **extra):
         made = EngineArgs(
             model=str(model),
             enforce_eager=True,
@@ -97,7 +98,7 @@ def vllm_parts():
                 kv_connector_module_path="kvbm.vllm_integration.connector",
                 kv_role="kv_both",
                 kv_load_failure_policy="recompute",
-                kv_connector_extra_config={"load_mode": load_mode},
+                kv_connector_extra_config=extra,
             ),
         ).create_engine_config()
         made.cache_config.block_size = BLOCK
@@ -111,7 +112,7 @@ class Engine:
     """One program's engine. The pool's tensors are shared by the groups, as vLLM's are: a page has the same bytes in all
     of them, however many tokens it holds."""
 
-    def __init__(self, parts, rng, folder):
+    def __init__(self, parts, rng, folder, store_budget="auto"):
         import torch
         from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
         from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
@@ -125,7 +126,9 @@ class Engine:
         self.shape = rng.choice(SHAPES)
         # From what one request may need, up to more than all that run.
         num_blocks = rng.randrange(24, 70) if len(self.shape) == 1 else rng.randrange(42, 80)
-        self.config = make_config(num_blocks, rng.choice(["auto", "auto", "between_steps"]))
+        load_mode = rng.choice(["auto", "auto", "between_steps"])
+        self.store_budget = 1024 if store_budget == "auto" else max(1, int(store_budget * num_blocks))
+        self.config = make_config(num_blocks, load_mode=load_mode, store_budget=store_budget)
         memory = [np.zeros((num_blocks, PAGE_BYTES), dtype=np.uint8) for _ in range(2)]
         self.layers = {}  # by name: group, and the memory as [blocks, tokens, bytes]
         groups = []
@@ -210,13 +213,16 @@ class Engine:
 
         if self.requests:
             request_id = self.rng.choice(self.loading() or list(self.requests))
+            num_open_loads = self.native.num_open_loads
             self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+            assert num_open_loads or request_id not in self.scheduler.requests, "only a load holds blocks"
             self.held += request_id in self.scheduler.requests
 
     def step(self):
         from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
         planned = self.scheduler.schedule()
+        self.check_stores()
         metadata = planned.kv_connector_metadata
         self.worker.handle_preemptions(metadata)
         self.worker.bind_connector_metadata(metadata)
@@ -255,10 +261,24 @@ class Engine:
             ),
         )
         self.scheduler.update_from_output(planned, output)
+        self.check_stores()
         for request_id in list(self.requests):
             if self.requests[request_id].is_finished():
                 self.preemptions += self.requests.pop(request_id).num_preemptions
         return bool(ids)
+
+    def check_stores(self):
+        """They read no more blocks than they may, and hold none: every block is free or a request's."""
+        statistics = self.native.statistics()
+        assert statistics["kvbm_store_budget_blocks"] <= self.store_budget
+        assert statistics["kvbm_store_open_blocks"] <= statistics["kvbm_store_budget_blocks"]
+        manager = self.scheduler.kv_cache_manager
+        held = {b for request_id in self.scheduler.requests for ids in manager.get_block_ids(request_id) for b in ids} - {0}
+        free = manager.block_pool.get_num_free_blocks()
+        assert free + len(held) == self.kv_config.num_blocks - 1, "a block is neither free nor a request's"
+        for request in self.scheduler.requests.values():
+            is_aborted = request.status.name == "FINISHED_ABORTED"  # while it was loading, see abort()
+            assert is_aborted or not request.is_finished(), f"{request.request_id} has ended and holds blocks"
 
     def transfer_results(self, planned):
         """What vLLM's worker asks for after a step, by name."""
@@ -357,7 +377,7 @@ def run_program(parts, seed, folder, monkeypatch):
         monkeypatch.setenv("DYN_KVBM_DISK_DISABLE_O_DIRECT", rng.choice(["true", "false"]))
     else:
         monkeypatch.delenv("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", raising=False)
-    engine = Engine(parts, rng, folder)
+    engine = Engine(parts, rng, folder, rng.choice(["auto", "auto", 0.02, 0.1]))
     try:
         for _ in range(rng.randrange(20, 120)):
             what = rng.random()
@@ -400,7 +420,7 @@ def test_random_programs(vllm_parts, tmp_path, monkeypatch):
             assert loaded[str(shape)] > 0, shape
         for tier in ("g2", "g3"):
             assert moved[f"kvbm_forgotten_blocks_total{{tier={tier}}}"] > 0, tier
-        for what in ("failed loads", "preemptions", "held"):
+        for what in ("failed loads", "preemptions", "held", "kvbm_store_dropped_blocks_total{reason=backlog}"):
             assert moved[what] > 0, what
 
 

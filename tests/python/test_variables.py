@@ -23,6 +23,7 @@ DEFAULTS = {
     "disk_filter": True,
     "min_priority": 0,
     "load_mode": "auto",
+    "store_budget": None,
     "weights_epoch": 0,
     "timeout_seconds": 30.0,
     "record_directory": "",
@@ -34,7 +35,7 @@ DEFAULTS = {
     "place_timeout_secs": 1800.0,
 }
 
-# The twelve of Dynamo's document, and the flight record: a value, and all that it changes.
+# The twelve of Dynamo's document, the flight record, and kvbm's own: a value, and all that it changes.
 VARIABLES = {
     "DYN_KVBM_CPU_CACHE_GB": ("1.5", {"host_bytes": 1_500_000_000}),
     "DYN_KVBM_DISK_CACHE_GB": ("2", {"disk_bytes": 2_000_000_000}),
@@ -49,6 +50,7 @@ VARIABLES = {
     "DYN_KVBM_CPU_CACHE_OVERRIDE_NUM_BLOCKS": ("24", {"host_blocks": 24}),
     "DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS": ("48", {"disk_blocks": 48}),
     "DYN_KVBM_ENABLE_RECORD": ("true", {"record_directory": "/tmp/"}),
+    "DYN_KVBM_STORE_BUDGET": ("0.25", {"store_budget": 0.25}),
 }
 
 LEFT_OUT = {
@@ -139,7 +141,7 @@ def test_a_mistake_in_the_file_is_refused_with_the_place(monkeypatch, tmp_path):
         connector_config()
 
 
-@pytest.mark.parametrize("settings", [{"host_block": 4}, {"host_blocks": "4"}, {"host_blocks": None}, {"metrics": 1}])
+@pytest.mark.parametrize("settings", [{"host_block": 4}, {"host_blocks": "4"}, {"host_blocks": None}, {"metrics": 1}, {"store_budget": 0}])
 def test_a_keyword_that_makes_no_sense_is_refused(settings):
     name = next(iter(settings))
     with pytest.raises(kvbm.InvalidArgumentError, match=name):
@@ -158,8 +160,9 @@ def test_leader_and_worker_take_settings_by_keyword(monkeypatch, tmp_path):
     write_file(monkeypatch, tmp_path, "[connector]\nhost_blocks = 3\n")
     disk = {"disk_blocks": 4, "disk_directory": str(tmp_path)}
     with kvbm.KvbmWorker(8, 4, [np.zeros((8, 4096), np.uint8)], **disk) as worker:
-        with kvbm.KvbmLeader(1, workers=[worker], **disk) as leader:
+        with kvbm.KvbmLeader(1, workers=[worker], store_budget=0.25, **disk) as leader:
             assert (leader.num_host_blocks, leader.num_disk_blocks) == (3, 4)
+            assert leader.statistics()["kvbm_store_budget_blocks"] == 2
             assert len(flags_of_files_in(tmp_path)) == 1
 
 

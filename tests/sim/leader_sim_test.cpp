@@ -460,6 +460,14 @@ class Simulation {
     size_t in_flight = 0;
     for (const RouteMetrics* route : leader_->metrics().routes()) in_flight += route->num_open();
     require(in_flight == open_.size(), "the number of open operations is off");
+    uint64_t being_stored = 0;
+    for (const auto& [id, open] : open_) {
+      if (open.op.src.tier == TierId::kG1) being_stored += open.op.from.size();
+    }
+    require(shape_.max_open_store_blocks == 0 || being_stored <= shape_.max_open_store_blocks,
+            "more is being stored than may be");
+    require(leader_->metrics().open_store_blocks.value() == static_cast<int64_t>(being_stored),
+            "the number of blocks that are being stored is off");
   }
 
   // --- the engine

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <concepts>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <variant>
 
@@ -173,6 +174,9 @@ nlohmann::ordered_json schema_of(const ConnectorSetting& setting) {
           schema["type"] = "number";
           schema["exclusiveMinimum"] = 0;
           schema["maximum"] = setting.max;
+        } else if constexpr (std::same_as<T, std::optional<double>>) {
+          schema["anyOf"] = {{{"type", "number"}, {"exclusiveMinimum", 0}, {"maximum", 1}},
+                             {{"type", "string"}, {"enum", {"auto"}}}};
         } else if (setting.is_size()) {
           schema["anyOf"] = size_schema(setting.min, setting.max);
         } else {

@@ -26,6 +26,7 @@ constexpr uint64_t kBytesPerGigabyte = 1'000'000'000;
 constexpr uint64_t kMaxBytes = kMostGigabytes * kBytesPerGigabyte;
 constexpr uint64_t kDaySeconds = 24 * 60 * 60;
 constexpr uint64_t kMaxSeconds = 999'999'999;
+constexpr std::string_view kAuto = "auto";
 constexpr std::array<std::string_view, 2> kLoadModes = {"auto", "between_steps"};
 
 constexpr ConnectorSetting kSettings[] = {
@@ -83,6 +84,12 @@ constexpr ConnectorSetting kSettings[] = {
      .member = &Values::load_mode,
      .doc = "`between_steps` loads nothing within the engine's steps.",
      .choices = kLoadModes},
+    {.name = "store_budget",
+     .member = &Values::store_budget,
+     .variable = "DYN_KVBM_STORE_BUDGET",
+     .doc = "The share of the engine's blocks that stores under way may read at a time; what is "
+            "beyond it is not stored. At least one block. `auto`: 0.05, but not less than 1024 "
+            "blocks. Never more than the nearest tier has."},
     {.name = "weights_epoch",
      .member = &Values::weights_epoch,
      .doc = "A part of every block's name: change it with the weights, and no old block is found.",
@@ -168,6 +175,11 @@ std::optional<T> parse_number(std::string_view text) {
   return value;
 }
 
+std::string number_text(double value) {
+  char digits[32];
+  return std::string(digits, std::to_chars(std::begin(digits), std::end(digits), value).ptr);
+}
+
 std::optional<bool> parse_switch(std::string_view text) {
   std::string word(text);
   for (char& c : word) c = static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
@@ -193,6 +205,11 @@ std::optional<T> parse(const ConnectorSetting& setting, std::string_view text) {
       return std::nullopt;
     }
     return std::chrono::ceil<Duration>(std::chrono::duration<double>(*seconds));
+  } else if constexpr (std::same_as<T, std::optional<double>>) {
+    if (text == kAuto) return std::optional<T>(T());
+    const std::optional<double> share = parse_number<double>(text);
+    const bool is_good = share && *share > 0 && *share <= 1;
+    return is_good ? std::optional<T>(share) : std::nullopt;
   } else {
     std::optional<T> number;
     if (!setting.is_size()) {
@@ -218,6 +235,8 @@ std::string ConnectorSetting::allowed() const {
           return std::string("the path of a directory");
         } else if constexpr (std::same_as<T, Duration>) {
           return format_text("a number of seconds above 0, at most {}", max);
+        } else if constexpr (std::same_as<T, std::optional<double>>) {
+          return format_text("{}, or a number above 0, at most 1", kAuto);
         } else {
           if (!is_size()) return format_text("an integer from {} to {}", min, max);
           return std::string("a number of bytes, or a size such as \"64 GiB\", at most 1 PB");
@@ -235,10 +254,9 @@ std::string ConnectorSetting::value_in(const ConnectorConfig& config) const {
         } else if constexpr (std::same_as<T, std::string>) {
           return internal::toml_text(value);
         } else if constexpr (std::same_as<T, Duration>) {
-          char digits[32];
-          const double seconds = std::chrono::duration<double>(value).count();
-          return std::string(digits,
-                             std::to_chars(std::begin(digits), std::end(digits), seconds).ptr);
+          return number_text(std::chrono::duration<double>(value).count());
+        } else if constexpr (std::same_as<T, std::optional<double>>) {
+          return value ? number_text(*value) : internal::toml_text(kAuto);
         } else {
           return std::to_string(value);
         }
@@ -255,6 +273,8 @@ bool ConnectorSetting::accepts(ConfigLiteral literal) const {
           return literal == ConfigLiteral::kText;
         } else if constexpr (std::same_as<T, Duration>) {
           return literal == ConfigLiteral::kInteger || literal == ConfigLiteral::kReal;
+        } else if constexpr (std::same_as<T, std::optional<double>>) {
+          return literal != ConfigLiteral::kBoolean;
         } else {
           return literal == ConfigLiteral::kInteger ||
                  (is_size() && literal == ConfigLiteral::kText);

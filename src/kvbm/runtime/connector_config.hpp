@@ -33,6 +33,7 @@ struct ConnectorConfig {
   bool disk_filter = true;
   uint32_t min_priority = 0;
   std::string load_mode = "auto";
+  std::optional<double> store_budget;  ///< none: "auto"
   uint64_t weights_epoch = 0;
   Duration transfer_timeout = std::chrono::seconds(30);
   Duration init_timeout = std::chrono::seconds(120);
@@ -51,10 +52,11 @@ struct ConnectorConfig {
 };
 
 /// Where a setting's value lives; the alternative is the setting's type. A Duration is written in
-/// seconds.
+/// seconds, a share that is not set as "auto".
 using ConnectorMember =
     std::variant<bool ConnectorConfig::*, uint32_t ConnectorConfig::*, uint64_t ConnectorConfig::*,
-                 Duration ConnectorConfig::*, std::string ConnectorConfig::*>;
+                 Duration ConnectorConfig::*, std::optional<double> ConnectorConfig::*,
+                 std::string ConnectorConfig::*>;
 
 /// How a variable writes a setting's value.
 enum class VariableForm : uint8_t { kSame, kOpposite, kGigabytes };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/runtime/connector_config.hpp"
 
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -111,6 +112,18 @@ TEST(ConnectorVariables, TheMetricsPortIsRead) {
   EXPECT_FALSE(read_variables({{"DYN_KVBM_METRICS", "maybe"}}));
 }
 
+TEST(ConnectorVariables, TheStoreBudgetIsAShareOrAuto) {
+  const std::string name = "DYN_KVBM_STORE_BUDGET";
+  EXPECT_EQ(read_variables({{name, "auto"}})->store_budget, std::nullopt);
+  EXPECT_EQ(read_variables({{name, "0.05"}})->store_budget, 0.05);
+  EXPECT_EQ(read_variables({{name, "1"}})->store_budget, 1.0);
+  for (const char* value : {"0", "-0.1", "1.01", "nan", "", "much", "5%"}) {
+    const auto found = read_variables({{name, value}});
+    ASSERT_FALSE(found) << value;
+    EXPECT_THAT(found.error().message(), HasSubstr("auto, or a number above 0, at most 1"));
+  }
+}
+
 TEST(ConnectorVariables, AreRefusedWithTheNameAndWhatIsAllowed) {
   for (const char* value : {"", "four", "-1", "1e99", "nan", "4 ", "4GB"}) {
     const auto found = read_variables({{"DYN_KVBM_CPU_CACHE_GB", value}});
@@ -152,6 +165,7 @@ disk_directory = "/data"
 disk_direct_io = false
 disk_filter = false
 load_mode = "between_steps"
+store_budget = 0.25
 weights_epoch = 7
 transfer_timeout_seconds = 0.5
 init_timeout_seconds = 3
@@ -165,6 +179,7 @@ metrics = true
                                  .disk_direct_io = false,
                                  .disk_filter = false,
                                  .load_mode = "between_steps",
+                                 .store_budget = 0.25,
                                  .weights_epoch = 7,
                                  .transfer_timeout = std::chrono::milliseconds(500),
                                  .init_timeout = std::chrono::seconds(3),
@@ -225,7 +240,8 @@ TEST(ConnectorConfig, AMistakeNamesTheSettingThePlaceAndWhatIsNear) {
        {"host_blocks = \"4\"", "host_bytes = \"2 PB\"", "metrics = 1", "metrics_port = 0",
         "record = \"true\"", "disk_directory = \"\"", "disk_directory = \"a\\n\"",
         "weights_epoch = -1", "transfer_timeout_seconds = 0", "transfer_timeout_seconds = \"2\"",
-        "place_timeout_seconds = nan"}) {
+        "place_timeout_seconds = nan", "store_budget = 0", "store_budget = 2",
+        "store_budget = true", "store_budget = \"0,1\""}) {
     EXPECT_THAT(error_of(with_file(std::string("[connector]\n") + line)),
                 HasSubstr("(kvbm.toml:2): allowed is "))
         << line;
@@ -243,6 +259,14 @@ TEST(ConnectorConfig, ASettingOfKnownTypeHasToFitAsInAFile) {
   EXPECT_THAT(error("metrics", "1", ConfigLiteral::kInteger), HasSubstr("allowed is"));
 }
 
+TEST(ConnectorConfig, TheDefaultsAsAFileAreTheDefaults) {
+  const Config config = Config::read({}).value();
+  const auto back = Config::read(with_file(config.connector_to_toml()));
+  ASSERT_TRUE(back) << back.error();
+  EXPECT_EQ(back->connector(), ConnectorConfig());
+  EXPECT_THAT(config.connector_to_toml(), HasSubstr("\nstore_budget = \"auto\"  # default\n"));
+}
+
 TEST(ConnectorConfig, WritesItselfAsAFileThatGivesTheSameValues) {
   ConfigSources sources;
   for (const ConnectorSetting& setting : connector_schema()) {
@@ -250,6 +274,7 @@ TEST(ConnectorConfig, WritesItselfAsAFileThatGivesTheSameValues) {
         []<class T>(T ConnectorConfig::* /*member*/) {
           if constexpr (std::is_same_v<T, std::string>) return std::string("/a \"b\"\\c");
           if constexpr (std::is_same_v<T, Duration>) return std::string("0.25");
+          if constexpr (std::is_same_v<T, std::optional<double>>) return std::string("0.25");
           return std::string("97");
         },
         setting.member);

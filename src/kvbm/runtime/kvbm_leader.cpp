@@ -158,7 +158,16 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::build(std::unique_ptr<Impl> impl
   if (impl->host_blocks == 0 && impl->disk_blocks == 0) {
     return invalid("there is nowhere to keep blocks: give host memory or disk space");
   }
+  if (options.store_budget && !(*options.store_budget > 0 && *options.store_budget <= 1)) {
+    return invalid(format_text("store_budget is {}, and not a number above 0, at most 1",
+                               *options.store_budget));
+  }
   const size_t num_groups = places.size();
+  // The groups' block ids are of one pool of the engine, the slots of the tier are each group's.
+  const uint64_t nearest_blocks =
+      uint64_t{impl->host_blocks > 0 ? impl->host_blocks : impl->disk_blocks} * num_groups;
+  const uint32_t max_open_store_blocks = internal::store_budget_blocks(
+      options.store_budget, places.front().num_blocks, nearest_blocks);
   for (const auto& [tier, num_blocks] :
        {std::pair(TierId::kG2, impl->host_blocks), std::pair(TierId::kG3, impl->disk_blocks)}) {
     if (num_blocks == 0) continue;
@@ -182,6 +191,7 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::build(std::unique_ptr<Impl> impl
                                         .num_ranks = static_cast<uint32_t>(num_ranks),
                                         .policy = policy,
                                         .timeout = options.timeout,
+                                        .max_open_store_blocks = max_open_store_blocks,
                                         .disk_filter = options.disk_filter,
                                         .worker = WorkerId{0},
                                         .engine_ids = EngineIds::kOfOnePool};

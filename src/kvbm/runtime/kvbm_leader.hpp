@@ -39,6 +39,9 @@ struct KvbmLeaderOptions {
   std::string policy = "lineage";
   bool disk_filter = false;   ///< see TierManagerOptions
   uint32_t min_priority = 0;  ///< see ConnectorLeaderOptions
+  /// The share of the engine's blocks, above 0 and at most 1, that stores under way may read at a
+  /// time; what is beyond it is not stored. None: 5 %, but not less than 1024 blocks.
+  std::optional<double> store_budget;
   /// Where http://…:port/metrics is served; 0: any free port. If that fails a warning says so.
   std::optional<uint16_t> metrics_port;
   std::string record_directory;                ///< a flight record goes there; empty: none
@@ -68,7 +71,8 @@ struct RemoteWorkers {
 class KvbmLeader {
  public:
   /// Makes the tiers' places on every worker. Errors: kInvalidArgument (no worker, workers that
-  /// differ, no tier), those of split_groups, of Worker::provide and of RecordWriter::create.
+  /// differ, no tier, a store budget that is no share), those of split_groups, of Worker::provide
+  /// and of RecordWriter::create.
   [[nodiscard]] static Result<std::unique_ptr<KvbmLeader>> create(
       const KvbmLeaderOptions& options, std::span<KvbmWorker* const> workers, LogSink& log);
   /// The same on workers of other processes, which it waits for. Errors: also kTimeout (names the

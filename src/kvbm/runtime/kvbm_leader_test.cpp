@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/runtime/kvbm_leader.hpp"
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <gmock/gmock.h>
@@ -67,6 +69,69 @@ TEST_F(KvbmLeaderTest, ServesItsSeriesAndThoseOfItsWorkers) {
   EXPECT_THAT(*page, HasSubstr("\nkvbm_matched_tokens 0\n"));
   EXPECT_THAT(*page, HasSubstr("\nkvbm_corrupt_blocks_total 0\n"));
   EXPECT_THAT(*page, HasSubstr("\nkvbm_blocks_free{pool=\"g2\"} 2\n"));
+}
+
+/// A step that computes two blocks of each of two groups, which have one pool of 8.
+class StoreBudgetTest : public ::testing::Test {
+ protected:
+  static constexpr uint64_t kRun = 64;
+  static constexpr uint32_t kBlocks = 8;
+
+  Result<std::unique_ptr<KvbmLeader>> make(std::optional<double> budget) {
+    KvbmWorkerOptions options;
+    options.num_blocks = kBlocks;
+    options.groups.assign(
+        2, {.run_bytes = kRun, .runs = {{.base = tensor_.data(), .block_stride = kRun}}});
+    worker_ = KvbmWorker::create(options, log_).value();
+    KvbmWorker* const workers[] = {worker_.get()};
+    KvbmLeaderOptions of_leader;
+    of_leader.groups.assign(2, {.block_tokens = 4});
+    of_leader.host_blocks = kBlocks;
+    of_leader.store_budget = budget;
+    return KvbmLeader::create(of_leader, workers, log_);
+  }
+
+  testing::RecordingLogSink log_{LogLevel::kWarning};
+  std::array<std::byte, kBlocks * kRun> tensor_{};
+  std::unique_ptr<KvbmWorker> worker_;
+};
+
+TEST_F(StoreBudgetTest, WhatIsBeyondItIsDroppedAndCounted) {
+  for (const std::optional<double> share :
+       std::initializer_list<std::optional<double>>{std::nullopt, 0.125, 0.25, 0.375, 0.5}) {
+    const auto leader = make(share).value();
+    const int64_t budget = share ? static_cast<int64_t>(*share * kBlocks) : 2 * kBlocks;
+    const int64_t stored = std::min<int64_t>(budget, 4);
+    const TierMetrics& metrics = leader->tier_metrics();
+    EXPECT_EQ(metrics.store_budget_blocks.value(), budget);
+    for (uint64_t i = 0; i < 2; ++i) {
+      const Identity identity =
+          Identity::from_hashes(SequenceHash(i), BlockHash(i), SequenceHash(0), i);
+      leader->requests().extend("a", {&identity, 1});
+    }
+    const ScheduledRequest scheduled{.request = "a",
+                                     .blocks = {{BlockId(1), BlockId(2)}, {BlockId(3), BlockId(4)}},
+                                     .replaces_blocks = true,
+                                     .num_computed_tokens = 0,
+                                     .num_scheduled_tokens = 8};
+    const auto step = leader->requests().build_step({&scheduled, 1});
+    EXPECT_EQ(metrics.open_store_blocks.value(), stored);
+    EXPECT_EQ(static_cast<int64_t>(metrics.store_dropped_backlog.value()), 4 - stored);
+    EXPECT_FALSE(leader->requests().finished("a")) << "no block is held for a store";
+    ASSERT_TRUE(worker_->hooks().begin_step(step));
+    worker_->hooks().end_step();
+    ASSERT_TRUE(leader->wait_idle(std::chrono::steady_clock::now() + std::chrono::seconds(10)));
+    EXPECT_EQ(metrics.open_store_blocks.value(), 0);
+    EXPECT_EQ(static_cast<int64_t>(leader->resident_blocks(TierId::kG2)), stored);
+  }
+}
+
+TEST_F(StoreBudgetTest, IsAShare) {
+  for (const double share : {0.0, 1.5, -1.0}) {
+    const auto leader = make(share);
+    ASSERT_FALSE(leader) << share;
+    EXPECT_THAT(leader.error().message(), HasSubstr("above 0, at most 1"));
+  }
 }
 
 TEST_F(KvbmLeaderTest, APortInUseIsOneWarningAndNoFailure) {

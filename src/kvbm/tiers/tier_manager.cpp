@@ -238,6 +238,7 @@ Status TierManager::set_up() {
   }
   max_open_store_blocks_ =
       options_.max_open_store_blocks != 0 ? options_.max_open_store_blocks : nearest_blocks;
+  metrics_.store_budget_blocks.set(max_open_store_blocks_);
   show_pools();
   return {};
 }
@@ -391,7 +392,7 @@ void TierManager::issue(OpenOp& op, std::vector<BlockId> from, std::vector<Block
   copy.priority = op.priority;
   for (BlockId block : op.engine_blocks) op.group->engine_ops->add(block, op.id);
   for (const KeyedBlock& block : op.keyed) op.group->filling[index(op.to)].insert(block.key);
-  if (op.purpose == Purpose::kStore) open_store_blocks_ += op.num_blocks;
+  if (op.purpose == Purpose::kStore) add_open_stores(op.num_blocks);
   op.issued = clock_.now();
   metrics_.route(op.from, op.to).started(op.issued);
   ready_ops_.push_back(std::move(copy));
@@ -505,6 +506,11 @@ StoreReceipt TierManager::store(const StoreRequest& request) {
   op.slots = std::move(slots);
   issue(op, std::move(sources), ids_of(*op.slots), std::move(after));
   return receipt;
+}
+
+void TierManager::add_open_stores(int64_t num_blocks) {
+  open_store_blocks_ = static_cast<uint32_t>(open_store_blocks_ + num_blocks);
+  metrics_.open_store_blocks.set(open_store_blocks_);
 }
 
 /// Which of the keys, all of this group, a tier has or is being given.
@@ -687,6 +693,7 @@ void TierManager::on_rank_lost(RankId rank) {
   KVBM_CONTRACT(rank.value() < options_.num_ranks, "no rank " + to_string(rank));
   KVBM_LOG_ERROR(log_, "tiers", "rank {} is lost; all stored blocks are dropped", rank.value());
   if (!std::exchange(rank_lost_, true)) count_lost_stores();
+  metrics_.store_budget_blocks.set(0);
   std::vector<OpId> complete;
   for (auto& [id, op] : ops_) {
     if (op->answered[rank.value()]) continue;
@@ -773,7 +780,7 @@ void TierManager::finish(OpenOp& op) {
                    .cancelled = op.cancelled});
   for (BlockId block : op.engine_blocks) op.group->engine_ops->remove(block, op.id);
   for (const KeyedBlock& block : op.keyed) op.group->filling[index(op.to)].erase(block.key);
-  if (op.purpose == Purpose::kStore) open_store_blocks_ -= op.num_blocks;
+  if (op.purpose == Purpose::kStore) add_open_stores(-int64_t{op.num_blocks});
   if (op.purpose == Purpose::kDrain) metrics_.drained_blocks.add(num_arrived);
 
   release_sources(op);

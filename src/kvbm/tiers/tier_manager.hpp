@@ -76,8 +76,9 @@ struct TierManagerOptions {
   uint32_t num_ranks = 1;
   PolicyKind policy = PolicyKind::kLineage;
   Duration timeout{0};  ///< of a load, and of an operation that waits to start; 0: none
-  uint32_t max_open_store_blocks =
-      0;  ///< above it stores are dropped; 0: what the nearest tier holds
+  /// How many blocks stores under way may read at a time, over all groups; above it they are
+  /// dropped. 0: as many as the nearest tier holds.
+  uint32_t max_open_store_blocks = 0;
   /// Spares the disk: G2 writes down only what was stored or loaded twice, as far back as ten times
   /// the blocks of both tiers. What was seen once and evicted is computed again at most once more.
   bool disk_filter = false;
@@ -214,6 +215,7 @@ class TierManager {
   void tell_pinned_as_deleted();
   void forget_blocks(BlockPool& pool, std::vector<ImmutableBlock> blocks);
   void count_lost_stores();
+  void add_open_stores(int64_t num_blocks);
 
   TierManagerOptions options_;
   const Clock& clock_;

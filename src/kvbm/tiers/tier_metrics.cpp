@@ -135,6 +135,17 @@ TierMetrics::TierMetrics(MetricsRegistry& metrics)
       forgotten{},
       store_dropped_no_room(dropped(metrics, "no_room")),
       store_dropped_backlog(dropped(metrics, "backlog")),
+      open_store_blocks(metrics.gauge({"kvbm_store_open_blocks",
+                                       "Blocks of the GPU whose stores are under way: a step that "
+                                       "reuses one waits for its store.",
+                                       "blocks",
+                                       {}})),
+      store_budget_blocks(metrics.gauge({"kvbm_store_budget_blocks",
+                                         "How many blocks may be stored at a time; what is beyond "
+                                         "it is dropped as backlog. 0 when "
+                                         "a rank is lost.",
+                                         "blocks",
+                                         {}})),
       evicted_unsaved(metrics.counter(
           {"kvbm_evicted_unsaved_blocks_total",
            "Blocks that host memory evicted, that were not on disk, and for which the disk had no "

@@ -80,6 +80,8 @@ struct TierMetrics {
       forgotten;                   ///< G2 and G3: blocks that left because it was emptied
   Counter& store_dropped_no_room;  ///< blocks not stored: every slot was pinned
   Counter& store_dropped_backlog;  ///< blocks not stored: too many stores under way
+  Gauge& open_store_blocks;        ///< blocks of the engine that stores under way read
+  Gauge& store_budget_blocks;      ///< how many that may be
   Counter& evicted_unsaved;        ///< dirty blocks evicted with no room below
   Counter& filtered;               ///< dirty blocks that the disk filter held back
   Counter& drained_blocks;         ///< dirty blocks that a drain has written
