@@ -720,6 +720,7 @@ NB_MODULE(_core, module) {
         values["min_priority"] = found.min_priority;
         values["load_mode"] = found.load_mode;
         values["store_budget"] = found.store_budget;
+        values["endpoint"] = found.endpoint;
         values["weights_epoch"] = found.weights_epoch;
         values["timeout_seconds"] = seconds(found.transfer_timeout);
         values["record_directory"] = found.record ? found.disk_directory : std::string();
@@ -732,8 +733,9 @@ NB_MODULE(_core, module) {
         return values;
       },
       "settings"_a = nb::dict(), "where"_a = "keyword",
-      "What a connector is told, as arguments of KvbmLeader.create and KvbmWorker.create: from the "
-      "defaults, the table [connector] of the file that KVBM_CONFIG names, the variables "
+      "What a connector is told, as arguments of KvbmLeader.create and KvbmWorker.create, and "
+      "endpoint, where they meet ('ipc': in a folder of the user's own): from the defaults, the "
+      "table [connector] of the file that KVBM_CONFIG names, the variables "
       "DYN_KVBM_* and settings, each over those before it. settings: by the names of "
       "docs/configuration.md. where: what messages call them.\n\n"
       "Raises kvbm.InvalidArgumentError with the name and what is allowed, kvbm.UnsupportedError "

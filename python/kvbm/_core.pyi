@@ -827,7 +827,7 @@ def group_parts(block_tokens: Sequence[int], window_blocks: Sequence[int]) -> li
 
 def connector_config(settings: dict = {}, where: str = 'keyword') -> dict:
     """
-    What a connector is told, as arguments of KvbmLeader.create and KvbmWorker.create: from the defaults, the table [connector] of the file that KVBM_CONFIG names, the variables DYN_KVBM_* and settings, each over those before it. settings: by the names of docs/configuration.md. where: what messages call them.
+    What a connector is told, as arguments of KvbmLeader.create and KvbmWorker.create, and endpoint, where they meet ('ipc': in a folder of the user's own): from the defaults, the table [connector] of the file that KVBM_CONFIG names, the variables DYN_KVBM_* and settings, each over those before it. settings: by the names of docs/configuration.md. where: what messages call them.
 
     Raises kvbm.InvalidArgumentError with the name and what is allowed, kvbm.UnsupportedError for a variable that nothing here acts on.
     """

@@ -2,9 +2,13 @@
 """The real vLLM with kvbm gives token by token what it gives without."""
 
 import json
+import os
 import pathlib
+import socket
+import stat
 import subprocess
 import tempfile
+import threading
 
 import pytest
 from conftest import run_engine
@@ -177,6 +181,80 @@ def test_tensor_parallelism_in_two_worker_processes(plain, runtime_folder, block
     options["block_sizes"] = block_sizes
     report = run_engine({**HOST, "XDG_RUNTIME_DIR": str(runtime_folder)}, **options)
     check_processes(report, plain.outputs(**options), runtime_folder)
+
+
+class PortWatch(threading.Thread):
+    """Looks, until it is left, whether somebody listens at a port, and for a secret below a folder: who else knows it."""
+
+    def __init__(self, port, folder):
+        super().__init__()
+        self._wanted = f":{port:04X} 00000000:0000 0A"  # as /proc/net/tcp says that it listens
+        self._folder = folder
+        self._end = threading.Event()
+        self.listens = False
+        self.secrets = set()
+        self.modes = set()
+        self.told = []  # processes that were told by command line or environment
+
+    def run(self):
+        while not self._end.wait(0.02):
+            self.listens |= self._wanted in pathlib.Path("/proc/net/tcp").read_text()
+            for file in self._folder.glob("*/secret"):
+                try:
+                    self.secrets.add(file.read_text().split()[-1])
+                    self.modes.add(stat.S_IMODE(file.stat().st_mode))
+                except (FileNotFoundError, IndexError):
+                    continue  # it goes, or comes
+                self._look_at_processes()
+
+    def _look_at_processes(self):
+        for process in pathlib.Path("/proc").glob("[0-9]*"):
+            for name in ("cmdline", "environ"):
+                try:
+                    text = (process / name).read_text(errors="replace")
+                except OSError:
+                    continue
+                if any(secret in text for secret in self.secrets):
+                    self.told.append(f"{process}/{name}")
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._end.set()
+        self.join()
+
+
+def test_tensor_parallelism_over_a_port_with_a_secret_of_the_run(plain, runtime_folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"processes": True, "tensor_parallel": 2, "conversations": 4, "turns": 2, "max_tokens": 8}
+    left = meeting_folder_of_a_dead_run(runtime_folder)
+    with PortWatch(port, runtime_folder) as watch:
+        report = run_engine(
+            {**HOST, "XDG_RUNTIME_DIR": str(runtime_folder)}, extra={"endpoint": f"tcp://127.0.0.1:{port}"}, **options
+        )
+    assert not left.exists(), "what a run that was killed had left goes with the next start"
+    check_processes(report, plain.outputs(**options), runtime_folder)
+    assert watch.listens
+    watch.secrets.discard(DEAD_SECRET)
+    assert len(watch.secrets) == 1 and watch.modes == {0o600}
+    assert not watch.told
+    assert not any(secret in report["stderr"] for secret in watch.secrets)
+
+
+DEAD_SECRET = 64 * "0"
+
+
+def meeting_folder_of_a_dead_run(runtime_folder):
+    """With a secret that was drawn by a process which is another one now."""
+    folder = runtime_folder / f"kvbm-{os.getuid()}-dead"
+    folder.mkdir(mode=0o700)
+    (folder / "secret").touch(0o600)
+    (folder / "secret").write_text(f"1 1\n{DEAD_SECRET}\n")
+    return folder
 
 
 def test_mistakes_in_the_variables_stop_the_start():

@@ -4,6 +4,7 @@
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,17 @@ import numpy as np
 import pytest
 
 import kvbm
-from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, run_of, uses_channel
+from kvbm.vllm_integration import endpoint as meeting_place
+from kvbm.vllm_integration.endpoint import (
+    endpoint_of,
+    meeting_folder,
+    meeting_of,
+    remove,
+    remove_left_secrets,
+    run_of,
+    shared_secret,
+    uses_channel,
+)
 
 
 @pytest.fixture
@@ -102,6 +113,162 @@ def test_a_path_that_is_too_long_for_a_socket_is_refused(monkeypatch, runtime):
     with pytest.raises(RuntimeError, match="XDG_RUNTIME_DIR"):
         meeting_folder("e")
     assert os.listdir(longer) == []
+
+
+# --- the secret
+
+
+def config_of(run, index=0):
+    return types.SimpleNamespace(
+        instance_id=run,
+        kv_transfer_config=types.SimpleNamespace(engine_id="fixed"),
+        parallel_config=types.SimpleNamespace(data_parallel_index=index),
+    )
+
+
+def test_with_ipc_there_is_no_secret(runtime):
+    meeting = meeting_of(config_of("a"), "ipc")
+    assert (meeting.endpoint, meeting.secret) == (endpoint_of(meeting.folder), "")
+    assert os.listdir(meeting.folder) == []
+
+
+def test_with_a_port_each_run_has_a_secret_in_a_file_of_its_owner(runtime):
+    first, again, other = (meeting_of(config_of(run), "tcp://127.0.0.1:5600") for run in ("a", "a", "b"))
+    assert first.endpoint == "tcp://127.0.0.1:5600"
+    assert first.secret == again.secret != other.secret
+    assert len(bytes.fromhex(first.secret)) == 32
+    assert (first.folder / "secret").stat().st_mode & 0o777 == 0o600
+    assert first.secret not in repr(first) + str(first)
+    for meeting in (first, other):
+        remove(meeting.folder)
+    assert os.listdir(runtime) == []
+    assert meeting_of(config_of("a"), "tcp://127.0.0.1:5600").secret != first.secret, "drawn anew"
+
+
+def test_engines_that_run_data_parallel_have_a_port_each(runtime):
+    assert meeting_of(config_of("a_dp2", 2), "tcp://[::1]:5600").endpoint == "tcp://[::1]:5602"
+    with pytest.raises(ValueError, match="65536"):
+        meeting_of(config_of("a_dp1", 1), "tcp://127.0.0.1:65535")
+
+
+DRAW = """
+import pathlib, sys
+from kvbm.vllm_integration.endpoint import shared_secret
+print(shared_secret(pathlib.Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+
+def drawing(folder):
+    """A process that asks for the folder's secret, and lives until its input is closed."""
+    return subprocess.Popen(
+        [sys.executable, "-c", DRAW, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def end(process):
+    process.stdin.close()
+    process.wait(30)
+    process.stdout.close()
+
+
+def test_whoever_comes_first_all_have_one_secret(runtime):
+    folder = meeting_folder("a")
+    processes = [drawing(folder) for _ in range(4)]
+    found = {process.stdout.readline() for process in processes}
+    assert len(found) == 1 and found == {shared_secret(folder) + "\n"}
+    for process in processes:
+        end(process)
+
+
+def test_the_secret_of_a_run_that_was_killed_is_not_believed_and_goes(runtime):
+    folders = {name: meeting_folder(f"fixed-{name}") for name in ("killed", "same", "alive")}
+    processes = {name: drawing(folder) for name, folder in folders.items()}
+    drawn = {name: process.stdout.readline().strip() for name, process in processes.items()}
+    for name in ("killed", "same"):
+        processes[name].kill()
+        end(processes[name])
+    assert all((folder / "secret").exists() for folder in folders.values())
+    # The next run, which happens to have the name of one that was killed.
+    meeting = meeting_of(config_of("same"), "tcp://127.0.0.1:5600")
+    assert meeting.folder == folders["same"] and meeting.secret != drawn["same"]
+    assert not folders["killed"].exists()
+    assert shared_secret(folders["alive"]) == drawn["alive"]
+    end(processes["alive"])
+
+
+@pytest.mark.parametrize("text", ["", "{pid} {born}\n", "{pid} {later}\n" + 64 * "a" + "\n", "{pid} {born}\n" + 63 * "a" + "\n"])
+def test_a_torn_file_or_one_of_a_process_that_is_another_now_is_not_believed(runtime, text):
+    folder = meeting_folder("a")
+    born = meeting_place.born(os.getpid())
+    file = folder / "secret"
+    file.touch(0o600)
+    file.write_text(text.format(pid=os.getpid(), born=born, later=born + 1))
+    assert "aaaa" not in shared_secret(folder)
+    assert shared_secret(folder) == shared_secret(folder)
+
+
+def test_what_a_run_leaves_while_another_takes_the_folder_away_is_made_again(runtime, monkeypatch):
+    read = meeting_place.read_secret
+    gone = []
+
+    def late(folder, directory):
+        if not gone:
+            gone.append(folder)
+            folder.rmdir()
+        return read(folder, directory)
+
+    monkeypatch.setattr(meeting_place, "remove_left_secrets", lambda: None)
+    monkeypatch.setattr(meeting_place, "read_secret", late)
+    meeting = meeting_of(config_of("a"), "tcp://127.0.0.1:5600")
+    assert gone and shared_secret(meeting.folder) == meeting.secret
+
+
+def test_a_file_that_others_can_read_or_that_is_none_is_refused(runtime, tmp_path):
+    folder = meeting_folder("a")
+    secret = shared_secret(folder)
+    file = folder / "secret"
+    for mode in (0o640, 0o604, 0o620):
+        file.chmod(mode)
+        with pytest.raises(RuntimeError, match="secret is not a file that is yours alone"):
+            shared_secret(folder)
+    elsewhere = tmp_path / "secret"
+    file.chmod(0o600)
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    with pytest.raises(RuntimeError, match="yours alone") as caught:
+        shared_secret(folder)
+    assert secret not in str(caught.value)
+    file.unlink()
+    os.mkfifo(file, 0o600)
+    with pytest.raises(RuntimeError, match="yours alone"):
+        shared_secret(folder)
+    remove_left_secrets()
+    assert file.exists(), "it is somebody's"
+
+
+def test_a_file_of_another_owner_is_not_ours():
+    def found(mode, owner):
+        return os.stat_result((mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+
+    me = os.getuid()
+    assert meeting_place.is_ours_alone(found(stat.S_IFREG | 0o600, me), stat.S_ISREG)
+    assert not meeting_place.is_ours_alone(found(stat.S_IFREG | 0o600, me + 1), stat.S_ISREG)
+    assert not meeting_place.is_ours_alone(found(stat.S_IFREG | 0o600, me), stat.S_ISDIR)
+
+
+def test_a_worker_with_another_secret_is_refused_and_told_what_to_do(capfd):
+    address = free_address()
+    tensor = np.zeros((16, 64), dtype=np.uint8)
+    worker = kvbm.KvbmWorker.create(rank=0, num_blocks=16, groups=[(64, [(tensor.ctypes.data, 64)])])
+    worker.connect(address, "of another run")
+    with pytest.raises(kvbm.TimeoutError, match="rank 0 of 1 did not come"):
+        kvbm.KvbmLeader.create(endpoint=address, secret="of this run", init_timeout_secs=3, **MODEL)
+    worker.stop()
+    said = capfd.readouterr().err
+    assert "the leader does not take rank 0: " in said
+    assert "the worker's secret is not the leader's: they are of two runs; give each run an endpoint of its own" in said
+    assert "of another run" not in said and "of this run" not in said
 
 
 def test_executors_of_several_hosts_are_refused():

@@ -24,6 +24,7 @@ DEFAULTS = {
     "min_priority": 0,
     "load_mode": "auto",
     "store_budget": None,
+    "endpoint": "ipc",
     "weights_epoch": 0,
     "timeout_seconds": 30.0,
     "record_directory": "",
@@ -51,6 +52,7 @@ VARIABLES = {
     "DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS": ("48", {"disk_blocks": 48}),
     "DYN_KVBM_ENABLE_RECORD": ("true", {"record_directory": "/tmp/"}),
     "DYN_KVBM_STORE_BUDGET": ("0.25", {"store_budget": 0.25}),
+    "DYN_KVBM_ENDPOINT": ("tcp://127.0.0.1:5600", {"endpoint": "tcp://127.0.0.1:5600"}),
 }
 
 LEFT_OUT = {

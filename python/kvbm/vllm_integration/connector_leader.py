@@ -5,7 +5,7 @@ import logging
 
 from kvbm._core import KvbmLeader, MetricsReader
 from kvbm.vllm_integration.connector_worker import LOCAL_WORKERS, WORKER_SETTINGS, settings_of
-from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, run_of, uses_channel
+from kvbm.vllm_integration.endpoint import meeting_of, remove, uses_channel
 from kvbm.vllm_integration.events import MAX_EVENTS, to_kv_cache_events, wants_events
 from kvbm.vllm_integration.layer_groups import hash_tokens_of, layer_groups_of
 from kvbm.vllm_integration.start_checks import warn_at_start
@@ -46,12 +46,14 @@ class KvConnectorLeader:
             settings["load_mode"] = "between_steps"
         for name in WORKER_SETTINGS:
             settings.pop(name)
-        folder = None
+        endpoint = settings.pop("endpoint")
+        meeting = None
         if uses_channel(parallel):
             # The workers have registered their tensors, or will: they come to the endpoint by themselves.
-            folder = meeting_folder(run_of(vllm_config))
+            meeting = meeting_of(vllm_config, endpoint)
             where = {
-                "endpoint": endpoint_of(folder),
+                "endpoint": meeting.endpoint,
+                "secret": meeting.secret,
                 "num_ranks": parallel.world_size,
             }
         else:
@@ -68,8 +70,8 @@ class KvConnectorLeader:
                 **settings,
             )
         finally:
-            if folder is not None:
-                remove(folder)
+            if meeting is not None:
+                remove(meeting.folder)
         self._wants_events = wants_events(vllm_config)
         self._hash_bytes = 32
         warn_at_start(vllm_config, kv_cache_config, self._leader.num_host_blocks, self._leader.num_disk_blocks)

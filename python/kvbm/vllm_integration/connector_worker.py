@@ -2,7 +2,7 @@
 """The worker half: vLLM's hooks over kvbm.KvbmWorker."""
 
 from kvbm._core import KvbmWorker, MetricsReader, connector_config, group_parts
-from kvbm.vllm_integration.endpoint import endpoint_of, meeting_folder, remove, run_of, uses_channel
+from kvbm.vllm_integration.endpoint import meeting_of, remove, uses_channel
 from kvbm.vllm_integration.layer_groups import layer_groups_of
 from kvbm.vllm_integration.layout import check_canary, check_declared, runs_of
 
@@ -25,8 +25,9 @@ class KvConnectorWorker:
     def __init__(self, vllm_config, kv_cache_config):
         self._engine_id = vllm_config.kv_transfer_config.engine_id
         self._rank = vllm_config.parallel_config.rank
-        self._run = run_of(vllm_config) if uses_channel(vllm_config.parallel_config) else None
-        self._folder = None
+        self._vllm_config = vllm_config
+        self._uses_channel = uses_channel(vllm_config.parallel_config)
+        self._meeting = None
         self._kv_cache_config = kv_cache_config
         self._settings = settings_of(vllm_config)
         self._worker = None
@@ -73,10 +74,10 @@ class KvConnectorWorker:
             **options,
         )
         self._metrics = MetricsReader(self._worker)
-        if self._run is not None:
+        if self._uses_channel:
             # The leader is made later: nothing waits for it here.
-            self._folder = meeting_folder(self._run)
-            self._worker.connect(endpoint_of(self._folder))
+            self._meeting = meeting_of(self._vllm_config, self._settings["endpoint"])
+            self._worker.connect(self._meeting.endpoint, self._meeting.secret)
         else:
             LOCAL_WORKERS[self._engine_id, self._rank] = self._worker
 
@@ -134,5 +135,5 @@ class KvConnectorWorker:
             self._metrics = None
             LOCAL_WORKERS.pop((self._engine_id, self._rank), None)
             self._worker = None
-            if self._folder is not None:
-                remove(self._folder)
+            if self._meeting is not None:
+                remove(self._meeting.folder)

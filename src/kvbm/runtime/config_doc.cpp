@@ -169,7 +169,11 @@ nlohmann::ordered_json schema_of(const ConnectorSetting& setting) {
         } else if constexpr (std::same_as<T, std::string>) {
           schema["type"] = "string";
           for (const std::string_view choice : setting.choices) schema["enum"].push_back(choice);
-          if (setting.choices.empty()) schema["minLength"] = 1;
+          if (setting.text_form == TextForm::kEndpoint) {
+            schema["pattern"] = "^(ipc|tcp://[^* ]+:[0-9]+)$";
+          } else if (setting.choices.empty()) {
+            schema["minLength"] = 1;
+          }
         } else if constexpr (std::same_as<T, Duration>) {
           schema["type"] = "number";
           schema["exclusiveMinimum"] = 0;

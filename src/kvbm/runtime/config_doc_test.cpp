@@ -89,6 +89,8 @@ TEST(ConfigJsonSchema, DescribesEverySettingOfTheConnector) {
   EXPECT_EQ(properties["metrics_port"]["maximum"], 65535);
   EXPECT_EQ(properties["store_budget"]["anyOf"].size(), 2U);
   EXPECT_EQ(properties["store_budget"]["default"], "auto");
+  EXPECT_TRUE(properties["endpoint"].contains("pattern"));
+  EXPECT_FALSE(properties["disk_directory"].contains("pattern"));
   EXPECT_EQ(properties["host_bytes"]["anyOf"].size(), 2U);
   EXPECT_EQ(properties["init_timeout_seconds"]["type"], "number");
   EXPECT_EQ(properties["record"]["x-variable"], "DYN_KVBM_ENABLE_RECORD");

@@ -27,6 +27,7 @@ constexpr uint64_t kMaxBytes = kMostGigabytes * kBytesPerGigabyte;
 constexpr uint64_t kDaySeconds = 24 * 60 * 60;
 constexpr uint64_t kMaxSeconds = 999'999'999;
 constexpr std::string_view kAuto = "auto";
+constexpr std::string_view kIpc = "ipc";
 constexpr std::array<std::string_view, 2> kLoadModes = {"auto", "between_steps"};
 
 constexpr ConnectorSetting kSettings[] = {
@@ -111,6 +112,14 @@ constexpr ConnectorSetting kSettings[] = {
      .doc = "How long workers of other processes may take to make one place: the memory or the "
             "file of a layer group in a tier.",
      .max = kMaxSeconds},
+    {.name = "endpoint",
+     .member = &Values::endpoint,
+     .variable = "DYN_KVBM_ENDPOINT",
+     .doc = "Where the scheduler and the workers of an engine meet, if they are processes of their "
+            "own: `ipc`, a socket in a folder of the user's own, or a port, with a secret that is "
+            "drawn for each run. Engine n of several that run data-parallel takes the n-th port "
+            "after it.",
+     .text_form = TextForm::kEndpoint},
     {.name = "record",
      .member = &Values::record,
      .variable = "DYN_KVBM_ENABLE_RECORD",
@@ -132,7 +141,9 @@ constexpr RefusedVariable kRefused[] = {
     {"DYN_KVBM_TRANSFER_BATCH_SIZE", "batches are as large as what there is to copy"},
     {"DYN_KVBM_MAX_TRANSFER_BATCH_SIZE", "batches are as large as what there is to copy"},
     {"DYN_KVBM_DISK_ALLOCATOR_TYPE", "DYN_KVBM_DISK_DISABLE_O_DIRECT says it"},
-    {"DYN_KVBM_LEADER_ZMQ_*", "leader and workers meet in a folder of the user's own"},
+    {"DYN_KVBM_LEADER_ZMQ_*",
+     "DYN_KVBM_ENDPOINT says where leader and workers meet, if not in a folder of the user's "
+     "own"},
     {"DYN_KVBM_TRTLLM_ZMQ_PORT", "TensorRT-LLM is not supported yet"},
     {"DYN_KVBM_KV_EVENTS_ENABLE_CONSOLIDATOR", "events are in the engine's own stream"},
     {"DYN_KVBM_NCCL_MLA_MODE", "no copy goes through NCCL"},
@@ -188,16 +199,30 @@ std::optional<bool> parse_switch(std::string_view text) {
   return std::nullopt;
 }
 
+// "tcp://", an address and a port.
+bool is_port_of_an_address(std::string_view text) {
+  constexpr std::string_view kStart = "tcp://";
+  const size_t colon = text.rfind(':');
+  if (!text.starts_with(kStart) || colon <= kStart.size()) return false;
+  const auto port = parse_number<uint16_t>(text.substr(colon + 1));
+  return port && *port > 0 && text.find_first_of("* ") == std::string_view::npos;
+}
+
+bool is_good_text(const ConnectorSetting& setting, std::string_view text) {
+  if (!setting.choices.empty()) {
+    return std::ranges::find(setting.choices, text) != setting.choices.end();
+  }
+  if (text.empty() || internal::has_control_character(text)) return false;
+  return setting.text_form != TextForm::kEndpoint || text == kIpc || is_port_of_an_address(text);
+}
+
 // The value of a setting, if `text` is one and it is in its range.
 template <class T>
 std::optional<T> parse(const ConnectorSetting& setting, std::string_view text) {
   if constexpr (std::same_as<T, bool>) {
     return parse_switch(text);
   } else if constexpr (std::same_as<T, std::string>) {
-    const bool is_good = setting.choices.empty()
-                             ? !text.empty() && !internal::has_control_character(text)
-                             : std::ranges::find(setting.choices, text) != setting.choices.end();
-    return is_good ? std::optional(std::string(text)) : std::nullopt;
+    return is_good_text(setting, text) ? std::optional(std::string(text)) : std::nullopt;
   } else if constexpr (std::same_as<T, Duration>) {
     const std::optional<double> seconds = parse_number<double>(text);
     // False for not-a-number.
@@ -232,7 +257,8 @@ std::string ConnectorSetting::allowed() const {
         if constexpr (std::same_as<T, bool>) {
           return std::string("true or false (or 1, 0, yes, no, on, off)");
         } else if constexpr (std::same_as<T, std::string>) {
-          return std::string("the path of a directory");
+          if (text_form == TextForm::kDirectory) return std::string("the path of a directory");
+          return format_text("{}, or an address and a port such as tcp://127.0.0.1:5600", kIpc);
         } else if constexpr (std::same_as<T, Duration>) {
           return format_text("a number of seconds above 0, at most {}", max);
         } else if constexpr (std::same_as<T, std::optional<double>>) {

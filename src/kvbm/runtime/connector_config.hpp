@@ -38,6 +38,7 @@ struct ConnectorConfig {
   Duration transfer_timeout = std::chrono::seconds(30);
   Duration init_timeout = std::chrono::seconds(120);
   Duration place_timeout = std::chrono::minutes(30);
+  std::string endpoint = "ipc";
   bool record = false;
   bool metrics = false;
   uint32_t metrics_port = 6880;
@@ -58,6 +59,9 @@ using ConnectorMember =
                  Duration ConnectorConfig::*, std::optional<double> ConnectorConfig::*,
                  std::string ConnectorConfig::*>;
 
+/// What a text without choices says.
+enum class TextForm : uint8_t { kDirectory, kEndpoint };
+
 /// How a variable writes a setting's value.
 enum class VariableForm : uint8_t { kSame, kOpposite, kGigabytes };
 
@@ -71,6 +75,7 @@ struct ConnectorSetting {
   uint64_t min = 0;            ///< of integers
   uint64_t max = 0;            ///< of integers, sizes and seconds
   std::span<const std::string_view> choices = {};
+  TextForm text_form = TextForm::kDirectory;
 
   /// "connector.host_bytes": for messages and ConfigSetting::key.
   [[nodiscard]] std::string key() const;

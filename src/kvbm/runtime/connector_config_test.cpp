@@ -124,6 +124,23 @@ TEST(ConnectorVariables, TheStoreBudgetIsAShareOrAuto) {
   }
 }
 
+TEST(ConnectorVariables, TheEndpointIsIpcOrAPort) {
+  const std::string name = "DYN_KVBM_ENDPOINT";
+  for (const char* value :
+       {"ipc", "tcp://127.0.0.1:5600", "tcp://localhost:1", "tcp://[::1]:65535"}) {
+    const auto found = read_variables({{name, value}});
+    ASSERT_TRUE(found) << found.error();
+    EXPECT_EQ(found->endpoint, value);
+  }
+  for (const char* value :
+       {"", "tcp", "tcp://", "tcp://:5600", "tcp://127.0.0.1", "tcp://a:0", "tcp://a:65536",
+        "tcp://*:5600", "tcp://a:*", "ipc:///tmp/x", "tcp://a b:1", "udp://a:1"}) {
+    const auto found = read_variables({{name, value}});
+    ASSERT_FALSE(found) << value;
+    EXPECT_THAT(found.error().message(), HasSubstr("allowed is ipc, or an address and a port"));
+  }
+}
+
 TEST(ConnectorVariables, AreRefusedWithTheNameAndWhatIsAllowed) {
   for (const char* value : {"", "four", "-1", "1e99", "nan", "4 ", "4GB"}) {
     const auto found = read_variables({{"DYN_KVBM_CPU_CACHE_GB", value}});
@@ -282,6 +299,7 @@ TEST(ConnectorConfig, WritesItselfAsAFileThatGivesTheSameValues) {
       value = setting.default_value() == "true" ? "false" : "true";
     }
     if (!setting.choices.empty()) value = setting.choices.back();
+    if (setting.text_form == TextForm::kEndpoint) value = "tcp://127.0.0.1:97";
     sources.settings.push_back({setting.key(), std::move(value), {}});
   }
   const auto config = Config::read(sources);

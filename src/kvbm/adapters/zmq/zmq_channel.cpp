@@ -468,7 +468,9 @@ void ZmqChannel::Core::take(const IncomingMessage& incoming) {
 
 void ZmqChannel::Core::take_hello(const std::string& peer, HelloMessage&& hello) {
   if (!same_secret(options_.secret, hello.secret)) {
-    return refuse(peer, ErrorCode::kRejected, "the worker's secret is not the leader's");
+    return refuse(peer, ErrorCode::kRejected,
+                  "the worker's secret is not the leader's: they are of two runs; give each run an "
+                  "endpoint of its own");
   }
   const uint16_t index = hello.rank.value();
   if (index >= options_.num_ranks) {
