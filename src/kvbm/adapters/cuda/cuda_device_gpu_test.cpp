@@ -82,6 +82,12 @@ class CudaDeviceTest : public ::testing::Test {
     return device_->allocate(size_bytes, 256).value();
   }
 
+  [[nodiscard]] std::vector<StreamRef> own_streams(size_t count) {
+    std::vector<StreamRef> streams;
+    while (streams.size() < count) streams.push_back(device_->create_stream("own").value());
+    return streams;
+  }
+
   [[nodiscard]] static StridedCopyBatch plain_copy(const std::byte* from, std::byte* to,
                                                    uint64_t bytes) {
     return {.from = make_block_list({BlockId(0)}),
@@ -488,17 +494,18 @@ TEST_F(CudaDeviceTest, AnEngineStreamRefusesKernelCopiesOfMoreIdsThanThereIsRoom
 }
 
 TEST_F(CudaDeviceTest, KernelCopiesGoOnWhileAnEngineStreamWaitsForTheHost) {
-  // A worker has one such stream. Ours are more than there are hardware queues.
+  // A worker has one such stream. Ours are more than there are hardware queues, and made before: a
+  // driver may not come back from making one while something waits.
+  const std::vector<StreamRef> own = own_streams(32);
   EventSource gate = device_->create_event();
   const EngineStream& engine = engines_.emplace_back();
   const StreamRef waiting = device_->adopt_stream(engine.handle(), "engine").value();
   ASSERT_TRUE(device_->wait(waiting, gate.event()));
   const DeviceMemory a = memory(kMiB);
   const DeviceMemory b = memory(kMiB);
-  for (int i = 0; i < 32; ++i) {
-    const StreamRef own = device_->create_stream("own").value();
-    ASSERT_TRUE(device_->copy(own, reversed_by_kernel(a.data(), b.data(), 1000)));
-    EXPECT_TRUE(device_->synchronize(own, executor_.clock().now() + seconds(10))) << i;
+  for (const StreamRef stream : own) {
+    ASSERT_TRUE(device_->copy(stream, reversed_by_kernel(a.data(), b.data(), 1000)));
+    EXPECT_TRUE(device_->synchronize(stream, executor_.clock().now() + seconds(10)));
   }
   EXPECT_FALSE(engine.idle());
   gate.signal();
@@ -679,6 +686,7 @@ TEST_F(CudaDeviceTest, EngineAndOurStreamsOrderEachOtherByEvents) {
 TEST_F(CudaDeviceTest, EngineStreamsThatWaitForTheHostDoNotHoldUpOurCopies) {
   // What the engine waits for may be a copy of ours: if it were held up, nothing would ever end.
   constexpr size_t kEngines = 40;
+  const std::vector<StreamRef> own = own_streams(16);
   EventSource gate = device_->create_event();
   const DeviceMemory device = memory(kMiB);
   const PinnedMemory host = pinned(kMiB);
@@ -687,11 +695,10 @@ TEST_F(CudaDeviceTest, EngineStreamsThatWaitForTheHostDoNotHoldUpOurCopies) {
     const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
     ASSERT_TRUE(device_->wait(stream, gate.event()));
   }
-  for (int i = 0; i < 16; ++i) {
-    const StreamRef own = device_->create_stream("own").value();
-    ASSERT_TRUE(device_->copy(own, plain_copy(host.data(), device.data(), kMiB)));
-    ASSERT_TRUE(device_->copy(own, plain_copy(device.data(), host.data(), kMiB)));
-    EXPECT_TRUE(device_->synchronize(own, executor_.clock().now() + seconds(10)));
+  for (const StreamRef stream : own) {
+    ASSERT_TRUE(device_->copy(stream, plain_copy(host.data(), device.data(), kMiB)));
+    ASSERT_TRUE(device_->copy(stream, plain_copy(device.data(), host.data(), kMiB)));
+    EXPECT_TRUE(device_->synchronize(stream, executor_.clock().now() + seconds(10)));
   }
   for (const EngineStream& engine : engines_) EXPECT_FALSE(engine.idle());
   gate.signal();
