@@ -237,7 +237,8 @@ class Engine:
                 self.worker.save_kv_layer(name, None, None)
         if not starts_early:
             self.worker.start_load_kv(None)
-        self.worker.wait_for_save()
+        if planned.num_scheduled_tokens or has_transfer_results():  # 0.26 leaves it out where nothing is computed
+            self.worker.wait_for_save()
         results = self.transfer_results(planned)
         failed = self.worker.get_block_ids_with_load_errors()
         self.worker.clear_connector_metadata()

@@ -83,6 +83,10 @@ class DynamoConnector(KVConnectorBase_V1, SupportsHMA):
         super().bind_connector_metadata(connector_metadata)
         self._worker.begin_step(connector_metadata.step)
 
+    def clear_connector_metadata(self):
+        super().clear_connector_metadata()
+        self._worker.end_step()  # in 0.26 a step that computes nothing has no wait_for_save
+
     def start_load_kv(self, forward_context, **kwargs):
         pass  # loads have begun with the step
 
