@@ -277,9 +277,9 @@ TEST_F(BlockSizesTest, FromTheFirstPositionThatDoesNotArriveOnEveryGroupsBlocksH
   ASSERT_TRUE(offer.between_steps);
   EXPECT_TRUE(leader_->allocated("b", {ids({10, 11}), ids({12, 13, 14, 15})}, offer.num_tokens));
   ConnectorStep broken = decode_connector_step(leader_->build_step({})).value();
-  ASSERT_THAT(broken.plan.loads, SizeIs(3));
+  ASSERT_THAT(broken.plan.stores, SizeIs(3));
   // The operation of one part names a block that the host does not have.
-  broken.plan.loads[2].from[1] = BlockId(1 << 20);
+  broken.plan.stores[2].from[1] = BlockId(1 << 20);
   EXPECT_TRUE(worker_->begin_step(encode(broken)));
   EXPECT_TRUE(worker_->all_layers_needed());
   worker_->end_step();

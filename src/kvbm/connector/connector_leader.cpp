@@ -2,6 +2,7 @@
 #include "kvbm/connector/connector_leader.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "kvbm/base/contract.hpp"
@@ -229,10 +230,31 @@ std::vector<std::byte> ConnectorLeader::build_step(std::span<const ScheduledRequ
     take_scheduled(request, trust, step.plan.fences);
   }
   cluster_.take_engine_operations(step.plan);
+  set_apart_loads_between_steps(step.plan);
   std::vector<OpId>& fences = step.plan.fences;
   std::sort(fences.begin(), fences.end());
   fences.erase(std::unique(fences.begin(), fences.end()), fences.end());
   return encode(step);
+}
+
+/// No step reads what they bring before the engine has heard of their end.
+void ConnectorLeader::set_apart_loads_between_steps(StepPlan& plan) const {
+  if (plan.loads.empty()) return;
+  std::vector<BlockId> destinations;  // the engine gives them to nobody else before the end
+  for (const auto& [id, load] : loads_) {
+    if (!load.between_steps) continue;
+    for (const auto& blocks : load.blocks) {
+      destinations.insert(destinations.end(), blocks.begin(), blocks.end());
+    }
+  }
+  std::sort(destinations.begin(), destinations.end());
+  const auto apart =
+      std::stable_partition(plan.loads.begin(), plan.loads.end(), [&](const CopyOp& op) {
+        return !std::binary_search(destinations.begin(), destinations.end(), op.to.front());
+      });
+  plan.stores.insert(plan.stores.end(), std::make_move_iterator(apart),
+                     std::make_move_iterator(plan.loads.end()));
+  plan.loads.erase(apart, plan.loads.end());
 }
 
 /// A step that begins with a load computes nonsense if the load fails, in whatever request shares

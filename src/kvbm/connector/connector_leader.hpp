@@ -128,6 +128,7 @@ class ConnectorLeader final : public SchedulerHalf {
   void take_scheduled(const ScheduledRequest& scheduled, Trust trust, std::vector<OpId>& fences);
   [[nodiscard]] bool builds_on_old_blocks(const Slot& slot, uint32_t num_computed_tokens) const;
   void mark(size_t group, std::span<const BlockId> written, bool is_new);
+  void set_apart_loads_between_steps(StepPlan& plan) const;
   [[nodiscard]] Trust trust_in_steps() const;
   [[nodiscard]] uint32_t num_positions(const Slot& slot) const;
   void add_keys(Slot& slot) const;

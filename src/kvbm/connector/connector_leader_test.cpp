@@ -381,6 +381,46 @@ TEST_F(ConnectorTest, AnAbortDuringALoadHoldsTheBlocksUntilItHasStopped) {
   EXPECT_EQ(leader_->num_open_loads(), 0U);
 }
 
+TEST_F(ConnectorTest, NoStepWaitsForALoadBetweenSteps) {
+  use({}, LoadMode::kBetweenSteps);
+  run("a", 1, 0, 3);
+  extend("b", 1, 3);
+  const ExternalMatch offer = leader_->match("b", 0, 3 * kTokens + 1);
+  ASSERT_TRUE(offer.between_steps);
+  EXPECT_TRUE(leader_->allocated("b", {blocks(10, 4)}, offer.num_tokens));
+  ConnectorStep late = decode_connector_step(leader_->build_step({})).value();
+  EXPECT_THAT(late.plan.loads, IsEmpty());
+  ASSERT_EQ(late.plan.stores.size(), 1U);
+  EXPECT_EQ(late.plan.stores[0].dst.tier, TierId::kG1);
+  // It waits for an operation that has not come.
+  const OpId missing(late.plan.stores[0].op.value() + 1000);
+  late.plan.stores[0].after.push_back(Gate::op_done(missing));
+  EXPECT_TRUE(worker_->begin_step(encode(late)));
+  ASSERT_FALSE(worker_->has_loads());
+  EXPECT_TRUE(worker_->all_layers_needed());
+  worker_->end_step();
+  // Nor does the next step, which computes another request.
+  extend("c", 2, 1);
+  step({.request = "c",
+        .blocks = {blocks(20, 1)},
+        .replaces_blocks = true,
+        .num_computed_tokens = 0,
+        .num_scheduled_tokens = kTokens},
+       2);
+  EXPECT_FALSE(leader_->finished("c"));
+  EXPECT_THAT(worker_->take_ended_loads(), IsEmpty());
+  EXPECT_EQ(leader_->num_open_loads(), 1U);
+  rig_->worker->expect_only_steps();  // nor does it any more
+  std::vector<EndedLoad> ended;
+  for (int i = 0; i < 1000 && ended.empty(); ++i) {
+    empty_step();
+    ended = worker_->take_ended_loads();
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  EXPECT_THAT(ended, ElementsAre(EndedLoad{"b", blocks(10, 3)}));
+  EXPECT_THAT(worker_->take_failed_blocks(), IsEmpty()) << "they are told with its end";
+}
+
 TEST_F(ConnectorTest, WhatKeepsFailingIsLeftAloneForAWhile) {
   run("a", 1, 0, 3);
   const auto fail_a_load = [this](const std::string& request) {

@@ -94,9 +94,9 @@ struct CopyOp {
   friend bool operator==(const CopyOp&, const CopyOp&) = default;
 };
 
-/// One step of the engine's forward pass as a worker sees it.
-/// `loads` end before the compute reads what they write; compute must not overwrite anything before
-/// the operations in `fences` have ended; `cancels` are given up if they have not started.
+/// One step of the engine's forward pass as a worker sees it. Its compute waits for `loads`, but
+/// not for `stores`, among which are loads that it does not read, and must not overwrite anything
+/// before the operations in `fences` have ended; `cancels` are given up if they have not started.
 struct StepPlan {
   StepId step{0};
   std::vector<CopyOp> loads;

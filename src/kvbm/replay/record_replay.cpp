@@ -93,8 +93,12 @@ void add_to(RecordTally& tally, const RecordedCall& made) {
     ++tally.steps;
     const Result<ConnectorStep> step = decode_connector_step(built->step);
     if (!step) return;
-    for (const CopyOp& op : step->plan.loads) tally.loaded_by_steps += op.to.size();
-    for (const CopyOp& op : step->plan.stores) tally.stored_by_steps += op.to.size();
+    for (const auto* ops : {&step->plan.loads, &step->plan.stores}) {
+      for (const CopyOp& op : *ops) {
+        (op.dst.tier == TierId::kG1 ? tally.loaded_by_steps : tally.stored_by_steps) +=
+            op.to.size();
+      }
+    }
     tally.fences += step->plan.fences.size();
     tally.loads_ended_between_steps += step->ended_loads.size();
     for (const EndedLoad& load : step->ended_loads) {
