@@ -54,8 +54,8 @@ double median(std::vector<double> values) {
 /// A device for one benchmark; none, with the reason as the benchmark's error, where there is no
 /// GPU.
 struct Rig {
-  explicit Rig(benchmark::State& state) {
-    auto opened = open_device({.name = "cuda", .executor = executor});
+  explicit Rig(benchmark::State& state, std::optional<uint64_t> ring_bytes = std::nullopt) {
+    auto opened = open_device({.name = "cuda", .executor = executor, .cuda_ring_size = ring_bytes});
     if (!opened) {
       state.SkipWithError(opened.error().message().c_str());
       return;
@@ -152,14 +152,16 @@ LayoutKind kind_of(Shape shape) {
   return LayoutKind::kFullyContiguous;
 }
 
-/// Kernels for everything, at a pace that no link has.
-Calibration only_kernels() {
-  const auto all = [](double bytes_per_second) {
-    return FormCost{.rates = {{.run_bytes = 1, .bytes_per_second = bytes_per_second}}};
-  };
+/// That form for everything, at a pace that no link has.
+Calibration only(CopyForm form) {
+  RouteCost costs;
+  for (size_t i = 0; i < costs.size(); ++i) {
+    costs[i] = {.submission = CopyCost(i == static_cast<size_t>(form) ? 0 : 1e12),
+                .rates = {{.run_bytes = 1, .bytes_per_second = 1e12}}};
+  }
   Calibration calibration;
   for (const TransferRoute route : {TransferRoute::kHostToDevice, TransferRoute::kDeviceToHost}) {
-    calibration.set(route, {all(1), all(1), all(1e12)});
+    calibration.set(route, costs);
   }
   return calibration;
 }
@@ -167,7 +169,7 @@ Calibration only_kernels() {
 /// Empty for the engine. `calibration_ms`: what the measurement took.
 Calibration calibration_for(Rig& rig, Mover mover, benchmark::State& state) {
   if (mover == kByEngine) return {};
-  if (mover == kByKernel) return only_kernels();
+  if (mover == kByKernel) return only(CopyForm::kKernel);
   const auto start = WallClock::now();
   auto measured =
       measure_calibration({.device = *rig.device, .executor = rig.executor, .pinner = rig.pinner});
@@ -417,7 +419,7 @@ void BM_CudaLevels(benchmark::State& state) {
   std::ranges::sort(ends.ids);
   const std::vector<BlockId> used(ends.ids.begin(), ends.ids.begin() + state.range(0));
   const uint64_t bytes = used.size() * kConfig.block_bytes();
-  const Scene scene(rig, ends, by_kernel ? only_kernels() : Calibration());
+  const Scene scene(rig, ends, by_kernel ? only(CopyForm::kKernel) : Calibration());
   const Plain plain(ends, bytes);
   if (plain.host == nullptr) return state.SkipWithError("no memory");
   const PhysicalLayout& src = way == kDown ? *ends.host : *ends.gpu;
@@ -510,8 +512,8 @@ BENCHMARK(BM_CudaPointerLookup)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
-/// What measure_calibration() finds, time after time. Counters: gigabytes per second of the kernel
-/// and of the engine's rows for 4 KiB and 256 KiB on the device, least and most.
+/// What measure_calibration() finds, time after time. Counters: gigabytes per second of the kernel,
+/// the engine's rows and the ring for runs of 4 KiB and 256 KiB, least and most.
 void BM_CudaCalibration(benchmark::State& state) {
   Rig rig(state);
   if (rig.device == nullptr) return;
@@ -529,10 +531,13 @@ void BM_CudaCalibration(benchmark::State& state) {
     for (const auto& [route, name] : routes) {
       const RouteCost* const cost = measured->find(route);
       if (cost == nullptr) return state.SkipWithError("a route was left out");
-      for (const CopyForm form : {CopyForm::kEngineRows, CopyForm::kKernel}) {
+      const std::pair<CopyForm, const char*> forms[] = {{CopyForm::kEngineRows, ".rows"},
+                                                        {CopyForm::kKernel, ".kernel"},
+                                                        {CopyForm::kRing, ".ring"}};
+      for (const auto& [form, word] : forms) {
         const FormCost& of = (*cost)[static_cast<size_t>(form)];
-        const std::string key =
-            std::string(name) + (form == CopyForm::kKernel ? ".kernel" : ".rows");
+        if (of.rates.empty()) continue;  // no ring on the device
+        const std::string key = std::string(name) + word;
         seen[key + ".4k"].push_back(of.bytes_per_second(4 * kKiB) * 1e-9);
         seen[key + ".256k"].push_back(of.bytes_per_second(256 * kKiB) * 1e-9);
       }
@@ -546,139 +551,106 @@ void BM_CudaCalibration(benchmark::State& state) {
 }
 BENCHMARK(BM_CudaCalibration)->Iterations(8)->UseManualTime()->Unit(benchmark::kMillisecond);
 
-// --- through a ring in device memory, and both ways at a time
+// --- through the ring in device memory, and both ways at a time
 // ---------------------------------------
 
-/// Slots in device memory: a kernel gathers blocks there or scatters them from there, the copy
-/// engine moves them over the link. Each slot is free again when its second hop has ended; the host
-/// waits for nothing.
-class DeviceRing {
- public:
-  DeviceRing(Rig& rig, const Ends& ends, Way way, size_t num_slots, uint32_t slot_blocks)
-      : device_(*rig.device), way_(way), slot_blocks_(slot_blocks) {
-    LayoutConfig config = kConfig;
-    config.num_blocks = slot_blocks;
-    const uint64_t bytes = required_bytes(config, LayoutKind::kFullyContiguous).value();
-    for (uint32_t i = 0; i < slot_blocks; ++i) inside_.emplace_back(i);
-    for (size_t i = 0; i < num_slots; ++i) {
-      memory_.push_back(device_.allocate(bytes, 4096).value());
-      const auto slot =
-          PhysicalLayout::fully_contiguous(config, MemoryRegion::of(memory_.back())).value();
-      const auto pieces = [](const PhysicalLayout& src, const PhysicalLayout& dst) {
-        return TransferPlan::create(src, dst, kConfig.all_layers())
-            .value()
-            .with_addresses(src, dst);
-      };
-      slots_.push_back(
-          {.on_gpu = way == kUp ? pieces(*ends.gpu, slot) : pieces(slot, *ends.gpu),
-           .on_link = way == kUp ? pieces(slot, *ends.host) : pieces(*ends.host, slot)});
-    }
-    kernels_ = device_.create_stream("ring.kernels").value();
-    link_ = device_.create_stream("ring.link").value();
-  }
-
-  /// Done when all of them have arrived.
-  Event copy(std::span<const BlockId> ids) {
-    Event last;
-    for (size_t first = 0, turn = 0; first < ids.size(); first += slot_blocks_, ++turn) {
-      const size_t count = std::min<size_t>(slot_blocks_, ids.size() - first);
-      const BlockList outside =
-          make_block_list({ids.begin() + static_cast<ptrdiff_t>(first),
-                           ids.begin() + static_cast<ptrdiff_t>(first + count)});
-      const BlockList inside =
-          make_block_list({inside_.begin(), inside_.begin() + static_cast<ptrdiff_t>(count)});
-      Slot& slot = slots_[turn % slots_.size()];
-      const bool up = way_ == kUp;
-      StridedCopyBatch on_gpu{.from = up ? outside : inside,
-                              .to = up ? inside : outside,
-                              .pieces = slot.on_gpu,
-                              .method = CopyMethod::kKernel,
-                              .max_ctas = 16};
-      StridedCopyBatch on_link{
-          .from = up ? inside : outside, .to = up ? outside : inside, .pieces = slot.on_link};
-      const StreamRef begin = up ? kernels_ : link_;
-      const StreamRef end = up ? link_ : kernels_;
-      good_ = good_ && device_.wait(begin, slot.free) &&
-              device_.copy(begin, std::move(up ? on_gpu : on_link)) &&
-              device_.wait(end, device_.record(begin)) &&
-              device_.copy(end, std::move(up ? on_link : on_gpu));
-      last = slot.free = device_.record(end);
-    }
-    return last;
-  }
-  [[nodiscard]] bool is_good() const { return good_; }
-
- private:
-  struct Slot {
-    std::vector<StridedPiece> on_gpu;
-    std::vector<StridedPiece> on_link;
-    Event free = {};
-  };
-
-  Device& device_;
-  const Way way_;
-  const uint32_t slot_blocks_;
-  std::vector<BlockId> inside_;
-  std::vector<DeviceMemory> memory_;
-  std::vector<Slot> slots_;
-  StreamRef kernels_;
-  StreamRef link_;
-  bool good_ = true;
-};
-
-void spin_until_done(benchmark::State& state, const Event& event) {
-  while (!event.done()) {
-  }
-  if (!event.status()) state.SkipWithError(event.status().error().message().c_str());
-}
-
-/// Arguments: blocks, way, slots of the ring, blocks of a slot. 160 runs of 32 KiB in a block.
-/// `share`: of the rate of one plain pinned copy of as many bytes, through the ring;
-/// `kernel_share`: by a kernel straight from one memory to the other, at full speed.
+/// Arguments: blocks, way, MiB of the ring. 160 runs of 32 KiB in a block. `share`: of the rate of
+/// one plain pinned copy of as many bytes, through the ring; `kernel_share`: by a kernel straight
+/// from one memory to the other, at full speed; `chosen_share`: as choose_method() has it.
+/// `submit_us`: until execute_transfer() returns, through the ring.
 void BM_CudaRing(benchmark::State& state) {
-  Rig rig(state);
+  Rig rig(state, static_cast<uint64_t>(state.range(2)) * kMiB);
   if (rig.device == nullptr) return;
   const auto way = static_cast<Way>(state.range(1));
   Ends ends(rig, kConfig, kChunksApart);
-  const Scene scene(rig, ends, only_kernels());
+  const Scene ring(rig, ends, only(CopyForm::kRing));
+  const Scene kernels(rig, ends, only(CopyForm::kKernel));
+  const Scene chosen(rig, ends, calibration_for(rig, kAsChosen, state));
   const std::span<const BlockId> used(ends.ids.data(), static_cast<size_t>(state.range(0)));
   const uint64_t bytes = used.size() * kConfig.block_bytes();
   const Plain plain(ends, bytes);
   if (plain.host == nullptr) return state.SkipWithError("no memory");
-  DeviceRing ring(rig, ends, way, static_cast<size_t>(state.range(2)),
-                  static_cast<uint32_t>(state.range(3)));
+  std::vector<double> submits;
   const std::vector<double> us =
       medians(state, {[&] {
                         plain.start(way);
                         plain.finish();
                       },
-                      [&] { spin_until_done(state, scene.start(way, used)); },
-                      [&] { spin_until_done(state, ring.copy(used)); }});
-  if (!ring.is_good()) return state.SkipWithError("the ring was refused");
-  state.counters["gbps"] = gbps(bytes, us[2]);
+                      [&] { spin_until_done(state, kernels.start(way, used)); },
+                      [&] { spin_until_done(state, chosen.start(way, used)); },
+                      [&] {
+                        const auto begin = WallClock::now();
+                        const auto transfer = ring.start(way, used);
+                        submits.push_back(microseconds_since(begin));
+                        spin_until_done(state, transfer);
+                      }});
+  state.counters["gbps"] = gbps(bytes, us[3]);
   state.counters["plain_gbps"] = gbps(bytes, us[0]);
-  state.counters["share"] = us[0] / us[2];
+  state.counters["share"] = us[0] / us[3];
   state.counters["kernel_share"] = us[0] / us[1];
+  state.counters["chosen_share"] = us[0] / us[2];
+  state.counters["submit_us"] = median(submits);
 }
 BENCHMARK(BM_CudaRing)
-    ->ArgsProduct({{128}, {kDown, kUp}, {2, 4}, {1, 2, 4, 8}})
-    ->ArgsProduct({{1, 16}, {kDown, kUp}, {4}, {1, 2}})
-    ->ArgsProduct({{128}, {kDown, kUp}, {8}, {1, 2}})
+    ->ArgsProduct({{128}, {kDown, kUp}, {20, 40, 80, 160}})
+    ->ArgsProduct({{1, 2, 4, 16}, {kDown, kUp}, {80}})
     ->Iterations(15)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
-/// Arguments: blocks, slots of the ring, blocks of a slot. Both ways at the same time, each with
-/// memory of its own. `share`: of the rate of both plain copies at the same time, through two
-/// rings; `kernel_share`, `chosen_share`, `engine_share`: by a manager with kernels, as
-/// choose_method() has it, and by the engine.
-void BM_CudaBothWays(benchmark::State& state) {
+/// Arguments: way, CTAs of the ring's kernels. 128 blocks, by CudaDevice::copy. `share`: as above.
+void BM_CudaRingCtas(benchmark::State& state) {
   Rig rig(state);
+  if (rig.device == nullptr) return;
+  const auto way = static_cast<Way>(state.range(0));
+  Ends ends(rig, kConfig, kChunksApart);
+  const std::vector<BlockId> used(ends.ids.begin(), ends.ids.begin() + 128);
+  const uint64_t bytes = used.size() * kConfig.block_bytes();
+  const Plain plain(ends, bytes);
+  if (plain.host == nullptr) return state.SkipWithError("no memory");
+  const PhysicalLayout& src = way == kDown ? *ends.host : *ends.gpu;
+  const PhysicalLayout& dst = way == kDown ? *ends.gpu : *ends.host;
+  const BlockList ids = make_block_list(used);
+  const StridedCopyBatch batch{
+      .from = ids,
+      .to = ids,
+      .pieces =
+          TransferPlan::create(src, dst, kConfig.all_layers()).value().with_addresses(src, dst),
+      .method = CopyMethod::kRing,
+      .max_ctas = static_cast<uint32_t>(state.range(1))};
+  const StreamRef stream = rig.device->create_stream("s").value();
+  const std::vector<double> us = medians(state, {[&] {
+                                                   plain.start(way);
+                                                   plain.finish();
+                                                 },
+                                                 [&] {
+                                                   if (!rig.device->copy(stream, batch))
+                                                     return state.SkipWithError("refused");
+                                                   const Event event = rig.device->record(stream);
+                                                   while (!event.done()) {
+                                                   }
+                                                 }});
+  state.counters["share"] = us[0] / us[1];
+}
+BENCHMARK(BM_CudaRingCtas)
+    ->ArgsProduct({{kDown, kUp}, {2, 4, 8, 16, 32}})
+    ->Iterations(10)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+/// Arguments: blocks, MiB of the ring. Both ways at the same time, each with memory of its own.
+/// `share`: of the rate of both plain copies at the same time, through the ring; `kernel_share`,
+/// `chosen_share`, `engine_share`: by kernels, as choose_method() has it, and by the engine.
+void BM_CudaBothWays(benchmark::State& state) {
+  Rig rig(state, static_cast<uint64_t>(state.range(1)) * kMiB);
   if (rig.device == nullptr) return;
   Ends down_ends(rig, kConfig, kChunksApart);
   Ends up_ends(rig, kConfig, kChunksApart);
   const Calibration measured = calibration_for(rig, kAsChosen, state);
-  const Scene scenes[3][2] = {{{rig, down_ends, only_kernels()}, {rig, up_ends, only_kernels()}},
+  const Calibration ring = only(CopyForm::kRing);
+  const Calibration kernels = only(CopyForm::kKernel);
+  const Scene scenes[4][2] = {{{rig, down_ends, ring}, {rig, up_ends, ring}},
+                              {{rig, down_ends, kernels}, {rig, up_ends, kernels}},
                               {{rig, down_ends, measured}, {rig, up_ends, measured}},
                               {{rig, down_ends, {}}, {rig, up_ends, {}}}};
   const std::span<const BlockId> used(down_ends.ids.data(), static_cast<size_t>(state.range(0)));
@@ -688,43 +660,31 @@ void BM_CudaBothWays(benchmark::State& state) {
   if (down_plain.host == nullptr || up_plain.host == nullptr) {
     return state.SkipWithError("no memory");
   }
-  const auto num_slots = static_cast<size_t>(state.range(1));
-  const auto slot_blocks = static_cast<uint32_t>(state.range(2));
-  DeviceRing down_ring(rig, down_ends, kDown, num_slots, slot_blocks);
-  DeviceRing up_ring(rig, up_ends, kUp, num_slots, slot_blocks);
   const auto managed = [&](const Scene(&pair)[2]) {
     const auto down = pair[0].start(kDown, used);
     const auto up = pair[1].start(kUp, used);
     spin_until_done(state, down);
     spin_until_done(state, up);
   };
-  const std::vector<double> us = medians(
-      state, {[&] {
-                down_plain.start(kDown);
-                up_plain.start(kUp);
-                down_plain.finish();
-                up_plain.finish();
-              },
-              [&] { managed(scenes[0]); }, [&] { managed(scenes[1]); }, [&] { managed(scenes[2]); },
-              [&] {
-                const Event down = down_ring.copy(used);
-                const Event up = up_ring.copy(used);
-                spin_until_done(state, down);
-                spin_until_done(state, up);
-              }});
-  if (!down_ring.is_good() || !up_ring.is_good()) {
-    return state.SkipWithError("the ring was refused");
-  }
+  const std::vector<double> us =
+      medians(state, {[&] {
+                        down_plain.start(kDown);
+                        up_plain.start(kUp);
+                        down_plain.finish();
+                        up_plain.finish();
+                      },
+                      [&] { managed(scenes[0]); }, [&] { managed(scenes[1]); },
+                      [&] { managed(scenes[2]); }, [&] { managed(scenes[3]); }});
   state.counters["plain_gbps"] = gbps(2 * bytes, us[0]);
-  state.counters["gbps"] = gbps(2 * bytes, us[4]);
-  state.counters["share"] = us[0] / us[4];
-  state.counters["kernel_share"] = us[0] / us[1];
-  state.counters["chosen_share"] = us[0] / us[2];
-  state.counters["engine_share"] = us[0] / us[3];
+  state.counters["gbps"] = gbps(2 * bytes, us[1]);
+  state.counters["share"] = us[0] / us[1];
+  state.counters["kernel_share"] = us[0] / us[2];
+  state.counters["chosen_share"] = us[0] / us[3];
+  state.counters["engine_share"] = us[0] / us[4];
 }
 BENCHMARK(BM_CudaBothWays)
-    ->ArgsProduct({{128}, {2, 4}, {2, 4, 8}})
-    ->Args({16, 4, 2})
+    ->ArgsProduct({{128}, {40, 80, 160}})
+    ->Args({16, 80})
     ->Iterations(15)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
@@ -828,14 +788,14 @@ class EndlessCopies {
 };
 
 /// Arguments: blocks, way (2: both at a time), whether each multiprocessor has one thread block of
-/// the product. A matrix product in bf16 while blocks of 160 runs of 32 KiB are copied as
-/// choose_method() has it. `slowed`: by which share its time grows; `gbps`: of the copies.
-void BM_CudaBeside(benchmark::State& state) {
+/// the product. A matrix product in bf16 while blocks of 160 runs of 32 KiB are copied. `slowed`:
+/// by which share its time grows; `gbps`: of the copies.
+void run_beside(benchmark::State& state, Mover mover) {
   Rig rig(state);
   if (rig.device == nullptr) return;
   constexpr int64_t kBothWays = 2;
   constexpr int kProducts = 16;
-  const Calibration measured = calibration_for(rig, kAsChosen, state);
+  const Calibration measured = calibration_for(rig, mover, state);
   std::vector<std::unique_ptr<Ends>> ends;
   std::vector<std::pair<std::unique_ptr<Scene>, Way>> scenes;
   for (const Way way : {kDown, kUp}) {
@@ -887,8 +847,19 @@ void BM_CudaBeside(benchmark::State& state) {
   state.counters["gbps"] = median(rates);
   state.counters["tflops"] = kProducts * MatrixProduct::kOperations / alone_us * 1e-6;
 }
+
+/// As choose_method() has it.
+void BM_CudaBeside(benchmark::State& state) { run_beside(state, kAsChosen); }
 BENCHMARK(BM_CudaBeside)
     ->ArgsProduct({{16, 128}, {kDown, kUp, 2}, {0, 1}})
+    ->Iterations(9)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+/// By kernels at full speed: what the pace of a kernel to the host is for, few blocks or many.
+void BM_CudaBesideUnpaced(benchmark::State& state) { run_beside(state, kByKernel); }
+BENCHMARK(BM_CudaBesideUnpaced)
+    ->ArgsProduct({{1, 16}, {kUp}, {0, 1}})
     ->Iterations(9)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);

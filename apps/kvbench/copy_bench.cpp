@@ -114,7 +114,7 @@ class CopyBench {
   CopyBench(const KvbenchOptions& options, LogSink& log, const BenchOutput& output)
       : options_(options), log_(log), output_(output) {}
   ~CopyBench() {
-    if (device_.device && !raw_) static_cast<void>(device_.device->destroy_stream(stream_));
+    if (device_.device) static_cast<void>(device_.device->destroy_stream(own_stream_));
   }
   CopyBench(const CopyBench&) = delete;
   CopyBench& operator=(const CopyBench&) = delete;
@@ -133,6 +133,8 @@ class CopyBench {
   Result<TimeCopy> make_auto(const BenchPlaces& places, std::string& chosen);
   Result<TimeCopy> make_managed(const BenchPlaces& places);
   Result<double> time(const SubmitCopy& submit);
+  /// Of what was submitted to `stream`, by the host's clock.
+  Result<double> time_on(StreamRef stream, const SubmitCopy& submit);
   void leave_out(const BenchCell& cell, CopyBackend backend, const Error& error);
   [[nodiscard]] bool interrupted() const {
     return output_.interrupted != nullptr && *output_.interrupted;
@@ -151,7 +153,8 @@ class CopyBench {
   OpenedDevice device_;
   Calibration calibration_;
   std::optional<BenchMemory> memory_;
-  StreamRef stream_;  ///< of the raw copies, if there are any
+  StreamRef own_stream_;
+  StreamRef stream_;  ///< of the raw copies, if there are any, else our own
   std::unique_ptr<TransferManager> manager_;
   std::unique_ptr<RawCopies> raw_;  ///< last: it gives its stream back to the device
 };
@@ -161,6 +164,8 @@ Status CopyBench::set_up(std::string device_name) {
       device_,
       open_device({.name = device_name, .executor = executor_, .queue_name = "kvbench-host"}));
   const DeviceInfo info = device_.device->info();
+  KVBM_ASSIGN_OR_RETURN(own_stream_, device_.device->create_stream("kvbench"));
+  stream_ = own_stream_;
   auto raw = RawCopies::create(device_);
   if (raw) {
     raw_ = *std::move(raw);
@@ -168,7 +173,6 @@ Status CopyBench::set_up(std::string device_name) {
   } else {
     if (raw.error().code() != ErrorCode::kUnsupported) return make_error(std::move(raw).error());
     why_not_raw_ = raw.error().message();
-    KVBM_ASSIGN_OR_RETURN(stream_, device_.device->create_stream("kvbench"));
   }
   KVBM_ASSIGN_OR_RETURN(CalibrationFound found,
                         calibrate({.device = *device_.device,
@@ -328,11 +332,18 @@ Status CopyBench::run_test(const BenchCell& cell, CopyBackend backend, BenchPlac
 }
 
 Result<double> CopyBench::time(const SubmitCopy& submit) {
-  if (raw_) return raw_->time(submit);
+  return raw_ ? raw_->time(submit) : time_on(stream_, submit);
+}
+
+Result<double> CopyBench::time_on(StreamRef stream, const SubmitCopy& submit) {
   const auto start = WallClock::now();
   KVBM_TRY(submit());
-  KVBM_TRY(device_.device->synchronize(stream_));
-  return Milliseconds(WallClock::now() - start).count();
+  const Event event = device_.device->record(stream);
+  while (!event.done()) {
+  }
+  const double ms = Milliseconds(WallClock::now() - start).count();
+  KVBM_TRY(Status(event.status()));
+  return ms;
 }
 
 Result<TimeCopy> CopyBench::make_copy(const BenchCell& cell, CopyBackend backend,
@@ -392,10 +403,15 @@ Result<TimeCopy> CopyBench::make_auto(const BenchPlaces& places, std::string& ch
   batch.max_ctas = choice.max_ctas;
   batch.max_bytes_per_second = choice.max_bytes_per_second;
   chosen = describe(choice);
-  SubmitCopy submit = [this, batch = std::move(batch)] {
-    return device_.device->copy(stream_, batch);
+  // A stream with events of others is not for the ring.
+  const bool by_ring = choice.method == CopyMethod::kRing;
+  const StreamRef stream = by_ring ? own_stream_ : stream_;
+  SubmitCopy submit = [this, stream, batch = std::move(batch)] {
+    return device_.device->copy(stream, batch);
   };
-  return TimeCopy([this, submit = std::move(submit)] { return time(submit); });
+  return TimeCopy([this, by_ring, stream, submit = std::move(submit)] {
+    return by_ring ? time_on(stream, submit) : time(submit);
+  });
 }
 
 Result<TimeCopy> CopyBench::make_managed(const BenchPlaces& places) {

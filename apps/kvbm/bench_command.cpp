@@ -76,6 +76,7 @@ std::string table_of(TransferRoute route, const RouteCost& costs) {
   text.append("\n");
   for (size_t i = 0; i < costs.size(); ++i) {
     const auto form = static_cast<CopyForm>(i);
+    if (costs[i].rates.empty()) continue;  // no ring
     text.append(fmt::format("  {:<15}{:>12}{:>12}", to_string(form), cost_text(costs[i].submission),
                             form == CopyForm::kEngineRuns ? "" : cost_text(costs[i].step)));
     for (const RunRate& rate : costs.front().rates) {
@@ -97,7 +98,7 @@ std::string text_of(const Measured& measured) {
   text.append(fmt::format("calibration  {}\n", origin_text(measured)));
   text.append(
       "submission: of a batch, beside the rest; a step: of each rectangle, of each piece\n"
-      "for a kernel; the rest: how fast contiguous runs of a size move\n");
+      "for a kernel; the rest: how fast contiguous runs of a size move (ring: of long blocks)\n");
   for (const TransferRoute route : kRoutes) {
     const RouteCost* const costs = measured.found.calibration.find(route);
     text.append(costs != nullptr

@@ -123,6 +123,9 @@ Result<PhysicalLayout> layout_of(const PlannedSide& side, const LayoutConfig& co
                                         regions, side.format);
 }
 
+/// Of a device that need not be here: as GPUs are opened.
+constexpr uint64_t kUsualRingBlock = 40 * kMiB;
+
 /// What is known of the device that copies.
 struct PlannedDevice {
   DeviceCapabilities capabilities;
@@ -134,7 +137,9 @@ Result<PlannedDevice> device_of(const PlanArguments& arguments, Console& console
   if (arguments.calibration_file) {
     KVBM_ASSIGN_OR_RETURN(SavedCalibration saved,
                           read_calibration_file(*arguments.calibration_file));
-    return PlannedDevice{.capabilities = {.kernel_copies = true},
+    return PlannedDevice{.capabilities = {.kernel_copies = true,
+                                          .ring_copies = true,
+                                          .ring_block_bytes = kUsualRingBlock},
                          .calibration = std::move(saved.calibration),
                          .origin = fmt::format("{}, of {}", *arguments.calibration_file,
                                                saved.identity.device.name)};
@@ -243,6 +248,7 @@ Result<ExitCode> run_plan(const PlanArguments& arguments, Console& console) {
       choice.reason == MethodChoice::Reason::kEngineInDoubt) {
     line("engine", estimate_text(choice.engine, bytes));
     line("kernel", estimate_text(choice.kernel, bytes));
+    if (choice.ring) line("ring", estimate_text(*choice.ring, bytes));
   }
   line("chosen", describe(choice));
   console.print(text);

@@ -52,7 +52,10 @@ class Track {
 /// A harness is default constructible and has
 ///   std::optional<std::string> missing();   // only if it may be: what the tests need and is not
 ///   here Executor& executor();  Device& device(); void destroy_device();   // afterwards device()
-///   is not called void upload(std::byte* to, std::span<const std::byte> from);   // host to
+///   is not called
+///   std::byte* host_memory(size_t size_bytes);   // only if it copies through a ring: memory that
+///   the device copies, until the harness goes
+///   void upload(std::byte* to, std::span<const std::byte> from);   // host to
 ///   device, at once void download(std::span<std::byte> to, const std::byte* from);
 template <class Harness>
 class DeviceContract : public ::testing::Test {
@@ -485,13 +488,139 @@ TYPED_TEST_P(DeviceContract, StridedCopiesMatchAnElementWiseOracle) {
   }
 }
 
+TYPED_TEST_P(DeviceContract, CopiesThroughTheRingMatchAnElementWiseOracle) {
+  if constexpr (!requires { this->harness_.host_memory(size_t{1}); }) {
+    GTEST_SKIP() << "this device has no ring";
+  } else {
+    ASSERT_TRUE(this->device().info().capabilities.ring_copies);
+    constexpr size_t kLevels = kStridedAxes + 1;  // the axes, and the pieces
+    using Counts = std::array<uint64_t, kLevels>;
+    struct Nest {
+      Counts strides{};
+      uint64_t block_stride = 0;
+      uint64_t size = 0;
+    };
+    constexpr size_t kMostBytes = 1 << 20;
+    std::byte* const host = this->harness_.host_memory(kMostBytes);
+    for (uint64_t seed = 1; seed <= 80; ++seed) {
+      SCOPED_TRACE("seed " + std::to_string(seed));
+      Random random(seed);
+      const bool to_host = random.chance(0.5);
+      const uint64_t num_blocks = random.uniform_between(1, 40);
+      const uint64_t bytes = random.chance(0.5) ? 16 : random.uniform_between(1, 23);
+      Counts counts{};
+      for (uint64_t& count : counts) count = random.chance(0.5) ? 1 : random.uniform_between(1, 4);
+      // On the host a block is packed, in any order of its levels; on the device anything goes.
+      const auto nest = [&](bool is_host) {
+        std::array<size_t, kLevels + 1> order{};  // innermost first; the last entry is the block
+        std::iota(order.begin(), order.end(), size_t{0});
+        random.shuffle(std::span(order).first(is_host ? kLevels : kLevels + 1));
+        Nest result{.size = bytes};
+        for (const size_t level : order) {
+          const bool is_block = level == kLevels;
+          const bool gap = (is_block || !is_host) && random.chance(0.5);
+          const uint64_t stride = result.size + (gap ? random.uniform_between(1, 20) : 0);
+          (is_block ? result.block_stride : result.strides[level]) = stride;
+          result.size = stride * (is_block ? num_blocks : counts[level]);
+        }
+        return result;
+      };
+      const Nest near = nest(false);
+      const Nest far = nest(true);
+      const uint64_t host_at = random.uniform(17);
+      const uint64_t host_size = host_at + far.size;
+      ASSERT_LE(host_size, kMostBytes);
+
+      std::vector<BlockId> from;
+      std::vector<BlockId> to;
+      for (uint32_t i = 0; i < num_blocks; ++i) to.emplace_back(i);
+      if (random.chance(0.5)) random.shuffle(std::span(to));
+      to.resize(random.uniform_between(1, num_blocks));
+      for (size_t i = 0; i < to.size(); ++i) {
+        from.emplace_back(static_cast<uint32_t>(random.uniform(num_blocks)));
+      }
+
+      std::vector<std::byte> device_image = this->noise(random, near.size);
+      std::vector<std::byte> host_image = this->noise(random, host_size);
+      std::ranges::copy(host_image, host);
+      const DeviceMemory device = this->filled(device_image);
+      std::vector<StridedPiece> pieces;
+      uint64_t planned = 0;
+      for (uint64_t p = 0; p < counts[kStridedAxes]; ++p) {
+        const uint64_t near_at = p * near.strides[kStridedAxes];
+        const uint64_t far_at = host_at + p * far.strides[kStridedAxes];
+        StridedPiece piece{.src = to_host ? device.data() + near_at : host + far_at,
+                           .dst = to_host ? host + far_at : device.data() + near_at,
+                           .src_block_stride = to_host ? near.block_stride : far.block_stride,
+                           .dst_block_stride = to_host ? far.block_stride : near.block_stride,
+                           .bytes = bytes,
+                           .axes = {}};
+        for (size_t a = 0; a < kStridedAxes; ++a) {
+          piece.axes[a] = {.count = counts[a],
+                           .src_stride = to_host ? near.strides[a] : far.strides[a],
+                           .dst_stride = to_host ? far.strides[a] : near.strides[a]};
+        }
+        pieces.push_back(piece);
+        const uint64_t n1 = counts[1];
+        const uint64_t n2 = counts[2];
+        const uint64_t n3 = counts[3];
+        for (uint64_t step = 0; step < counts[0] * n1 * n2 * n3; ++step) {
+          const std::array<uint64_t, kStridedAxes> at{step / (n1 * n2 * n3), step / (n2 * n3) % n1,
+                                                      step / n3 % n2, step % n3};
+          uint64_t near_step = near_at;
+          uint64_t far_step = far_at;
+          for (size_t a = 0; a < kStridedAxes; ++a) {
+            near_step += at[a] * near.strides[a];
+            far_step += at[a] * far.strides[a];
+          }
+          for (size_t i = 0; i < to.size(); ++i, planned += bytes) {
+            const uint64_t near_block = (to_host ? from[i] : to[i]).value() * near.block_stride;
+            const uint64_t far_block = (to_host ? to[i] : from[i]).value() * far.block_stride;
+            const auto in_device =
+                device_image.begin() + static_cast<ptrdiff_t>(near_block + near_step);
+            const auto in_host = host_image.begin() + static_cast<ptrdiff_t>(far_block + far_step);
+            if (to_host) {
+              std::copy_n(in_device, bytes, in_host);
+            } else {
+              std::copy_n(in_host, bytes, in_device);
+            }
+          }
+        }
+      }
+      random.shuffle(std::span(pieces));
+      StridedCopyBatch batch{.from = make_block_list(from),
+                             .to = make_block_list(to),
+                             .pieces = std::move(pieces),
+                             .method = CopyMethod::kRing,
+                             .max_ctas = static_cast<uint32_t>(random.uniform(5)),
+                             .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
+      const auto moved = batch.bytes_moved;
+      const StreamRef stream = this->stream();
+      const Status copied = this->device().copy(stream, std::move(batch));
+      ASSERT_TRUE(copied) << copied.error();
+      ASSERT_TRUE(this->device().synchronize(stream, this->soon()));
+      EXPECT_EQ(*moved, planned);
+      EXPECT_EQ(this->content(device), device_image);
+      EXPECT_EQ(std::vector<std::byte>(host, host + host_size), host_image);
+      ASSERT_TRUE(this->device().destroy_stream(stream));
+    }
+  }
+}
+
 TYPED_TEST_P(DeviceContract, RefusesAMethodThatItLacks) {
-  if (this->device().info().capabilities.kernel_copies) GTEST_SKIP() << "it has every method";
+  const DeviceCapabilities capabilities = this->device().info().capabilities;
+  if (capabilities.kernel_copies && capabilities.ring_copies) {
+    GTEST_SKIP() << "it has every method";
+  }
   const DeviceMemory memory = this->device().allocate(64, 1).value();
-  StridedCopyBatch batch = this->plain_copy(memory.data(), memory.data() + 32, 32);
-  batch.method = CopyMethod::kKernel;
   const StreamRef stream = this->stream();
-  EXPECT_EQ(code_of(this->device().copy(stream, std::move(batch))), ErrorCode::kUnsupported);
+  for (const CopyMethod method : {CopyMethod::kKernel, CopyMethod::kRing}) {
+    if (method == CopyMethod::kKernel && capabilities.kernel_copies) continue;
+    StridedCopyBatch batch = this->plain_copy(memory.data(), memory.data() + 32, 32);
+    batch.method = method;
+    EXPECT_EQ(code_of(this->device().copy(stream, std::move(batch))), ErrorCode::kUnsupported)
+        << to_string(method);
+  }
   EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
 }
 
@@ -504,6 +633,10 @@ TYPED_TEST_P(DeviceContract, RefusesALimitOfKernelsForTheCopyEngine) {
   StridedCopyBatch slow = this->plain_copy(memory.data(), memory.data() + 32, 32);
   slow.max_bytes_per_second = 1'000'000;
   EXPECT_EQ(code_of(this->device().copy(stream, std::move(slow))), ErrorCode::kInvalidArgument);
+  StridedCopyBatch ring = this->plain_copy(memory.data(), memory.data() + 32, 32);
+  ring.method = CopyMethod::kRing;
+  ring.max_bytes_per_second = 1'000'000;
+  EXPECT_EQ(code_of(this->device().copy(stream, std::move(ring))), ErrorCode::kInvalidArgument);
   EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
 }
 
@@ -850,12 +983,13 @@ REGISTER_TYPED_TEST_SUITE_P(
     RefusesAStreamItDoesNotKnow, ADestroyedStreamFinishesWhatItHasAndTakesNoMore, StreamsComeAndGo,
     AllocatesAlignedMemoryThatReadsAsZero, RefusesMemoryThatItDoesNotHave,
     RefusesMemoryOfNoByteOrOddAlignment, StridedCopiesMatchAnElementWiseOracle,
-    RefusesAMethodThatItLacks, RefusesALimitOfKernelsForTheCopyEngine,
-    ABatchKeepsItsBlockListsUntilItIsDone, CopiesFollowTheOrderOfTheirStream,
-    RefusesBatchesThatMakeNoSense, TakesEmptyBatches, PatternsAreThoseOfTheHost,
-    PatternsFollowTheOrderOfTheirStream, PatternsTakeMoreBlocksThanOneLaunch,
-    APatternThatWasLeftOutComparedNothing, RefusesPatternsThatMakeNoSense,
-    ThousandsOfEventsPassBetweenTwoStreams, RandomWorkKeepsEveryOrderThatEventsAskFor,
-    ADeviceThatIsDestroyedEndsEverythingThatIsQueued, MemoryMayOutliveItsDevice);
+    CopiesThroughTheRingMatchAnElementWiseOracle, RefusesAMethodThatItLacks,
+    RefusesALimitOfKernelsForTheCopyEngine, ABatchKeepsItsBlockListsUntilItIsDone,
+    CopiesFollowTheOrderOfTheirStream, RefusesBatchesThatMakeNoSense, TakesEmptyBatches,
+    PatternsAreThoseOfTheHost, PatternsFollowTheOrderOfTheirStream,
+    PatternsTakeMoreBlocksThanOneLaunch, APatternThatWasLeftOutComparedNothing,
+    RefusesPatternsThatMakeNoSense, ThousandsOfEventsPassBetweenTwoStreams,
+    RandomWorkKeepsEveryOrderThatEventsAskFor, ADeviceThatIsDestroyedEndsEverythingThatIsQueued,
+    MemoryMayOutliveItsDevice);
 
 }  // namespace kvbm::testing

@@ -504,6 +504,14 @@ class PlanTest(CliTest):
             "chosen       kernel, at most 4 CTAs: 13070 us, the engine would take 14599 us\n",
         )
 
+    def test_the_ring_is_told_where_it_was_measured(self):
+        words, _ = self.lines("--num-blocks", 128, calibration=self.CORPUS / "with_ring")
+        self.assertEqual(words["ring"], "12.930 ms, 51.90 GB/s")
+        self.assertEqual(words["chosen"], "ring: 12930 us, the engine would take 14599 us, a kernel 13070 us")
+        gaps, _ = self.lines("--src", "pinned:lw", "--dst", "device:fc", calibration=self.CORPUS / "with_ring")
+        self.assertNotIn("ring", gaps)
+        self.assertNotIn("the ring", gaps["chosen"])
+
     def test_whole_blocks_are_one_run_for_the_engine(self):
         words, pieces = self.lines("--dst", "device:fc")
         self.assertEqual(pieces, ["1 of       one run of 5 MiB"])
@@ -543,7 +551,7 @@ class PlanTest(CliTest):
     def test_a_calibration_must_be_one(self):
         self.assert_fails(self.plan(calibration=self.folder / "none"), "cannot read")
         self.assert_fails(self.plan(calibration=self.write("bad", "{}")), 'bad: its "format" is not')
-        self.assert_fails(self.plan(calibration=self.CORPUS / "newer_version"), "version 2")
+        self.assert_fails(self.plan(calibration=self.CORPUS / "newer_version"), "version 3")
 
     def test_sides_are_words_that_there_are(self):
         for side, word in (("disk:fc", "'disk' is none of system"), ("pinned", "is not MEMORY"), ("pinned:lf", "fc, lw"), ("pinned:fc:ndh", "nhd, hnd")):

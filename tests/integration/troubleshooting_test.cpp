@@ -226,6 +226,7 @@ TEST(Troubleshooting, GpuAndDriver) {
   guide.said(advice_on_kernels({.device = "cuda:0", .sm = 75}));
   guide.said(message_of(TransferManagerBuilder().device("host").nixl_backend("UCX").build()));
   guide.said(message_of(TransferManagerBuilder().device("host").cuda_pool_reserve_size(1).build()));
+  guide.said(message_of(TransferManagerBuilder().device("host").cuda_ring_size(1).build()));
 
   class CompilingDevice final : public testing::WrappedDevice {
    public:
@@ -233,6 +234,7 @@ TEST(Troubleshooting, GpuAndDriver) {
     [[nodiscard]] DeviceInfo info() const override {
       DeviceInfo info = inner().info();
       info.capabilities.kernels_from_ptx = true;
+      info.capabilities.ring_is_missing = true;
       return info;
     }
   };
@@ -241,8 +243,9 @@ TEST(Troubleshooting, GpuAndDriver) {
   EXPECT_TRUE(log.messages(LogLevel::kWarning).empty());
   CompilingDevice device{*host};
   ASSERT_TRUE(TransferManager::create({.device = device, .executor = executor, .log = log}));
-  ASSERT_EQ(log.messages(LogLevel::kWarning).size(), 1U);
+  ASSERT_EQ(log.messages(LogLevel::kWarning).size(), 2U);
   guide.said(log.messages(LogLevel::kWarning).front());
+  guide.said(log.messages(LogLevel::kWarning).back());
 
   guide.expect_all_were_said();
 }

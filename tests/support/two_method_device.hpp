@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// TwoMethodDevice: a host device that says it copies by kernels too.
+// TwoMethodDevice: a host device that says it copies by kernels too, and through a ring if asked.
 #pragma once
 
 #include <atomic>
@@ -7,24 +7,30 @@
 #include <string_view>
 #include <utility>
 
+#include "kvbm/device/block_image.hpp"
 #include "kvbm/device/device.hpp"
 
 namespace kvbm::testing {
 
-/// The host device, with a second method that is the first.
+/// The host device, with other methods that are the first.
 class TwoMethodDevice final : public Device {
  public:
-  explicit TwoMethodDevice(Device& inner) : inner_(inner) {}
+  explicit TwoMethodDevice(Device& inner, uint64_t its_ring_block_bytes = 0)
+      : ring_block_bytes(its_ring_block_bytes), inner_(inner) {}
 
   std::atomic<int> engine_copies = 0;
   std::atomic<int> kernel_copies = 0;
+  std::atomic<int> ring_copies = 0;
   std::atomic<uint32_t> last_max_ctas = 0;
   std::atomic<uint64_t> last_pace = 0;
   uint64_t largest_allocation = UINT64_MAX;  ///< beyond it there is no memory
+  uint64_t ring_block_bytes;                 ///< 0: there is no ring
 
   [[nodiscard]] DeviceInfo info() const override {
     DeviceInfo info = inner_.info();
     info.capabilities.kernel_copies = true;
+    info.capabilities.ring_copies = ring_block_bytes > 0;
+    info.capabilities.ring_block_bytes = ring_block_bytes;
     return info;
   }
   [[nodiscard]] Result<StreamRef> create_stream(std::string_view name) override {
@@ -36,7 +42,18 @@ class TwoMethodDevice final : public Device {
     return inner_.allocate(size_bytes, alignment);
   }
   Status copy(StreamRef stream, StridedCopyBatch batch) override {
-    ++(batch.method == CopyMethod::kKernel ? kernel_copies : engine_copies);
+    if (batch.method == CopyMethod::kRing) {
+      const auto is_taken = [&](CopySide side) {
+        const auto image = find_image(batch.pieces, side);
+        return image && image->bytes <= ring_block_bytes;
+      };
+      if (!is_taken(CopySide::kSource) && !is_taken(CopySide::kDestination)) {
+        return make_error(ErrorCode::kInvalidArgument, "nothing for a ring");
+      }
+      ++ring_copies;
+    } else {
+      ++(batch.method == CopyMethod::kKernel ? kernel_copies : engine_copies);
+    }
     last_max_ctas = std::exchange(batch.max_ctas, 0);
     last_pace = std::exchange(batch.max_bytes_per_second, 0);
     batch.method = CopyMethod::kEngine;

@@ -29,6 +29,9 @@ struct DeviceCapabilities {
   bool host_accessible = false;       ///< the host may read and write its memory by address
   bool copies_pageable_host = false;  ///< copy() takes host memory that is not pinned
   bool kernel_copies = false;         ///< copy() takes CopyMethod::kKernel
+  bool ring_copies = false;           ///< copy() takes CopyMethod::kRing
+  bool ring_is_missing = false;       ///< it would, but had no memory for the ring
+  uint64_t ring_block_bytes = 0;      ///< of a BlockImage, that a ring takes at most
   bool patterns = false;              ///< pattern() is there
   bool kernels_from_ptx = false;      ///< its driver had to compile the kernels: see CUDA_ARCHS
   uint64_t page_bytes = 0;            ///< allocations start at multiples of it

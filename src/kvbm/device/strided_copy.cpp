@@ -104,6 +104,8 @@ std::string_view to_string(CopyMethod method) noexcept {
       return "engine";
     case CopyMethod::kKernel:
       return "kernel";
+    case CopyMethod::kRing:
+      return "ring";
   }
   return "unknown";
 }
@@ -169,11 +171,12 @@ Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
                     "holds none; leave max_ctas at 0",
                     batch.max_ctas));
   }
-  if (batch.method == CopyMethod::kEngine && batch.max_bytes_per_second != 0) {
+  if (batch.method != CopyMethod::kKernel && batch.max_bytes_per_second != 0) {
     return make_error(
         ErrorCode::kInvalidArgument,
-        format_text("a copy batch for the copy engine is to move at most {} bytes per "
-                    "second, and keeps no pace; leave max_bytes_per_second at 0",
+        format_text("a copy batch for the {} is to move at most {} bytes per second, and keeps no "
+                    "pace; leave max_bytes_per_second at 0",
+                    batch.method == CopyMethod::kEngine ? "copy engine" : "ring",
                     batch.max_bytes_per_second));
   }
   if (batch.from->empty()) return 0;

@@ -61,9 +61,13 @@ void copy_on_host(const StridedPiece& piece, BlockId from, BlockId to) noexcept;
 enum class CopyMethod : uint8_t {
   kEngine,  ///< the copy engine of a device, the memcpy of a host; every device has it
   kKernel,  ///< threads of the device itself; see DeviceCapabilities::kernel_copies
+  /// Between host and device: threads of the device gather or scatter in memory of the device, and
+  /// its copy engine moves what is there. The host side of a block is to be a BlockImage; see
+  /// DeviceCapabilities::ring_copies.
+  kRing,
 };
 
-/// "engine", "kernel".
+/// "engine", "kernel", "ring".
 [[nodiscard]] std::string_view to_string(CopyMethod method) noexcept;
 
 /// A list of block ids that plans and batches share.
@@ -95,7 +99,7 @@ struct StridedCopyBatch {
   uint32_t max_ctas = 0;
   /// Bytes per second that a kernel moves at most; 0: as fast as it goes. Writes to the host that
   /// come faster than the link takes them hold up the memory accesses of every other kernel. With
-  /// kEngine it has no meaning and is refused.
+  /// kEngine and kRing, whose kernels do not write there, it has no meaning and is refused.
   uint64_t max_bytes_per_second = 0;
 
   /// If set, grows by the bytes that arrived, not later than the next event of the stream is done.
@@ -108,7 +112,7 @@ struct StridedCopyBatch {
 /// The bytes that a batch asks for, after a look at its shape.
 /// Errors: kInvalidArgument (a list missing or of another length than its twin, a null base of a
 /// piece that is not empty, a sum or an offset of 2^64 bytes and more, max_ctas or
-/// max_bytes_per_second for a copy engine).
+/// max_bytes_per_second for a method that does not look at it).
 [[nodiscard]] Result<uint64_t> planned_bytes(const StridedCopyBatch& batch);
 
 }  // namespace kvbm

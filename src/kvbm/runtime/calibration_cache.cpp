@@ -51,17 +51,22 @@ Status write_file(const std::filesystem::path& path, std::string_view text) {
   return errno_error(format_text("cannot write {}", path.native()), error_number);
 }
 
-bool is_complete(const Calibration& calibration) {
-  return calibration.find(TransferRoute::kHostToDevice) != nullptr &&
-         calibration.find(TransferRoute::kDeviceToHost) != nullptr &&
+bool is_complete(const Calibration& calibration, const DeviceCapabilities& capabilities) {
+  const auto has = [&](TransferRoute route) {
+    const RouteCost* const cost = calibration.find(route);
+    return cost != nullptr && (!measures_ring(capabilities) ||
+                               !(*cost)[static_cast<size_t>(CopyForm::kRing)].rates.empty());
+  };
+  return has(TransferRoute::kHostToDevice) && has(TransferRoute::kDeviceToHost) &&
          calibration.find(TransferRoute::kDeviceToDevice) != nullptr;
 }
 
 /// What the file has for this identity; nothing, and one warning, where it has nothing useful.
 std::optional<Calibration> read_for(const std::filesystem::path& path,
-                                    const CalibrationIdentity& identity, LogSink& log) {
+                                    const CalibrationIdentity& identity,
+                                    const DeviceCapabilities& capabilities, LogSink& log) {
   auto saved = read_calibration_file(path);
-  if (saved && saved->identity == identity && is_complete(saved->calibration)) {
+  if (saved && saved->identity == identity && is_complete(saved->calibration, capabilities)) {
     return std::move(saved->calibration);
   }
   if (!saved && saved.error().code() == ErrorCode::kNotFound) return std::nullopt;
@@ -89,12 +94,13 @@ std::optional<std::filesystem::path> calibration_folder(const std::string& value
 
 Result<CalibrationFound> calibrate(const CalibrateOptions& options) {
   CalibrationFound found;
-  if (!options.device.info().capabilities.kernel_copies) return found;
+  const DeviceCapabilities capabilities = options.device.info().capabilities;
+  if (!capabilities.kernel_copies) return found;
   found.identity = identify(options.identity);
   const std::filesystem::path path =
       options.folder ? file_for(*options.folder, found.identity) : std::filesystem::path();
   if (options.folder && !options.measure_anew) {
-    if (auto calibration = read_for(path, found.identity, options.log)) {
+    if (auto calibration = read_for(path, found.identity, capabilities, options.log)) {
       found.calibration = *std::move(calibration);
       found.source = CalibrationFound::Source::kRead;
       found.file = path;
@@ -106,7 +112,7 @@ Result<CalibrationFound> calibrate(const CalibrateOptions& options) {
                                                                 .pinner = options.pinner,
                                                                 .budget = options.budget}));
   found.source = CalibrationFound::Source::kMeasured;
-  if (!options.folder || !is_complete(found.calibration)) return found;
+  if (!options.folder || !is_complete(found.calibration, capabilities)) return found;
   const Status written = write_file(
       path, format_calibration({.identity = found.identity, .calibration = found.calibration}));
   if (written) {

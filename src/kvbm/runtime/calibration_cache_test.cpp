@@ -86,6 +86,16 @@ TEST(CalibrationCache, AMeasurementThatRanOutOfTimeIsNotKept) {
   EXPECT_EQ(machine.folder.num_entries(), 0u);
 }
 
+TEST(CalibrationCache, WithARingThatWasNotMeasuredItIsMeasuredAnew) {
+  Machine machine;
+  EXPECT_EQ(machine.find().source, Source::kMeasured);
+  machine.device.ring_block_bytes = 2 << 20;
+  EXPECT_EQ(machine.find().source, Source::kMeasured);
+  EXPECT_EQ(machine.find().source, Source::kRead);
+  machine.device.ring_block_bytes = 0;
+  EXPECT_EQ(machine.find().source, Source::kRead) << "a ring too much is no harm";
+}
+
 TEST(CalibrationCache, ADamagedFileIsOneWarningAndMeasuredAnew) {
   Machine machine;
   const std::filesystem::path file = machine.find().file;

@@ -36,7 +36,7 @@ tl::unexpected<Error> damaged(std::string reason) {
   return make_error(ErrorCode::kInvalidArgument, std::move(reason));
 }
 
-/// Objects with exactly these members.
+/// Objects with exactly so many members.
 Result<const Json*> object_with(const Json& parent, std::string_view name, size_t num_members) {
   const auto found = parent.find(name);
   if (found == parent.end() || !found->is_object() || found->size() != num_members) {
@@ -114,9 +114,12 @@ Result<FormCost> form_of(const Json& object) {
 }
 
 Result<RouteCost> route_of(const Json& routes, TransferRoute route) {
-  KVBM_ASSIGN_OR_RETURN(const Json* forms, object_with(routes, to_string(route), kNumCopyForms));
+  const auto found = routes.find(to_string(route));
+  const bool has_ring = found != routes.end() && found->contains(to_string(CopyForm::kRing));
+  const size_t num_forms = has_ring ? kNumCopyForms : kNumCopyForms - 1;
+  KVBM_ASSIGN_OR_RETURN(const Json* forms, object_with(routes, to_string(route), num_forms));
   RouteCost cost;
-  for (size_t i = 0; i < kNumCopyForms; ++i) {
+  for (size_t i = 0; i < num_forms; ++i) {
     KVBM_ASSIGN_OR_RETURN(const Json* form,
                           object_with(*forms, to_string(static_cast<CopyForm>(i)), 3));
     KVBM_ASSIGN_OR_RETURN(cost[i], form_of(*form));
@@ -160,6 +163,7 @@ std::string format_calibration(const SavedCalibration& saved) {
     if (cost == nullptr) continue;
     Json& forms = routes[std::string(to_string(route))] = Json::object();
     for (size_t i = 0; i < kNumCopyForms; ++i) {
+      if ((*cost)[i].rates.empty()) continue;  // no ring
       forms[std::string(to_string(static_cast<CopyForm>(i)))] = to_json((*cost)[i]);
     }
   }

@@ -32,7 +32,9 @@ SavedCalibration sample() {
                                                  .driver_version = 13000,
                                                  .runtime_version = 12080}},
                          .calibration = {}};
-  saved.calibration.set(TransferRoute::kHostToDevice, {runs, runs, kernel});
+  const FormCost ring{
+      .submission = CopyCost(24.5), .step = CopyCost(0.25), .rates = {{1024, 5.4e10}}};
+  saved.calibration.set(TransferRoute::kHostToDevice, {runs, runs, kernel, ring});
   saved.calibration.set(TransferRoute::kDeviceToDevice, {runs, kernel, kernel});
   return saved;
 }
@@ -77,9 +79,9 @@ TEST(CalibrationFile, NamesThatAreNoUtf8OrTooLongAreWrittenAllTheSame) {
 
 TEST(CalibrationFile, RefusesAnotherVersionAsSuch) {
   const auto read =
-      parse_calibration(with(format_calibration(sample()), "\"version\": 1", "\"version\": 2"));
+      parse_calibration(with(format_calibration(sample()), "\"version\": 2", "\"version\": 3"));
   EXPECT_EQ(code_of(read), ErrorCode::kUnsupported);
-  EXPECT_THAT(read.error().message(), HasSubstr("version 2"));
+  EXPECT_THAT(read.error().message(), HasSubstr("version 3"));
 }
 
 TEST(CalibrationFile, RefusesWhatIsDamaged) {
@@ -96,6 +98,8 @@ TEST(CalibrationFile, RefusesWhatIsDamaged) {
       {with(good, "\"cpu\"", "\"gpu\""), "\"cpu\""},
       {with(good, "host_to_device", "host_to_moon"), "not measured"},
       {with(good, "\"kernel\"", "\"colonel\""), "\"kernel\""},
+      {with(good, "\"ring\"", "\"wring\""), "\"host_to_device\""},
+      {with(good, "1024", "\"1024\""), "\"rates\""},
       {with(good, "9.5", "-9.5"), "\"submission_us\""},
       {with(good, "9.5", "\"9.5\""), "\"submission_us\""},
       {with(good, "9.5", "1e300"), "\"submission_us\""},

@@ -55,6 +55,11 @@ Result<OpenedDevice> open_device(const OpenDeviceOptions& options) {
           "cuda_pool_reserve_size and cuda_pool_release_threshold are of the memory "
           "pool of a GPU, and the device is the host: leave them out, or name cuda:N");
     }
+    if (options.cuda_ring_size) {
+      return make_error(ErrorCode::kInvalidArgument,
+                        "cuda_ring_size is of a GPU's memory, and the device is the host: leave it "
+                        "out, or name cuda:N");
+    }
     KVBM_ASSIGN_OR_RETURN(auto device, HostDevice::create({.executor = options.executor,
                                                            .num_threads = options.num_threads,
                                                            .name = options.queue_name,

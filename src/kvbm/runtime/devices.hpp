@@ -74,6 +74,9 @@ struct OpenDeviceOptions {
   /// keeps of what comes back. Nothing: those of CudaDeviceOptions. A host device has no pool.
   std::optional<uint64_t> cuda_pool_reserve_size = std::nullopt;
   std::optional<uint64_t> cuda_pool_release_threshold = std::nullopt;
+  /// Of a GPU: memory, each way, of the ring that large copies go through; 0: none. Nothing: that
+  /// of CudaDeviceOptions.
+  std::optional<uint64_t> cuda_ring_size = std::nullopt;
 };
 
 struct OpenedDevice {
@@ -86,8 +89,8 @@ struct OpenedDevice {
       nullptr;
 };
 
-/// Errors: kInvalidArgument (no such name; a pool of a host device), those of find_accelerators,
-/// kNotFound (no such GPU), kExhausted.
+/// Errors: kInvalidArgument (no such name; a pool or a ring of a host device), those of
+/// find_accelerators, kNotFound (no such GPU), kExhausted.
 [[nodiscard]] Result<OpenedDevice> open_device(const OpenDeviceOptions& options);
 
 }  // namespace kvbm

@@ -87,6 +87,10 @@ TransferManagerBuilder& TransferManagerBuilder::cuda_pool_release_threshold(uint
   cuda_pool_release_threshold_ = size_bytes;
   return *this;
 }
+TransferManagerBuilder& TransferManagerBuilder::cuda_ring_size(uint64_t size_bytes) {
+  cuda_ring_size_ = size_bytes;
+  return *this;
+}
 TransferManagerBuilder& TransferManagerBuilder::nixl_backend(std::string name) {
   nixl_backends_.push_back(std::move(name));
   return *this;
@@ -135,7 +139,8 @@ Result<std::unique_ptr<OwnedTransferManager>> TransferManagerBuilder::build() co
                                      .executor = parts->executor,
                                      .queue_name = format_text("w{}-copy", worker_),
                                      .cuda_pool_reserve_size = cuda_pool_reserve_size_,
-                                     .cuda_pool_release_threshold = cuda_pool_release_threshold_}));
+                                     .cuda_pool_release_threshold = cuda_pool_release_threshold_,
+                                     .cuda_ring_size = cuda_ring_size_}));
   KVBM_ASSIGN_OR_RETURN(CalibrationFound costs,
                         calibrate({.device = *parts->device.device,
                                    .executor = parts->executor,

@@ -76,6 +76,10 @@ class TransferManagerBuilder {
   TransferManagerBuilder& cuda_pool_reserve_size(uint64_t size_bytes);
   TransferManagerBuilder& cuda_pool_release_threshold(uint64_t size_bytes);
 
+  /// Of the GPU's memory, each way, for the ring that large copies go through; 0: none. Default:
+  /// see CudaDeviceOptions. build() refuses it for the host.
+  TransferManagerBuilder& cuda_ring_size(uint64_t size_bytes);
+
   /// build() answers kUnsupported: there is no NIXL adapter yet.
   TransferManagerBuilder& nixl_backend(std::string name);
 
@@ -102,6 +106,7 @@ class TransferManagerBuilder {
   std::string device_;  // empty: see cuda_device_id
   std::optional<uint64_t> cuda_pool_reserve_size_;
   std::optional<uint64_t> cuda_pool_release_threshold_;
+  std::optional<uint64_t> cuda_ring_size_;
   std::vector<std::string> nixl_backends_;
   RemoteAgent* remote_agent_ = nullptr;
   WorkerId worker_{0};

@@ -169,7 +169,8 @@ TEST(TransferManagerBuilder, RefusesWhatIsNotThere) {
             ErrorCode::kInvalidArgument);
   for (const auto& built :
        {TransferManagerBuilder().device("host").cuda_pool_reserve_size(1 << 20).build(),
-        TransferManagerBuilder().device("host").cuda_pool_release_threshold(0).build()}) {
+        TransferManagerBuilder().device("host").cuda_pool_release_threshold(0).build(),
+        TransferManagerBuilder().device("host").cuda_ring_size(0).build()}) {
     ASSERT_EQ(code_of(built), ErrorCode::kInvalidArgument);
     EXPECT_THAT(built.error().message(), HasSubstr("the device is the host"));
   }

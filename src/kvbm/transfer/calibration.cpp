@@ -6,12 +6,14 @@
 #include <cstring>
 #include <iterator>
 #include <span>
+#include <thread>
 #include <utility>
 
 #include "kvbm/base/contract.hpp"
 #include "kvbm/base/random.hpp"
 #include "kvbm/base/text.hpp"
 #include "kvbm/base/units.hpp"
+#include "kvbm/device/block_image.hpp"
 #include "kvbm/memory/pinned_memory.hpp"
 #include "kvbm/memory/system_memory.hpp"
 
@@ -27,13 +29,24 @@ constexpr uint32_t kMostRuns = 512;
 constexpr uint64_t kRunBytes[] = {128, 512, 4 * kKiB, 32 * kKiB, 256 * kKiB, 2 * kMiB};
 /// How much shorter the batch is that a longer one is compared with.
 constexpr uint32_t kShare = 8;
+/// Blocks through the ring are so long that an engine moves them at its full rate. Their runs
+/// matter as far as the device is slower with them than the link. One block is compared with so
+/// many.
+constexpr uint64_t kRingRunBytes[] = {128, 4 * kKiB};
+constexpr uint64_t kRingBlockBytes = 2 * kMiB;
+constexpr uint32_t kRingBlocks = 16;
+constexpr uint64_t kRingBytes = kRingBlocks * kRingBlockBytes;
 /// What a batch of the longest runs moves; no other moves more over a link.
 constexpr uint64_t kScratchBytes = kShare * std::end(kRunBytes)[-1];
 constexpr uint32_t kRowsOfAStep = 8;
 /// The shortest of so many counts, of fewer where they take longer than kEnoughTime.
 constexpr size_t kLeastRepetitions = 3;
+constexpr size_t kLeastOfRing = 5;
 constexpr size_t kMostRepetitions = 9;
 constexpr Duration kEnoughTime = std::chrono::milliseconds(1);
+/// A thread that sleeps until a copy ends is woken some microseconds later, the later the longer it
+/// has slept; so it looks, unless a copy takes very long.
+constexpr Duration kPatience = std::chrono::milliseconds(20);
 
 /// Runs in a source that has as many bytes between them as in them.
 struct BatchShape {
@@ -48,8 +61,16 @@ struct BatchShape {
 };
 
 CopyMethod method_of(CopyForm form) {
+  if (form == CopyForm::kRing) return CopyMethod::kRing;
   return form == CopyForm::kKernel ? CopyMethod::kKernel : CopyMethod::kEngine;
 }
+
+/// Offsets and strides of a side, of runs in (piece, block, row).
+struct SideShape {
+  uint64_t piece = 0;
+  uint64_t block = 0;
+  uint64_t row = 0;
+};
 
 class Measurement {
  public:
@@ -57,12 +78,15 @@ class Measurement {
       : options_(options), stream_(stream), end_(end) {}
 
   /// None when there is no time left. `batch_bytes`: of one batch, kScratchBytes if that is more
-  /// for its runs. `dst` has as many, `src` twice as many.
-  Result<std::optional<RouteCost>> route(const std::byte* src, std::byte* dst,
-                                         uint64_t batch_bytes) {
+  /// for its runs. `dst` has as many, `src` twice as many. `ring_host`: where the host is, if the
+  /// ring is to be measured; both have kRingBytes then.
+  Result<std::optional<RouteCost>> route(const std::byte* src, std::byte* dst, uint64_t batch_bytes,
+                                         std::optional<CopySide> ring_host = std::nullopt) {
     batch_bytes_ = batch_bytes;
+    ring_host_ = ring_host;
     RouteCost cost;
     for (size_t i = 0; i < kNumCopyForms; ++i) {
+      if (static_cast<CopyForm>(i) == CopyForm::kRing && !ring_host) continue;
       KVBM_ASSIGN_OR_RETURN(const bool measured, form(static_cast<CopyForm>(i), src, dst, cost[i]));
       if (!measured) return std::nullopt;
     }
@@ -71,16 +95,23 @@ class Measurement {
 
  private:
   Result<bool> form(CopyForm form, const std::byte* src, std::byte* dst, FormCost& cost) {
-    for (const uint64_t run_bytes : kRunBytes) {
+    const bool is_ring = form == CopyForm::kRing;
+    for (const uint64_t run_bytes : is_ring ? std::span<const uint64_t>(kRingRunBytes)
+                                            : std::span<const uint64_t>(kRunBytes)) {
       const uint64_t all_runs = std::max<uint64_t>(batch_bytes_ / run_bytes, kShare);
       const auto num_runs = static_cast<uint32_t>(
           form == CopyForm::kEngineRuns ? std::min<uint64_t>(kMostRuns, all_runs) : all_runs);
+      const auto ring_of = [&](uint32_t blocks) {
+        return BatchShape{.num_blocks = blocks,
+                          .num_rows = static_cast<uint32_t>(kRingBlockBytes / run_bytes),
+                          .run_bytes = run_bytes};
+      };
       const auto of = [&](uint32_t runs) {
         const uint32_t blocks = form == CopyForm::kEngineRows ? 1 : std::min(runs, kMostRuns);
         return BatchShape{.num_blocks = blocks, .num_rows = runs / blocks, .run_bytes = run_bytes};
       };
-      const BatchShape few = of(num_runs / kShare);
-      const BatchShape many = of(num_runs);
+      const BatchShape few = is_ring ? ring_of(1) : of(num_runs / kShare);
+      const BatchShape many = is_ring ? ring_of(kRingBlocks) : of(num_runs);
       KVBM_ASSIGN_OR_RETURN(const auto short_time, time_of(form, few, src, dst));
       KVBM_ASSIGN_OR_RETURN(const auto long_time, time_of(form, many, src, dst));
       if (!short_time || !long_time) return false;
@@ -88,6 +119,8 @@ class Measurement {
       if (*long_time > *short_time) {
         rate = static_cast<double>(many.bytes() - few.bytes()) / seconds(*long_time - *short_time);
       }
+      // A longer run is not slower; where it seems to be, something has disturbed it.
+      if (!cost.rates.empty()) rate = std::max(rate, cost.rates.back().bytes_per_second);
       cost.rates.push_back({run_bytes, rate});
       const CopyCost fixed = *short_time - CopyCost(static_cast<double>(few.bytes()) / rate * 1e6);
       if (cost.rates.size() == 1 || fixed < cost.submission) cost.submission = fixed;
@@ -117,20 +150,22 @@ class Measurement {
     const StridedCopyBatch batch = make_batch(form, shape, src, dst);
     std::vector<Duration> times;
     Duration spent{0};
-    while (times.size() < kLeastRepetitions ||
-           (times.size() < kMostRepetitions && spent < kEnoughTime)) {
+    const size_t least = form == CopyForm::kRing ? kLeastOfRing : kLeastRepetitions;
+    while (times.size() < least || (times.size() < kMostRepetitions && spent < kEnoughTime)) {
       const TimePoint start = now();
       if (start >= end_) return std::nullopt;
       KVBM_TRY(options_.device.copy(stream_, batch));
-      KVBM_TRY(options_.device.synchronize(stream_));
+      const Event end = options_.device.record(stream_);
+      while (!end.done() && now() - start < kPatience) std::this_thread::yield();
+      KVBM_TRY(end.wait());
       times.push_back(std::max(now() - start, Duration(1)));
       spent += times.back();
     }
     return CopyCost(std::ranges::min(times));  // what disturbs a copy makes it longer
   }
 
-  static StridedCopyBatch make_batch(CopyForm form, const BatchShape& shape, const std::byte* src,
-                                     std::byte* dst) {
+  [[nodiscard]] StridedCopyBatch make_batch(CopyForm form, const BatchShape& shape,
+                                            const std::byte* src, std::byte* dst) const {
     std::vector<BlockId> from;
     std::vector<BlockId> to;
     for (uint32_t i = 0; i < shape.num_blocks; ++i) {
@@ -138,23 +173,38 @@ class Measurement {
       to.emplace_back(i);
     }
     Random(1).shuffle(std::span(from));  // no equal steps
-    StridedCopyBatch batch{.from = make_block_list(std::move(from)),
-                           .to = make_block_list(std::move(to)),
-                           .method = method_of(form)};
-    const uint64_t block = shape.num_rows * shape.run_bytes;
-    const uint64_t piece = shape.num_blocks * block;
+    const auto [src_side, dst_side] = sides_of(form, shape);
+    std::vector<StridedPiece> pieces;
+    pieces.reserve(shape.num_pieces);
     for (uint32_t i = 0; i < shape.num_pieces; ++i) {
-      batch.pieces.push_back({.src = src + 2 * i * piece,
-                              .dst = dst + i * piece,
-                              .src_block_stride = 2 * block,
-                              .dst_block_stride = block,
-                              .bytes = shape.run_bytes,
-                              .axes = {}});
-      batch.pieces.back().axes.back() = {.count = shape.num_rows,
-                                         .src_stride = 2 * shape.run_bytes,
-                                         .dst_stride = shape.run_bytes};
+      pieces.push_back({.src = src + i * src_side.piece,
+                        .dst = dst + i * dst_side.piece,
+                        .src_block_stride = src_side.block,
+                        .dst_block_stride = dst_side.block,
+                        .bytes = shape.run_bytes,
+                        .axes = {}});
+      pieces.back().axes.back() = {
+          .count = shape.num_rows, .src_stride = src_side.row, .dst_stride = dst_side.row};
     }
-    return batch;
+    return {.from = make_block_list(std::move(from)),
+            .to = make_block_list(std::move(to)),
+            .pieces = std::move(pieces),
+            .method = method_of(form)};
+  }
+
+  [[nodiscard]] std::pair<SideShape, SideShape> sides_of(CopyForm form,
+                                                         const BatchShape& shape) const {
+    const uint64_t run = shape.run_bytes;
+    const uint64_t rows = shape.num_rows * run;
+    if (form == CopyForm::kRing) {
+      // The host has whole blocks; on the device runs of so many blocks lie side by side.
+      const SideShape host = {.piece = rows, .block = shape.num_pieces * rows, .row = run};
+      const SideShape device = {
+          .piece = kRingBlocks * rows, .block = run, .row = kRingBlocks * run};
+      return ring_host_ == CopySide::kSource ? std::pair(host, device) : std::pair(device, host);
+    }
+    const SideShape dst = {.piece = shape.num_blocks * rows, .block = rows, .row = run};
+    return {{.piece = 2 * dst.piece, .block = 2 * dst.block, .row = 2 * dst.row}, dst};
   }
 
   static double seconds(CopyCost cost) { return cost.count() * 1e-6; }
@@ -164,6 +214,7 @@ class Measurement {
   const StreamRef stream_;
   const TimePoint end_;
   uint64_t batch_bytes_ = 0;
+  std::optional<CopySide> ring_host_;
 };
 
 /// Host memory that the device copies.
@@ -200,6 +251,8 @@ std::string_view to_string(CopyForm form) noexcept {
       return "engine rows";
     case CopyForm::kKernel:
       return "kernel";
+    case CopyForm::kRing:
+      return "ring";
   }
   return "unknown";
 }
@@ -218,7 +271,8 @@ double FormCost::bytes_per_second(uint64_t run_bytes) const noexcept {
 
 void Calibration::set(TransferRoute route, RouteCost cost) {
   for (const FormCost& form : cost) {
-    KVBM_CONTRACT(!form.rates.empty(), "a form without a rate");
+    const bool is_ring = &form == &cost[static_cast<size_t>(CopyForm::kRing)];
+    KVBM_CONTRACT(is_ring || !form.rates.empty(), "a form without a rate");
     KVBM_CONTRACT(std::ranges::is_sorted(form.rates, std::less_equal<>(), &RunRate::run_bytes),
                   "rates do not rise by run_bytes");
     KVBM_CONTRACT(std::ranges::all_of(
@@ -233,6 +287,10 @@ const RouteCost* Calibration::find(TransferRoute route) const noexcept {
   return cost ? &*cost : nullptr;
 }
 
+bool measures_ring(const DeviceCapabilities& capabilities) noexcept {
+  return capabilities.ring_copies && capabilities.ring_block_bytes >= kRingBlockBytes;
+}
+
 Result<Calibration> measure_calibration(const CalibrationOptions& options) {
   if (options.device_bytes < kScratchBytes) {
     return make_error(ErrorCode::kInvalidArgument,
@@ -245,8 +303,11 @@ Result<Calibration> measure_calibration(const CalibrationOptions& options) {
   if (options.pinner == nullptr && !capabilities.copies_pageable_host) return calibration;
   const TimePoint end = saturating_add(options.executor.clock().now(), options.budget);
   constexpr uint64_t kSrcBytes = 2 * kScratchBytes;
+  static_assert(kSrcBytes >= kRingBytes);
   KVBM_ASSIGN_OR_RETURN(const DeviceMemory src, options.device.allocate(kSrcBytes, 4096));
-  KVBM_ASSIGN_OR_RETURN(const DeviceMemory dst, options.device.allocate(kScratchBytes, 4096));
+  KVBM_ASSIGN_OR_RETURN(
+      const DeviceMemory dst,
+      options.device.allocate(measures_ring(capabilities) ? kRingBytes : kScratchBytes, 4096));
   auto host = make_scratch(options, kSrcBytes, end);
   if (!host) {
     if (host.error().code() == ErrorCode::kTimeout) return calibration;
@@ -256,13 +317,17 @@ Result<Calibration> measure_calibration(const CalibrationOptions& options) {
   const auto measure = [&]() -> Status {
     Measurement measurement(options, stream, end);
     const auto measure_route = [&](TransferRoute route, const std::byte* from, std::byte* to,
-                                   uint64_t batch_bytes) -> Status {
-      KVBM_ASSIGN_OR_RETURN(auto cost, measurement.route(from, to, batch_bytes));
+                                   uint64_t batch_bytes,
+                                   std::optional<CopySide> ring_host = std::nullopt) -> Status {
+      if (!measures_ring(capabilities)) ring_host = std::nullopt;
+      KVBM_ASSIGN_OR_RETURN(auto cost, measurement.route(from, to, batch_bytes, ring_host));
       if (cost) calibration.set(route, *std::move(cost));
       return {};
     };
-    KVBM_TRY(measure_route(TransferRoute::kHostToDevice, host->data, dst.data(), kLinkBytes));
-    KVBM_TRY(measure_route(TransferRoute::kDeviceToHost, src.data(), host->data, kLinkBytes));
+    KVBM_TRY(measure_route(TransferRoute::kHostToDevice, host->data, dst.data(), kLinkBytes,
+                           CopySide::kSource));
+    KVBM_TRY(measure_route(TransferRoute::kDeviceToHost, src.data(), host->data, kLinkBytes,
+                           CopySide::kDestination));
     const auto far_src = options.device.allocate(2 * options.device_bytes, 4096);
     const auto far_dst = options.device.allocate(options.device_bytes, 4096);
     if (!far_src || !far_dst) return {};

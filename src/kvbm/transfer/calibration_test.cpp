@@ -78,7 +78,8 @@ TEST(Calibration, MeasuresEveryRouteInEveryForm) {
                                     TransferRoute::kDeviceToDevice}) {
     const RouteCost* const cost = calibration.find(route);
     ASSERT_NE(cost, nullptr) << to_string(route);
-    for (const FormCost& form : *cost) {
+    EXPECT_TRUE((*cost)[static_cast<size_t>(CopyForm::kRing)].rates.empty()) << "there is no ring";
+    for (const FormCost& form : std::span(*cost).first(kNumCopyForms - 1)) {
       ASSERT_EQ(form.rates.size(), 6u);
       for (const RunRate& rate : form.rates) EXPECT_GT(rate.bytes_per_second, 0);
       EXPECT_GE(form.submission.count(), 0);
@@ -86,9 +87,39 @@ TEST(Calibration, MeasuresEveryRouteInEveryForm) {
     }
   }
   EXPECT_EQ(calibration.find(TransferRoute::kHostToHost), nullptr);
+  EXPECT_EQ(device.ring_copies, 0);
   EXPECT_GT(device.kernel_copies, 0);
   EXPECT_GT(device.engine_copies, 0);
   EXPECT_TRUE(pinner->pinned().empty()) << "memory was left pinned";
+}
+
+TEST(Calibration, ARingIsMeasuredBetweenDeviceAndHost) {
+  Machine machine;
+  TwoMethodDevice device(*machine.host);
+  const auto measure = [&] {
+    return measure_calibration({.device = device,
+                                .executor = machine.executor,
+                                .budget = seconds(60),
+                                .device_bytes = 16 * kMiB})
+        .value();
+  };
+  const auto ring_on = [](const Calibration& calibration, TransferRoute route) {
+    return calibration.find(route)->at(static_cast<size_t>(CopyForm::kRing));
+  };
+  device.ring_block_bytes = 2 * kMiB - 1;
+  EXPECT_FALSE(measures_ring(device.info().capabilities));
+  const Calibration without = measure();
+  EXPECT_TRUE(ring_on(without, TransferRoute::kHostToDevice).rates.empty());
+  device.ring_block_bytes = 2 * kMiB;
+  EXPECT_TRUE(measures_ring(device.info().capabilities));
+  const Calibration calibration = measure();
+  for (const TransferRoute route : {TransferRoute::kHostToDevice, TransferRoute::kDeviceToHost}) {
+    const FormCost form = ring_on(calibration, route);
+    ASSERT_EQ(form.rates.size(), 2u);
+    for (const RunRate& rate : form.rates) EXPECT_GT(rate.bytes_per_second, 0);
+  }
+  EXPECT_TRUE(ring_on(calibration, TransferRoute::kDeviceToDevice).rates.empty());
+  EXPECT_GT(device.ring_copies, 0);
 }
 
 TEST(Calibration, OnAFullDeviceCopiesInsideItAreLeftOut) {
@@ -123,8 +154,9 @@ TEST(Calibration, RefusesCopiesThatTellNothing) {
 
 /// A manager with a layout in pinned memory and one in memory of a device that has two methods.
 struct PlanningRig {
-  explicit PlanningRig(const Calibration& calibration)
-      : manager(TransferManager::create({.device = device,
+  explicit PlanningRig(const Calibration& calibration, uint64_t ring_block_bytes = 0)
+      : device(*machine.host, ring_block_bytes),
+        manager(TransferManager::create({.device = device,
                                          .executor = machine.executor,
                                          .log = machine.log,
                                          .calibration = calibration})
@@ -154,7 +186,7 @@ struct PlanningRig {
                                         .dtype_width_bytes = 1};
   const uint64_t bytes = required_bytes(kConfig, LayoutKind::kFullyContiguous).value();
   Machine machine;
-  TwoMethodDevice device{*machine.host};
+  TwoMethodDevice device;
   DeviceMemory near = device.allocate(bytes, 64).value();
   DeviceMemory far = device.allocate(bytes, 64).value();
   std::unique_ptr<TransferManager> manager;
@@ -182,6 +214,26 @@ TEST(Calibration, TheManagerPlansByIt) {
   const StreamRef stream = rig.device.create_stream("caller").value();
   ASSERT_TRUE(rig.transfer(rig.on_host, rig.on_device, {.stream = stream}));
   EXPECT_EQ(rig.device.kernel_copies, 1) << "a caller's stream takes the engine";
+}
+
+TEST(Calibration, TheManagerTakesTheRingWhereItIsFaster) {
+  Calibration calibration;
+  const FormCost slow = rates({{64, 1e9}});
+  const FormCost fast = rates({{64, 1e10}});
+  calibration.set(TransferRoute::kDeviceToHost, {fast, fast, slow, fast});
+  calibration.set(
+      TransferRoute::kHostToDevice,
+      {FormCost{.submission = CopyCost(1000), .rates = {{64, 1e10}}}, slow, slow, fast});
+  PlanningRig rig(calibration, 128);
+  ASSERT_TRUE(rig.transfer(rig.on_host, rig.on_device));
+  EXPECT_EQ(rig.device.ring_copies, 1);
+  EXPECT_EQ(rig.device.last_max_ctas, 0u);
+  EXPECT_EQ(rig.far.data()[rig.bytes - 1], std::byte{7});
+  ASSERT_TRUE(rig.transfer(rig.on_device, rig.on_host));
+  EXPECT_EQ(rig.device.engine_copies, 1);
+  PlanningRig smaller(calibration, 127);
+  ASSERT_TRUE(smaller.transfer(smaller.on_host, smaller.on_device));
+  EXPECT_EQ(smaller.device.ring_copies, 0) << "a block has 128 bytes";
 }
 
 TEST(Calibration, TheManagerHoldsKernelsBackThatWriteToTheHost) {

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kvbm/base/text.hpp"
+#include "kvbm/device/block_image.hpp"
 
 namespace kvbm {
 namespace {
@@ -35,14 +36,18 @@ std::string pace_in_words(uint64_t bytes_per_second) {
   return format_text(" and {}.{} GB/s", tenths / 10, tenths % 10);
 }
 
+bool has_ring(const RouteCost& cost) { return !cost_of(cost, CopyForm::kRing).rates.empty(); }
+
 int64_t whole(CopyCost cost) { return std::llround(cost.count()); }
 
 struct Estimate {
   CopyCost engine{0};
   CopyCost kernel{0};
+  CopyCost on_device{0};  ///< of the ring's kernels, with the link at its best
   bool has_rows = false;
   bool has_runs = false;
   double kernel_rate = 0;  ///< bytes per second, of the slowest piece
+  double bytes = 0;
 };
 
 /// Of one piece for all blocks, without submissions.
@@ -56,10 +61,10 @@ Estimate estimate_piece(const StridedPiece& piece, uint64_t num_blocks, uint64_t
   }
   Estimate estimate;
   if (steps == 0 || piece.bytes == 0) return estimate;
+  estimate.bytes = static_cast<double>(steps) * static_cast<double>(num_blocks) *
+                   static_cast<double>(piece.bytes);
   const auto time = [&](CopyForm form, double num_steps, double bytes_per_second) {
-    const double bytes = static_cast<double>(steps) * static_cast<double>(num_blocks) *
-                         static_cast<double>(piece.bytes);
-    return cost_of(cost, form).step * num_steps + CopyCost(bytes / bytes_per_second * 1e6);
+    return cost_of(cost, form).step * num_steps + CopyCost(estimate.bytes / bytes_per_second * 1e6);
   };
   const auto rate = [&](CopyForm form) {
     return cost_of(cost, form).bytes_per_second(piece.bytes);
@@ -80,6 +85,7 @@ Estimate estimate_piece(const StridedPiece& piece, uint64_t num_blocks, uint64_t
   }
   estimate.kernel_rate = rate(CopyForm::kKernel) * pace;
   estimate.kernel = time(CopyForm::kKernel, 1, estimate.kernel_rate);
+  if (has_ring(cost)) estimate.on_device = time(CopyForm::kRing, 1, rate(CopyForm::kRing));
   return estimate;
 }
 
@@ -96,6 +102,8 @@ Estimate estimate_all(const MethodQuestion& question, const RouteCost& cost, dou
     }
     sum.engine += one.engine;
     sum.kernel += one.kernel;
+    sum.on_device += one.on_device;
+    sum.bytes += one.bytes;
     sum.has_rows = sum.has_rows || one.has_rows;
     sum.has_runs = sum.has_runs || one.has_runs;
     const bool is_slowest = sum.kernel_rate == 0 || one.kernel_rate < sum.kernel_rate;
@@ -111,6 +119,22 @@ Estimate estimate_all(const MethodQuestion& question, const RouteCost& cost, dou
   return sum;
 }
 
+/// None where the ring does not take the batch.
+std::optional<CopyCost> estimate_ring(const MethodQuestion& question, const RouteCost& cost,
+                                      const Estimate& estimate) {
+  const bool to_device = question.route == TransferRoute::kHostToDevice;
+  if (!to_device && question.route != TransferRoute::kDeviceToHost) return std::nullopt;
+  if (!question.capabilities.ring_copies || !has_ring(cost)) return std::nullopt;
+  const auto image =
+      find_image(question.pieces, to_device ? CopySide::kSource : CopySide::kDestination);
+  if (!image || image->bytes > question.capabilities.ring_block_bytes) return std::nullopt;
+  const bool rows =
+      question.num_groups > 0 && question.num_blocks / question.num_groups >= kLeastRows;
+  const FormCost& link = cost_of(cost, rows ? CopyForm::kEngineRows : CopyForm::kEngineRuns);
+  const CopyCost on_link(estimate.bytes / link.bytes_per_second(image->bytes) * 1e6);
+  return std::max(estimate.on_device, on_link) + cost_of(cost, CopyForm::kRing).submission;
+}
+
 }  // namespace
 
 MethodChoice choose_method(const MethodQuestion& question) noexcept {
@@ -122,17 +146,23 @@ MethodChoice choose_method(const MethodQuestion& question) noexcept {
   const double pace = pace_on(question.route);
   const Estimate estimate = estimate_all(question, *cost, pace);
   if (!estimate.has_rows && !estimate.has_runs) return {.reason = Reason::kNothingToMove};
-  MethodChoice choice{
-      .reason = Reason::kCheaper, .engine = estimate.engine, .kernel = estimate.kernel};
-  if (estimate.kernel < estimate.engine * kKernelMustSave) {
+  MethodChoice choice{.reason = Reason::kCheaper,
+                      .engine = estimate.engine,
+                      .kernel = estimate.kernel,
+                      .ring = estimate_ring(question, *cost, estimate)};
+  const bool by_ring = choice.ring && *choice.ring < estimate.kernel;
+  const CopyCost best = by_ring ? *choice.ring : estimate.kernel;
+  if (best >= estimate.engine * kKernelMustSave) {
+    if (best < estimate.engine) choice.reason = Reason::kEngineInDoubt;
+  } else if (by_ring) {
+    choice.method = CopyMethod::kRing;
+  } else {
     choice.method = CopyMethod::kKernel;
     choice.max_ctas = ctas_for(question.route);
     if (pace < 1) {
       // At least one: 0 would be no limit.
       choice.max_bytes_per_second = static_cast<uint64_t>(std::max(estimate.kernel_rate, 1.0));
     }
-  } else if (estimate.kernel < estimate.engine) {
-    choice.reason = Reason::kEngineInDoubt;
   }
   return choice;
 }
@@ -149,15 +179,21 @@ std::string describe(const MethodChoice& choice) {
     case MethodChoice::Reason::kEngineInDoubt:
       break;
   }
+  if (choice.method == CopyMethod::kRing) {
+    return format_text("ring: {} us, the engine would take {} us, a kernel {} us",
+                       whole(*choice.ring), whole(choice.engine), whole(choice.kernel));
+  }
+  const std::string ring =
+      choice.ring ? format_text(", the ring {} us", whole(*choice.ring)) : std::string();
   if (choice.method == CopyMethod::kKernel) {
-    return format_text("kernel, {}{}: {} us, the engine would take {} us",
+    return format_text("kernel, {}{}: {} us, the engine would take {} us{}",
                        choice.max_ctas == 0 ? std::string("as many CTAs as fit")
                                             : format_text("at most {} CTAs", choice.max_ctas),
                        pace_in_words(choice.max_bytes_per_second), whole(choice.kernel),
-                       whole(choice.engine));
+                       whole(choice.engine), ring);
   }
-  return format_text("engine: {} us, a kernel would take {} us{}", whole(choice.engine),
-                     whole(choice.kernel),
+  return format_text("engine: {} us, a kernel would take {} us{}{}", whole(choice.engine),
+                     whole(choice.kernel), ring,
                      choice.reason == MethodChoice::Reason::kEngineInDoubt
                          ? ", too little less for the SMs that it holds"
                          : "");

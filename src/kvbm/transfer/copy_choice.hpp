@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -31,7 +32,7 @@ struct MethodChoice {
     kNothingToMove,
     kNotMeasured,    ///< the route is not in the calibration
     kCheaper,        ///< by the costs below
-    kEngineInDoubt,  ///< the kernel would gain too little: it takes SMs from compute
+    kEngineInDoubt,  ///< a kernel, or the ring, would gain too little: both take SMs from compute
   };
 
   CopyMethod method = CopyMethod::kEngine;
@@ -40,9 +41,10 @@ struct MethodChoice {
   Reason reason = Reason::kOnlyMethod;
   CopyCost engine{0};  ///< estimated; of the last two reasons
   CopyCost kernel{0};
+  std::optional<CopyCost> ring = std::nullopt;  ///< where it takes the batch, and was measured
 };
 
-/// Below this share of the engine's time a kernel is taken.
+/// Below this share of the engine's time a kernel, or the ring, is taken.
 inline constexpr double kKernelMustSave = 0.95;
 
 /// Of the rate that kernels reach alone on the way to the host, what they are held to there: at
@@ -50,7 +52,8 @@ inline constexpr double kKernelMustSave = 0.95;
 inline constexpr double kPaceToHost = 0.98;
 
 /// A pure function: no device is asked, and nothing is allocated. A copy engine gets rows where an
-/// axis, or a group of blocks, has eight and more in equal steps.
+/// axis, or a group of blocks, has eight and more in equal steps. The ring takes what is one run of
+/// bytes in each block of the host, and needs no pace: its kernels do not touch the host.
 /// Requires: planned_bytes() takes pieces and blocks.
 [[nodiscard]] MethodChoice choose_method(const MethodQuestion& question) noexcept;
 

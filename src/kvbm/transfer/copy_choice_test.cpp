@@ -185,6 +185,114 @@ TEST(CopyChoice, AKernelThatGainsLittleIsLeftOut) {
   EXPECT_THAT(describe(choice), HasSubstr("too little less"));
 }
 
+/// 100 blocks of one run by layer, dense on the host, over the link above with a ring.
+struct RingQuestion {
+  std::vector<StridedPiece> pieces;
+  RouteCost costs = *link().find(TransferRoute::kHostToDevice);
+  DeviceCapabilities capabilities = {
+      .kernel_copies = true, .ring_copies = true, .ring_block_bytes = 8 * kMiB};
+  TransferRoute route = TransferRoute::kHostToDevice;
+  size_t num_groups = 0;
+
+  explicit RingQuestion(size_t num_layers = 160, uint64_t bytes = 32 * kKiB) {
+    static std::byte host[1];
+    static std::byte device[1];
+    for (size_t i = 0; i < num_layers; ++i) {
+      pieces.push_back({.src = host + i * bytes,
+                        .dst = device + i * 100 * bytes,
+                        .src_block_stride = num_layers * bytes,
+                        .dst_block_stride = bytes,
+                        .bytes = bytes});
+    }
+    costs[static_cast<size_t>(CopyForm::kRing)] = cost(20, 0.2, {{256, 49e9}});
+  }
+
+  [[nodiscard]] MethodChoice choose(size_t num_blocks = 100) const {
+    Calibration calibration;
+    calibration.set(route, costs);
+    return choose_method({.pieces = pieces,
+                          .num_blocks = num_blocks,
+                          .num_groups = num_groups,
+                          .route = route,
+                          .capabilities = capabilities,
+                          .calibration = calibration});
+  }
+};
+
+TEST(CopyChoice, TheRingTakesManyBlocksOfShortRuns) {
+  const MethodChoice choice = RingQuestion().choose();
+  EXPECT_EQ(choice.method, CopyMethod::kRing);
+  EXPECT_EQ(choice.reason, Reason::kCheaper);
+  EXPECT_EQ(choice.max_ctas, 0u);
+  EXPECT_EQ(choice.max_bytes_per_second, 0u);
+  // 20 us, 160 pieces of 0.2 us, 524288000 bytes at 49 GB/s: slower than the link.
+  ASSERT_TRUE(choice.ring);
+  EXPECT_NEAR(choice.ring->count(), 20 + 32 + 524288000 / 49e3, 1e-6);
+  EXPECT_EQ(describe(choice), "ring: 10752 us, the engine would take 13117 us, a kernel 11429 us");
+}
+
+TEST(CopyChoice, AKernelTakesFewBlocksOfShortRuns) {
+  RingQuestion question;
+  question.costs[static_cast<size_t>(CopyForm::kEngineRuns)] = cost(10, 0, {{256, 20e9}});
+  question.costs[static_cast<size_t>(CopyForm::kRing)].submission = CopyCost(40);
+  const MethodChoice choice = question.choose(1);
+  EXPECT_EQ(choice.method, CopyMethod::kKernel);
+  EXPECT_EQ(choice.max_ctas, 4u);
+  EXPECT_EQ(describe(choice),
+            "kernel, at most 4 CTAs: 145 us, the engine would take 272 us, the ring 302 us");
+}
+
+TEST(CopyChoice, TheRingIsNotFasterThanTheLinkIsWithWholeBlocks) {
+  RingQuestion question(2, 16 * kKiB);  // blocks of 32 KiB, which the engine moves at 40 GB/s
+  const MethodChoice runs = question.choose();
+  ASSERT_TRUE(runs.ring);
+  EXPECT_NEAR(runs.ring->count(), 20 + 3276800 / 40e3, 1e-6);
+  question.num_groups = 1;  // in equal steps: rows, at 50
+  const MethodChoice rows = question.choose();
+  EXPECT_NEAR(rows.ring->count(), 20 + 0.4 + 3276800 / 49e3, 1e-6);
+}
+
+TEST(CopyChoice, TheRingTakesOnlyWhatFits) {
+  const auto has_ring = [](const RingQuestion& question) {
+    return question.choose().ring.has_value();
+  };
+  EXPECT_TRUE(has_ring(RingQuestion()));
+  RingQuestion question;
+  question.capabilities.ring_copies = false;
+  EXPECT_FALSE(has_ring(question)) << "no ring on the device";
+  question = RingQuestion();
+  question.capabilities.ring_block_bytes = 160 * 32 * kKiB - 1;
+  EXPECT_FALSE(has_ring(question)) << "a block is larger than a slot";
+  question = RingQuestion();
+  question.pieces.erase(question.pieces.begin() + 80);
+  EXPECT_FALSE(has_ring(question)) << "blocks have a gap";
+  question = RingQuestion();
+  question.route = TransferRoute::kDeviceToHost;
+  EXPECT_FALSE(has_ring(question)) << "the other side has gaps";
+  question = RingQuestion();
+  question.costs[static_cast<size_t>(CopyForm::kRing)].rates.clear();
+  EXPECT_FALSE(has_ring(question)) << "it was not measured";
+  question = RingQuestion(1);
+  EXPECT_TRUE(has_ring(question));
+  question.route = TransferRoute::kDeviceToDevice;
+  EXPECT_FALSE(has_ring(question)) << "there is no link";
+}
+
+TEST(CopyChoice, ARingThatGainsLittleIsLeftOut) {
+  RingQuestion question;
+  question.costs[static_cast<size_t>(CopyForm::kEngineRuns)] =
+      cost(0, 0, {{32 * kKiB, 47e9}, {5 * kMiB, 50e9}});
+  question.costs[static_cast<size_t>(CopyForm::kKernel)] = cost(0, 0, {{256, 40e9}});
+  const MethodChoice choice = question.choose();
+  EXPECT_EQ(choice.method, CopyMethod::kEngine);
+  EXPECT_EQ(choice.reason, Reason::kEngineInDoubt);
+  EXPECT_LT(*choice.ring, choice.engine);
+  EXPECT_EQ(
+      describe(choice),
+      "engine: 11155 us, a kernel would take 13107 us, the ring 10752 us, too little less for "
+      "the SMs that it holds");
+}
+
 size_t groups(const std::vector<uint32_t>& from, const std::vector<uint32_t>& to) {
   return count_equal_steps(block_ids(from), block_ids(to));
 }

@@ -61,6 +61,16 @@ void warn_of_kernels_from_ptx(const TransferConfig& config) {
       {{"device", info.name}});
 }
 
+void warn_of_a_missing_ring(const TransferConfig& config) {
+  const DeviceInfo info = config.device.info();
+  if (!info.capabilities.ring_is_missing) return;
+  config.log.log(
+      LogLevel::kWarning, "transfer",
+      "the GPU has no memory for the ring that copies go through: large ones are slower; "
+      "leave it some, or give the ring less",
+      {{"device", info.name}});
+}
+
 }  // namespace
 
 class TransferManager::Core {
@@ -484,6 +494,7 @@ Result<std::unique_ptr<TransferManager>> TransferManager::create(const TransferC
   KVBM_TRY(check_cuda_device(config));
   KVBM_TRY(check_agent(config));
   warn_of_kernels_from_ptx(config);
+  warn_of_a_missing_ring(config);
   KVBM_ASSIGN_OR_RETURN(
       auto streams,
       internal::StreamPool::create(config.device, {.per_direction = config.streams_per_direction,

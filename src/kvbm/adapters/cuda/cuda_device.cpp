@@ -20,11 +20,23 @@ using internal::CudaPinner;
 using internal::CudaStreams;
 using internal::KernelSupport;
 
+namespace {
+
+/// A page for each slot.
+constexpr uint64_t kLeastRingBytes = 2 * 4096;
+
+}  // namespace
+
 Result<std::unique_ptr<CudaDevice>> CudaDevice::create(const CudaDeviceOptions& options) {
   if (options.num_threads == 0 || options.max_streams == 0 || options.max_queued == 0) {
     return make_error(
         ErrorCode::kInvalidArgument,
         "a CUDA device needs at least one thread, one stream and one queued operation");
+  }
+  if (options.ring_bytes != 0 && options.ring_bytes < kLeastRingBytes) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      format_text("a ring of {} bytes has no slots; give it {} and more, or 0",
+                                  options.ring_bytes, kLeastRingBytes));
   }
   KVBM_ASSIGN_OR_RETURN(auto context, CudaContext::open(options.ordinal));
   KVBM_ASSIGN_OR_RETURN(
@@ -35,7 +47,8 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::create(const CudaDeviceOptions& 
   KVBM_ASSIGN_OR_RETURN(auto streams, CudaStreams::create({.executor = options.executor,
                                                            .num_threads = options.num_threads,
                                                            .max_streams = options.max_streams,
-                                                           .max_queued = options.max_queued},
+                                                           .max_queued = options.max_queued,
+                                                           .ring_bytes = options.ring_bytes},
                                                           context, pinner));
   return std::unique_ptr<CudaDevice>(
       new CudaDevice(std::move(context), std::move(memory), std::move(pinner), std::move(streams)));
@@ -85,6 +98,9 @@ DeviceInfo CudaDevice::info() const {
           .total_bytes = context_->gpu().total_bytes,
           .free_bytes = memory_->free_bytes(),
           .capabilities = {.kernel_copies = streams_->kernels() != KernelSupport::kNone,
+                           .ring_copies = streams_->ring_block_bytes() > 0,
+                           .ring_is_missing = !streams_->ring(),
+                           .ring_block_bytes = streams_->ring_block_bytes(),
                            .patterns = streams_->patterns().has_value(),
                            .kernels_from_ptx = streams_->kernels() == KernelSupport::kFromPtx,
                            .page_bytes = 256}};
@@ -109,6 +125,13 @@ Result<DeviceMemory> CudaDevice::allocate(uint64_t size_bytes, uint64_t alignmen
 
 Status CudaDevice::copy(StreamRef stream, StridedCopyBatch batch) {
   KVBM_ASSIGN_OR_RETURN(const uint64_t bytes, planned_bytes(batch));
+  if (batch.method == CopyMethod::kRing && streams_->ring_block_bytes() == 0) {
+    return make_error(
+        ErrorCode::kUnsupported,
+        format_text("{} copies through no ring: {}; copy by the engine", context_->gpu().name,
+                    streams_->ring() ? "it was given none, or has no kernels"
+                                     : streams_->ring().error().message()));
+  }
   if (batch.method == CopyMethod::kKernel && streams_->kernels() == KernelSupport::kNone) {
     return make_error(
         ErrorCode::kUnsupported,

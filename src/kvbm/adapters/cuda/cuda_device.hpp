@@ -47,6 +47,9 @@ struct CudaDeviceOptions {
   size_t max_queued = 65536;  ///< operations of one stream; full: the call fails with kExhausted
   uint64_t pool_reserve_bytes = uint64_t{64} << 20;      ///< taken at once for small allocations
   uint64_t pool_release_threshold = uint64_t{64} << 20;  ///< what the pool keeps of what comes back
+  /// Of the GPU's memory, each way, for copies through a ring; 0: none. A block of them is not
+  /// larger than half of it. Where that much is not free there is no ring.
+  uint64_t ring_bytes = uint64_t{80} << 20;
 };
 
 /// A native stream for each stream. What depends on the GPU alone (copies, events of CUDA devices)
@@ -70,12 +73,19 @@ struct CudaDeviceOptions {
 /// has room for 65536 pairs of ids that kernels have not read yet. One of ours submits what is
 /// beyond that when there is room again; an adopted one refuses it as kExhausted.
 ///
+/// kRing is there with kernels, and with memory for it (`ring_bytes`); on an adopted stream it is
+/// refused. All streams share the ring, so such a copy goes on once the GPU has ended what came
+/// before it on its stream: nothing that a caller makes a stream wait for holds up the others. The
+/// whole image of a block is read and written, also what lies between bytes of a source that are
+/// read twice.
+///
 /// After an error that a CUDA context does not survive, everything queued and every later call
 /// fails as kDevice.
 class CudaDevice final : public Device {
  public:
   /// Errors: kUnavailable (no driver, no GPU), kUnsupported (too old a driver), kNotFound (no such
-  /// ordinal), kInvalidArgument (an option that is zero), kExhausted (no thread, no memory),
+  /// ordinal), kInvalidArgument (an option that is zero, a ring of
+  /// less than 8 KiB), kExhausted (no thread, no memory),
   /// kDevice.
   [[nodiscard]] static Result<std::unique_ptr<CudaDevice>> create(const CudaDeviceOptions& options);
   ~CudaDevice() override;

@@ -7,6 +7,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "kvbm/adapters/cuda/cuda_device.hpp"
 #include "kvbm/base/log.hpp"
@@ -33,6 +34,14 @@ class CudaDeviceHarness {
   [[nodiscard]] Executor& executor() { return executor_; }
   [[nodiscard]] Device& device() { return *device_; }
   void destroy_device() { device_.reset(); }
+  [[nodiscard]] std::byte* host_memory(size_t size_bytes) {
+    void* memory = nullptr;
+    if (::cudaMallocHost(&memory, size_bytes) != cudaSuccess) {
+      throw std::runtime_error("cudaMallocHost");
+    }
+    host_memory_.emplace_back(memory);
+    return static_cast<std::byte*>(memory);
+  }
   void upload(std::byte* to, std::span<const std::byte> from) {
     copy(to, from.data(), from.size());
   }
@@ -51,6 +60,10 @@ class CudaDeviceHarness {
 
   NullLogSink log_;
   ThreadExecutor executor_{log_};
+  struct Free {
+    void operator()(void* memory) const { static_cast<void>(::cudaFreeHost(memory)); }
+  };
+  std::vector<std::unique_ptr<void, Free>> host_memory_;  // outlives the device
   std::unique_ptr<CudaDevice> device_;
   std::optional<std::string> missing_;
 };

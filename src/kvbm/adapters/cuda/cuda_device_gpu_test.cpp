@@ -11,6 +11,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -23,6 +24,7 @@
 #include "kvbm/base/random.hpp"
 #include "kvbm/base/thread_executor.hpp"
 #include "kvbm/base/units.hpp"
+#include "kvbm/device/host_pages.hpp"
 #include "kvbm/memory/pinned_memory.hpp"
 
 #include "tests/support/error_code.hpp"
@@ -510,6 +512,323 @@ TEST_F(CudaDeviceTest, KernelCopiesGoOnWhileAnEngineStreamWaitsForTheHost) {
   EXPECT_FALSE(engine.idle());
   gate.signal();
   EXPECT_EQ(::cudaStreamSynchronize(engine.native()), cudaSuccess);
+}
+
+// --- copies through the ring
+// ---------------------------------------------------------------------------
+
+/// Blocks of `kChunks` runs: apart on the GPU, one after another on the host.
+class CudaRingTest : public CudaDeviceTest {
+ protected:
+  static constexpr uint64_t kRun = 1000;  // bytes; accesses of 8
+  static constexpr uint32_t kChunks = 7;
+  static constexpr uint64_t kBlock = kRun * kChunks;
+
+  /// Instead of the device of the fixture.
+  void open(uint64_t ring_bytes) {
+    device_.reset();
+    device_ = CudaDevice::create(
+                  {.executor = executor_, .ordinal = testing::test_gpu(), .ring_bytes = ring_bytes})
+                  .value();
+  }
+
+  static void fill(const PinnedMemory& memory, uint64_t seed) {
+    Random random(seed);
+    for (uint64_t at = 0; at + 8 <= memory.size_bytes(); at += 8) {
+      const uint64_t word = random.uniform(UINT64_MAX);
+      std::memcpy(memory.data() + at, &word, 8);
+    }
+  }
+
+  /// Block i of one side to block i of the other, in any order, of `count` blocks from the bases
+  /// on.
+  static StridedCopyBatch ring_copy(std::byte* host, std::byte* device, uint32_t count,
+                                    bool to_host) {
+    std::vector<BlockId> ids;
+    for (uint32_t i = 0; i < count; ++i) ids.emplace_back(i);
+    Random(count).shuffle(std::span(ids));
+    const StridedAxis axis = {.count = kChunks,
+                              .src_stride = to_host ? count * kRun : kRun,
+                              .dst_stride = to_host ? kRun : count * kRun};
+    return {.from = make_block_list(ids),
+            .to = make_block_list(ids),
+            .pieces = {{.src = to_host ? device : host,
+                        .dst = to_host ? host : device,
+                        .src_block_stride = to_host ? kRun : kBlock,
+                        .dst_block_stride = to_host ? kBlock : kRun,
+                        .bytes = kRun,
+                        .axes = {{{}, {}, {}, axis}}}},
+            .method = CopyMethod::kRing,
+            .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
+  }
+
+  [[nodiscard]] Status copy(StreamRef stream, StridedCopyBatch batch) {
+    return device_->copy(stream, std::move(batch));
+  }
+};
+
+TEST_F(CudaRingTest, BlocksGoDownAndUpAcrossTheSlicesOfPinnedMemory) {
+  constexpr uint32_t kCount = 4000;
+  open(kMiB);  // 74 blocks in a slot
+  const PinnedMemory host = pinned(kCount * kBlock, 2 * kMiB);
+  const PinnedMemory back = pinned(kCount * kBlock, 4 * kMiB);
+  fill(host, 1);
+  const DeviceMemory device = memory(kCount * kBlock);
+  const StreamRef stream = device_->create_stream("s").value();
+  StridedCopyBatch down = ring_copy(host.data(), device.data(), kCount, false);
+  StridedCopyBatch up = ring_copy(back.data(), device.data(), kCount, true);
+  const auto moved_down = down.bytes_moved;
+  const auto moved_up = up.bytes_moved;
+  ASSERT_TRUE(copy(stream, std::move(down)));
+  ASSERT_TRUE(copy(stream, std::move(up)));
+  ASSERT_TRUE(device_->synchronize(stream, soon()));
+  EXPECT_EQ(*moved_down, kCount * kBlock);
+  EXPECT_EQ(*moved_up, kCount * kBlock);
+  EXPECT_EQ(std::memcmp(back.data(), host.data(), kCount * kBlock), 0);
+  const std::vector<std::byte> landed = content(device);
+  for (uint32_t i = 0; i < kCount; ++i) {
+    for (uint32_t k = 0; k < kChunks; ++k) {
+      ASSERT_EQ(std::memcmp(landed.data() + (uint64_t{k} * kCount + i) * kRun,
+                            host.data() + i * kBlock + k * kRun, kRun),
+                0)
+          << "chunk " << k << " of block " << i;
+    }
+  }
+}
+
+TEST_F(CudaRingTest, ManyStreamsAndThreadsShareItBothWaysAtATime) {
+  constexpr uint32_t kCount = 300;
+  constexpr size_t kThreads = 4;
+  constexpr int kRounds = 40;
+  open(256 * kKiB);
+  const uint64_t part = kCount * kBlock;
+  const PinnedMemory host = pinned(kThreads * part);
+  const PinnedMemory back = pinned(kThreads * part);
+  fill(host, 2);
+  const DeviceMemory device = memory(kThreads * part);
+  std::atomic<int> good{0};
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      const StreamRef down = device_->create_stream("down").value();
+      const StreamRef up = device_->create_stream("up").value();
+      std::byte* const here = back.data() + t * part;
+      for (int round = 0; round < kRounds; ++round) {
+        std::memset(here, 0, part);
+        bool right = copy(down, ring_copy(host.data() + t * part, device.data() + t * part, kCount,
+                                          false)) &&
+                     device_->wait(up, device_->record(down)) &&
+                     copy(up, ring_copy(here, device.data() + t * part, kCount, true));
+        right = device_->synchronize(up, soon()) && right;
+        good += right && std::memcmp(here, host.data() + t * part, part) == 0 ? 1 : 0;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(good, kThreads * kRounds);
+}
+
+/// Holds a stream of the GPU, until it is let go, by a function of the host.
+class Plug {
+ public:
+  explicit Plug(cudaStream_t stream) {
+    EXPECT_EQ(::cudaLaunchHostFunc(
+                  stream,
+                  [](void* open) {
+                    while (!static_cast<std::atomic<bool>*>(open)->load()) {
+                      std::this_thread::sleep_for(std::chrono::microseconds(100));
+                    }
+                  },
+                  &open_),
+              cudaSuccess);
+  }
+  ~Plug() { pull(); }
+  Plug(const Plug&) = delete;
+  Plug& operator=(const Plug&) = delete;
+  void pull() { open_ = true; }
+
+ private:
+  std::atomic<bool> open_{false};
+};
+
+TEST_F(CudaRingTest, ACopyBehindALateEventHoldsUpNoOther) {
+  constexpr uint32_t kCount = 300;
+  const PinnedMemory host = pinned(kCount * kBlock);
+  const PinnedMemory back = pinned(kCount * kBlock);
+  fill(host, 3);
+  const DeviceMemory late_device = memory(kCount * kBlock);
+  const DeviceMemory device = memory(kCount * kBlock);
+  const EngineStream& engine = engines_.emplace_back();
+  const StreamRef adopted = device_->adopt_stream(engine.handle(), "engine").value();
+  const StreamRef behind_gpu = device_->create_stream("behind the GPU").value();
+  const StreamRef behind_host = device_->create_stream("behind the host").value();
+  const StreamRef stream = device_->create_stream("s").value();
+  EventSource gate = device_->create_event();
+  Plug plug(engine.native());
+  ASSERT_TRUE(copy(adopted, plain_copy(late_device.data(), late_device.data() + 64, 64)));
+  ASSERT_TRUE(device_->wait(behind_gpu, device_->record(adopted)));
+  ASSERT_TRUE(device_->wait(behind_host, gate.event()));
+  StridedCopyBatch first = ring_copy(host.data(), late_device.data(), kCount, false);
+  StridedCopyBatch second = ring_copy(back.data(), device.data(), kCount, true);
+  const auto moved = first.bytes_moved;
+  ASSERT_TRUE(copy(behind_gpu, std::move(first)));
+  ASSERT_TRUE(copy(behind_host, std::move(second)));
+  const Event late = device_->record(behind_gpu);
+  const Event later = device_->record(behind_host);
+  for (int round = 0; round < 20; ++round) {
+    ASSERT_TRUE(copy(stream, ring_copy(host.data(), device.data(), kCount, false)));
+    ASSERT_TRUE(copy(stream, ring_copy(back.data(), device.data(), kCount, true)));
+    ASSERT_TRUE(device_->synchronize(stream, executor_.clock().now() + seconds(10))) << round;
+  }
+  EXPECT_EQ(std::memcmp(back.data(), host.data(), kCount * kBlock), 0);
+  EXPECT_FALSE(late.done());
+  EXPECT_EQ(*moved, 0u);
+  std::memset(back.data(), 0, kCount * kBlock);
+  plug.pull();
+  gate.signal();
+  EXPECT_TRUE(late.wait(soon()));
+  EXPECT_TRUE(later.wait(soon()));
+  EXPECT_EQ(*moved, kCount * kBlock);
+  EXPECT_EQ(std::memcmp(back.data(), host.data(), kCount * kBlock), 0);
+}
+
+TEST_F(CudaRingTest, BlocksOfASlotAndMoreIdsThanThereIsRoomForGoThrough) {
+  constexpr uint64_t kSlot = 8 * kKiB;
+  open(2 * kSlot);
+  const PinnedMemory host = pinned(4 * kMiB);
+  const PinnedMemory back = pinned(4 * kMiB);
+  fill(host, 4);
+  const DeviceMemory device = memory(4 * kMiB);
+  const StreamRef stream = device_->create_stream("s").value();
+  const auto there_and_back = [&](uint64_t block_bytes, uint32_t count) {
+    std::vector<BlockId> ids;
+    for (uint32_t i = 0; i < count; ++i) ids.emplace_back(count - 1 - i);
+    StridedCopyBatch batch{.from = make_block_list(ids),
+                           .to = make_block_list(ids),
+                           .pieces = {{.src = host.data(),
+                                       .dst = device.data(),
+                                       .src_block_stride = block_bytes,
+                                       .dst_block_stride = block_bytes,
+                                       .bytes = block_bytes}},
+                           .method = CopyMethod::kRing};
+    Status copied = copy(stream, batch);
+    if (!copied) return copied;
+    batch.pieces = {{.src = device.data(),
+                     .dst = back.data(),
+                     .src_block_stride = block_bytes,
+                     .dst_block_stride = block_bytes,
+                     .bytes = block_bytes}};
+    copied = copy(stream, std::move(batch));
+    if (!copied) return copied;
+    return device_->synchronize(stream, soon());
+  };
+  ASSERT_TRUE(there_and_back(kSlot, 500));
+  EXPECT_EQ(std::memcmp(back.data(), host.data(), 500 * kSlot), 0);
+  std::memset(back.data(), 0, back.size_bytes());
+  ASSERT_TRUE(there_and_back(16, 200'000));
+  EXPECT_EQ(std::memcmp(back.data(), host.data(), 200'000 * 16), 0);
+  EXPECT_EQ(code_of(there_and_back(kSlot + 1, 1)), ErrorCode::kInvalidArgument);
+}
+
+TEST_F(CudaRingTest, WhatIsNoImageBetweenHostAndGpuIsRefused) {
+  const PinnedMemory host = pinned(kMiB);
+  const DeviceMemory device = memory(kMiB);
+  const StreamRef stream = device_->create_stream("s").value();
+  const auto refused = [&](StreamRef on, StridedCopyBatch batch) {
+    batch.method = CopyMethod::kRing;
+    return code_of(copy(on, std::move(batch)));
+  };
+  StridedPiece apart = {.src = device.data(), .dst = host.data(), .bytes = 64, .axes = {}};
+  apart.axes[0] = {.count = 2, .src_stride = 64, .dst_stride = 128};
+  StridedCopyBatch gaps = plain_copy(device.data(), host.data(), 64);
+  gaps.pieces = {apart};
+  EXPECT_EQ(refused(stream, gaps), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(refused(stream, plain_copy(device.data(), device.data() + 64, 64)),
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(refused(stream, plain_copy(host.data(), host.data() + 64, 64)),
+            ErrorCode::kInvalidArgument);
+  std::vector<std::byte> pageable(64);
+  EXPECT_EQ(refused(stream, plain_copy(device.data(), pageable.data(), 64)),
+            ErrorCode::kInvalidArgument);
+  const EngineStream& engine = engines_.emplace_back();
+  const StreamRef adopted = device_->adopt_stream(engine.handle(), "engine").value();
+  EXPECT_EQ(refused(adopted, plain_copy(device.data(), host.data(), 64)),
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(::cudaGetLastError(), cudaSuccess) << "the engine would find our error";
+  EXPECT_TRUE(copy(stream, ring_copy(host.data(), device.data(), 10, true)));
+  EXPECT_TRUE(device_->synchronize(stream, soon()));
+}
+
+TEST_F(CudaRingTest, ADriverThatRefusesInTheMiddleFailsTheCopyAndNotTheRing) {
+  constexpr uint32_t kCount = 2000;
+  open(kMiB);
+  const DeviceMemory device = memory(kCount * kBlock);
+  const PinnedMemory host = pinned(kCount * kBlock);
+  const PinnedMemory back = pinned(kCount * kBlock);
+  fill(host, 5);
+  const StreamRef stream = device_->create_stream("s").value();
+  // Pinned at both ends, and not in between.
+  const HostPages holed = HostPages::map({.size_bytes = 16 * kMiB}).value();
+  std::byte* const behind = holed.data() + 12 * kMiB;
+  ASSERT_EQ(::cudaHostRegister(holed.data(), 4 * kMiB, cudaHostRegisterDefault), cudaSuccess);
+  ASSERT_EQ(::cudaHostRegister(behind, 4 * kMiB, cudaHostRegisterDefault), cudaSuccess);
+  StridedCopyBatch bad = ring_copy(holed.data(), device.data(), kCount, false);
+  std::vector<BlockId> ids;  // one after another: a group begins in there and ends outside
+  for (uint32_t i = 0; i < kCount; ++i) ids.emplace_back(i);
+  bad.from = bad.to = make_block_list(ids);
+  const auto moved = bad.bytes_moved;
+  Status outcome = copy(stream, std::move(bad));
+  if (outcome) outcome = device_->synchronize(stream, soon());
+  EXPECT_FALSE(outcome);
+  EXPECT_EQ(*moved, 0u);
+  EXPECT_EQ(::cudaGetLastError(), cudaSuccess) << "the engine would find our error";
+  ASSERT_TRUE(copy(stream, ring_copy(host.data(), device.data(), kCount, false)));
+  ASSERT_TRUE(copy(stream, ring_copy(back.data(), device.data(), kCount, true)));
+  EXPECT_TRUE(device_->synchronize(stream, soon()));
+  EXPECT_EQ(std::memcmp(back.data(), host.data(), kCount * kBlock), 0);
+  EXPECT_EQ(::cudaHostUnregister(behind), cudaSuccess);
+  EXPECT_EQ(::cudaHostUnregister(holed.data()), cudaSuccess);
+}
+
+TEST_F(CudaRingTest, ADeviceThatIsDestroyedDropsCopiesThatWaitForTheirTurn) {
+  constexpr uint32_t kCount = 300;
+  open(256 * kKiB);
+  const PinnedMemory host = pinned(kCount * kBlock);
+  const DeviceMemory device = memory(kCount * kBlock);
+  std::vector<std::weak_ptr<std::atomic<uint64_t>>> moved;
+  std::vector<Event> events;
+  for (int i = 0; i < 4; ++i) {
+    const StreamRef stream = device_->create_stream("s").value();
+    for (int round = 0; round < 20; ++round) {
+      StridedCopyBatch batch = ring_copy(host.data(), device.data(), kCount, i % 2 == 0);
+      moved.push_back(batch.bytes_moved);
+      ASSERT_TRUE(copy(stream, std::move(batch)));
+    }
+    events.push_back(device_->record(stream));
+  }
+  device_.reset();
+  for (const Event& event : events) EXPECT_TRUE(event.done());
+  for (const auto& counter : moved) EXPECT_TRUE(counter.expired());
+}
+
+TEST_F(CudaRingTest, WithoutMemoryForItThereIsNone) {
+  const PinnedMemory host = pinned(kMiB);
+  for (const uint64_t bytes : {uint64_t{0}, uint64_t{1} << 50}) {
+    open(bytes);
+    const DeviceCapabilities capabilities = device_->info().capabilities;
+    EXPECT_FALSE(capabilities.ring_copies);
+    EXPECT_EQ(capabilities.ring_is_missing, bytes > 0);
+    EXPECT_EQ(::cudaGetLastError(), cudaSuccess);
+    const DeviceMemory device = memory(kMiB);
+    const StreamRef stream = device_->create_stream("s").value();
+    EXPECT_EQ(code_of(copy(stream, ring_copy(host.data(), device.data(), 10, true))),
+              ErrorCode::kUnsupported);
+    EXPECT_TRUE(copy(stream, plain_copy(host.data(), device.data(), kMiB)));
+    EXPECT_TRUE(device_->synchronize(stream, soon()));
+  }
+  EXPECT_EQ(code_of(CudaDevice::create(
+                {.executor = executor_, .ordinal = testing::test_gpu(), .ring_bytes = 4096})),
+            ErrorCode::kInvalidArgument);
 }
 
 // --- adopted streams

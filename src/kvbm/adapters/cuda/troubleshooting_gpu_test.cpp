@@ -64,6 +64,8 @@ TEST(Troubleshooting, OnAGpu) {
   if (refused) refused = device.record(own).wait();
   guide.said(message_of(refused));
 
+  guide.said(message_of(device.copy(own, copy(CopyMethod::kRing))));
+
   cudaStream_t native = nullptr;
   ASSERT_EQ(::cudaSetDevice(testing::test_gpu()), cudaSuccess);
   ASSERT_EQ(::cudaStreamCreateWithFlags(&native, cudaStreamNonBlocking), cudaSuccess);

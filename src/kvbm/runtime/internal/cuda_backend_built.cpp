@@ -57,6 +57,7 @@ Result<OpenedDevice> open_cuda_device(int32_t ordinal, const OpenDeviceOptions& 
   if (options.cuda_pool_release_threshold) {
     cuda.pool_release_threshold = *options.cuda_pool_release_threshold;
   }
+  if (options.cuda_ring_size) cuda.ring_bytes = *options.cuda_ring_size;
   KVBM_ASSIGN_OR_RETURN(auto device, CudaDevice::create(cuda));
   std::shared_ptr<HostPinner> pinner = device->pinner();
   KVBM_ASSIGN_OR_RETURN(DeviceIdentity identity, identity_of(ordinal));

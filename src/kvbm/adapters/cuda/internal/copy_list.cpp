@@ -168,11 +168,10 @@ void CopyList::clear() noexcept {
   run_bytes.clear();
 }
 
-void expand(const StridedCopyBatch& batch, std::span<const uintptr_t> cuts, CopyList& out) {
-  const std::vector<BlockId>& from = *batch.from;
-  const std::vector<BlockId>& to = *batch.to;
+void expand(std::span<const StridedPiece> pieces, std::span<const BlockId> from,
+            std::span<const BlockId> to, std::span<const uintptr_t> cuts, CopyList& out) {
   Expansion expansion(cuts, out);
-  for (const StridedPiece& each : batch.pieces) {
+  for (const StridedPiece& each : pieces) {
     const bool empty =
         each.bytes == 0 ||
         std::ranges::any_of(each.axes, [](const StridedAxis& axis) { return axis.count == 0; });

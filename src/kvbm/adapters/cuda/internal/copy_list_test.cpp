@@ -32,7 +32,7 @@ StridedCopyBatch batch_of(const StridedPiece& piece, std::vector<BlockId> from,
 
 CopyList expanded(const StridedCopyBatch& batch, std::vector<uintptr_t> cuts = {}) {
   CopyList list;
-  expand(batch, cuts, list);
+  expand(batch.pieces, *batch.from, *batch.to, cuts, list);
   return list;
 }
 
@@ -232,7 +232,7 @@ TEST_F(CopyListTest, MovesTheBytesOfTheBatchWhateverItsShape) {
       }
     }
     list.clear();
-    expand(batch_of(piece, from, to), cuts, list);
+    expand(std::span(&piece, 1), from, to, cuts, list);
     execute(list, cuts);
     ASSERT_EQ(dst, expected);
     if (!list.rects.empty()) ++with_rects;

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <numeric>
 #include <span>
 #include <utility>
 
@@ -13,6 +14,8 @@
 namespace kvbm::internal {
 
 namespace {
+
+size_t index_of(CopySide host) { return static_cast<size_t>(host); }
 
 /// Room of a stream for pairs of ids that kernels have not read yet, and how many of them one
 /// launch takes at most, so that there is a next one when the first has ended.
@@ -28,6 +31,11 @@ Status too_many_ids(const CudaStream& stream) {
                   stream.name, kIdPairs));
 }
 
+KernelIds ids_in(std::span<std::byte> memory, size_t count) {
+  const auto* const from = reinterpret_cast<const uint32_t*>(memory.data());
+  return {.from = from, .to = from + count, .count = count};
+}
+
 KernelIds write_ids(const StridedCopyBatch& batch, size_t first, size_t count,
                     std::span<std::byte> memory) {
   auto* const from = reinterpret_cast<uint32_t*>(memory.data());
@@ -36,7 +44,20 @@ KernelIds write_ids(const StridedCopyBatch& batch, size_t first, size_t count,
     from[i] = (*batch.from)[first + i].value();
     to[i] = (*batch.to)[first + i].value();
   }
-  return {.from = from, .to = to, .count = count};
+  return ids_in(memory, count);
+}
+
+/// On the side of the slot each group counts anew.
+void write_ring_ids(const QueuedCopy& copy, size_t count, uint64_t slot_bytes,
+                    std::span<std::byte> memory) {
+  write_ids(copy.batch, copy.done_pairs, count, memory);
+  auto* const words = reinterpret_cast<uint32_t*>(memory.data());
+  uint32_t* const inside = copy.ring->host == CopySide::kSource ? words : words + count;
+  for (size_t done = 0; done < count;) {
+    const size_t group = blocks_of_next_group(*copy.ring, slot_bytes, count, done);
+    std::iota(inside + done, inside + done + group, 0U);
+    done += group;
+  }
 }
 
 void note_copy(CudaStream& stream, const Status& copied, bool queued, Arrival arrival) {
@@ -81,22 +102,39 @@ Status CudaCopier::make_zero_id(CUstream_st* stream) {
   return {};
 }
 
+Status CudaCopier::make_rings(uint64_t size_bytes) {
+  const auto make = [&]() -> Status {
+    for (auto& ring : rings_) {
+      KVBM_ASSIGN_OR_RETURN(ring, CudaRing::create(context_, size_bytes));
+    }
+    return {};
+  };
+  Status made = make();
+  if (!made) rings_ = {};
+  return made;
+}
+
+Result<RingPath> CudaCopier::find_path(const StridedCopyBatch& batch) const {
+  return find_ring_path(*context_, batch, ring_block_bytes());
+}
+
 Status CudaCopier::copy(CudaStream& stream, QueuedCopy& copy) {
   {
     const MutexLock lock(stream.mutex);
-    if (stream.failure.has_value()) {
+    if (stream.failure.has_value() && !copy.is_under_way()) {
       stream.anything_since_record = true;
       copy.done_pairs = copy.batch.from->size();
       return {};  // the next event fails all the same
     }
   }
+  if (copy.ring.has_value()) return copy_by_ring(stream, copy);
   return copy.batch.method == CopyMethod::kKernel ? copy_by_kernel(stream, copy)
                                                   : copy_by_engine(stream, copy);
 }
 
 Status CudaCopier::copy_by_engine(CudaStream& stream, QueuedCopy& copy) {
   std::unique_ptr<CopyList> list = take_list();
-  expand(copy.batch, *pinner_->cuts(), *list);
+  expand(copy.batch.pieces, *copy.batch.from, *copy.batch.to, *pinner_->cuts(), *list);
   bool queued = false;
   Status copied = submit(*list, stream.native, context_->gpu().has_memcpy_batch, queued);
   give_back(std::move(list));
@@ -111,10 +149,7 @@ Status CudaCopier::copy_by_kernel(CudaStream& stream, QueuedCopy& copy) {
   const StridedCopyBatch& batch = copy.batch;
   const size_t num_pairs = batch.from->size();
   if (copy.done_pairs == 0) KVBM_TRY(check_reach(*context_, batch));
-  if (copy.bytes > 0 && num_pairs > 1 && stream.ids == nullptr) {
-    KVBM_ASSIGN_OR_RETURN(std::byte* const memory, take_id_memory());
-    stream.ids = std::make_unique<PinnedRing>(std::span(memory, kIdBytes));
-  }
+  if (copy.bytes > 0 && num_pairs > 1) KVBM_TRY(need_ids(stream));
   do {
     const size_t left = num_pairs - copy.done_pairs;
     const size_t count = stream.adopted ? left : std::min(left, kIdPairsOfALaunch);
@@ -132,7 +167,8 @@ Status CudaCopier::copy_by_kernel(CudaStream& stream, QueuedCopy& copy) {
                .first_to = batch.to->front().value()};
       } else {
         auto slice = stream.ids->take(count * 2 * sizeof(uint32_t));
-        if (!slice.has_value()) return stream.adopted ? too_many_ids(stream) : Status();
+        copy.needs_room = !slice.has_value();
+        if (copy.needs_room) return stream.adopted ? too_many_ids(stream) : Status();
         ids = write_ids(batch, copy.done_pairs, count, slice->bytes());
         arrival.ids = *std::move(slice);
       }
@@ -146,11 +182,53 @@ Status CudaCopier::copy_by_kernel(CudaStream& stream, QueuedCopy& copy) {
   return {};
 }
 
+Status CudaCopier::copy_by_ring(CudaStream& stream, QueuedCopy& copy) {
+  const StridedCopyBatch& batch = copy.batch;
+  const size_t num_pairs = batch.from->size();
+  const size_t left = num_pairs - copy.done_pairs;
+  const size_t count = std::min(left, kIdPairsOfALaunch);
+  CudaRing& ring = *rings_[index_of(copy.ring->host)];
+  if (!copy.is_under_way()) {
+    KVBM_TRY(need_ids(stream));
+    auto slice = stream.ids->take(count * 2 * sizeof(uint32_t));
+    copy.needs_room = !slice.has_value();
+    if (copy.needs_room) return {};
+    write_ring_ids(copy, count, ring.slot_bytes(), slice->bytes());
+    copy.ring_ids = *std::move(slice);
+    copy.ring_done = 0;
+  }
+  const auto cuts = pinner_->cuts();
+  RingCopy part{.batch = batch,
+                .path = *copy.ring,
+                .first = copy.done_pairs,
+                .done = copy.ring_done,
+                .ids = ids_in(copy.ring_ids.bytes(), count),
+                .cuts = *cuts};
+  bool queued = false;
+  const Status copied = ring.copy(part, stream.native, queued);
+  copy.ring_done = part.done;
+  if (copied && part.done < count) return {};
+  Arrival arrival{.counter = batch.bytes_moved, .ids = std::move(copy.ring_ids)};
+  if (!copied && !queued && copy.done_pairs == 0) return copied;
+  if (copied) arrival.bytes = copy.bytes / num_pairs * count;
+  copy.done_pairs += copied ? count : left;
+  note_copy(stream, copied, queued, std::move(arrival));
+  return {};
+}
+
+Status CudaCopier::need_ids(CudaStream& stream) {
+  if (stream.ids != nullptr) return {};
+  KVBM_ASSIGN_OR_RETURN(std::byte* const memory, take_id_memory());
+  stream.ids = std::make_unique<PinnedRing>(std::span(memory, kIdBytes));
+  return {};
+}
+
 void CudaCopier::forget(CudaStream& stream) {
   if (stream.ids != nullptr) give_back_id_memory(stream.ids->memory().data());
 }
 
 void CudaCopier::close() noexcept {
+  rings_ = {};
   const MutexLock lock(ids_mutex_);
   static_cast<void>(::cudaFree(std::exchange(zero_id_, nullptr)));
   for (void* const memory : id_memory_) static_cast<void>(::cudaFreeHost(memory));

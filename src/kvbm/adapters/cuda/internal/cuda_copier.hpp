@@ -2,13 +2,16 @@
 // CudaCopier: puts the copies of a batch on a native stream, by the copy engine or by kernels.
 #pragma once
 
+#include <array>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "kvbm/adapters/cuda/internal/copy_list.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_context.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_pinner.hpp"
+#include "kvbm/adapters/cuda/internal/cuda_ring.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_stream.hpp"
 #include "kvbm/adapters/cuda/internal/kernel_copy.hpp"
 #include "kvbm/base/mutex.hpp"
@@ -27,11 +30,22 @@ class CudaCopier {
   /// Requires: find_kernels() has ended.
   [[nodiscard]] KernelSupport kernels() const noexcept { return kernels_; }
 
-  /// A copy with ids left is to be called with again once there is room for them; one on an adopted
-  /// stream has none left. Left out, without an error, where the stream has failed before.
-  /// Requires: a Scope of the context; the caller calls the driver for this stream. Errors: only if
-  /// nothing was put on the stream (kInvalidArgument, kExhausted, kDevice); what fails later is
-  /// noted in the stream.
+  /// A ring of so many bytes each way. Requires: find_kernels() has found some; before anything
+  /// waits in the GPU. Errors: those of CudaRing; there is none then.
+  [[nodiscard]] Status make_rings(uint64_t size_bytes);
+  /// Of a slot; 0: there is no ring.
+  [[nodiscard]] uint64_t ring_block_bytes() const noexcept {
+    return rings_[0] ? rings_[0]->slot_bytes() : 0;
+  }
+  /// How the batch goes through its ring. Requires: there is one; see find_ring_path().
+  [[nodiscard]] Result<RingPath> find_path(const StridedCopyBatch& batch) const;
+
+  /// A copy with ids left is to be called with again, if it says so once there is room for them;
+  /// one on an adopted stream has none left. Left out, without an error, where the stream has
+  /// failed before. Requires: a Scope of the context; the caller calls the driver for this stream,
+  /// which has nothing before a copy through the ring begins that the GPU has not ended. Errors:
+  /// only if nothing was put on the stream (kInvalidArgument, kExhausted, kDevice); what fails
+  /// later is noted in the stream.
   [[nodiscard]] Status copy(CudaStream& stream, QueuedCopy& copy);
 
   /// Requires: the stream is drained, and will not be used again.
@@ -42,6 +56,10 @@ class CudaCopier {
  private:
   Status copy_by_engine(CudaStream& stream, QueuedCopy& copy);
   Status copy_by_kernel(CudaStream& stream, QueuedCopy& copy);
+  Status copy_by_ring(CudaStream& stream, QueuedCopy& copy);
+
+  /// Gives the stream room for ids, if it has none yet.
+  Status need_ids(CudaStream& stream);
 
   Status make_zero_id(CUstream_st* stream);
 
@@ -57,6 +75,8 @@ class CudaCopier {
   const std::shared_ptr<CudaPinner> pinner_;
   KernelSupport kernels_ = KernelSupport::kNone;
   uint32_t* zero_id_ = nullptr;  // in memory of the GPU; made by find_kernels()
+  /// By the side of the host: to the device, to the host. Both, or none.
+  std::array<std::unique_ptr<CudaRing>, 2> rings_;
 
   Mutex lists_mutex_{LockRank::kDevice, "device.cuda_lists", 0};
   std::vector<std::unique_ptr<CopyList>> lists_ KVBM_GUARDED_BY(lists_mutex_);

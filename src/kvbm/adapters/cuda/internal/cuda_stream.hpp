@@ -15,6 +15,7 @@
 
 #include "kvbm/adapters/cuda/internal/copy_pace.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_events.hpp"
+#include "kvbm/adapters/cuda/internal/cuda_ring.hpp"
 #include "kvbm/adapters/cuda/internal/pinned_ring.hpp"
 #include "kvbm/adapters/cuda/internal/ring.hpp"
 #include "kvbm/base/clock.hpp"
@@ -27,10 +28,17 @@ namespace kvbm::internal {
 
 struct QueuedCopy {
   StridedCopyBatch batch;
-  uint64_t bytes = 0;     ///< planned
-  size_t done_pairs = 0;  ///< of ids: on the native stream already, or left out
+  uint64_t bytes = 0;       ///< planned
+  size_t done_pairs = 0;    ///< of ids: on the native stream already, or left out
+  bool needs_room = false;  ///< for ids, before more of them can be put on
+  std::optional<RingPath> ring = std::nullopt;  ///< of a copy through the ring
+  /// Of such a copy that has begun: the ids of what is being put on, and how many of them are.
+  PinnedRing::Slice ring_ids = {};
+  size_t ring_done = 0;
 
   [[nodiscard]] bool is_done() const noexcept { return done_pairs == batch.from->size(); }
+  /// Whether it goes on behind what it has put on itself.
+  [[nodiscard]] bool is_under_way() const noexcept { return !ring_ids.bytes().empty(); }
 };
 struct QueuedPattern {
   PatternBatch batch;

@@ -24,6 +24,14 @@ void note(CudaStream& stream, const Status& outcome) {
   stream.note(outcome);
 }
 
+/// What a copy through the ring waits for must be copies and kernels: others wait for it. Of what
+/// came before it on its stream nobody knows, so that has to have ended.
+bool needs_idle_gpu(const CudaOperation& operation) {
+  const auto* const copy = std::get_if<QueuedCopy>(&operation);
+  return std::holds_alternative<QueuedLaunch>(operation) ||
+         (copy != nullptr && copy->ring.has_value() && !copy->is_under_way());
+}
+
 bool needs_gate(const Event& event) {
   return !event.done() && dynamic_cast<const NativeCudaEvent*>(event.native()) == nullptr;
 }
@@ -49,6 +57,9 @@ Result<std::shared_ptr<CudaStreams>> CudaStreams::create(const CudaStreamsOption
   {
     const CudaContext::Scope scope(*streams->context_);
     streams->patterns_loaded_ = streams->patterns_.load();
+    if (options.ring_bytes > 0 && streams->kernels() != KernelSupport::kNone) {
+      streams->ring_made_ = streams->copier_.make_rings(options.ring_bytes);
+    }
   }
   KVBM_TRY(streams->watcher_.start());
   return streams;
@@ -209,9 +220,21 @@ void CudaStreams::forget(const StreamPointer& stream) {
 Status CudaStreams::copy(StreamRef ref, StridedCopyBatch batch, uint64_t bytes) {
   KVBM_ASSIGN_OR_RETURN(const StreamPointer stream, find(ref));
   QueuedCopy copy{.batch = std::move(batch), .bytes = bytes};
+  const CudaContext::Scope scope(*context_);
+  if (copy.batch.method == CopyMethod::kRing && bytes > 0) {
+    if (stream->adopted) {
+      return make_error(ErrorCode::kInvalidArgument,
+                        format_text("stream {} was adopted, and takes no copies through the ring: "
+                                    "copy by the engine",
+                                    stream->name));
+    }
+    KVBM_TRY(health_.alive());
+    KVBM_ASSIGN_OR_RETURN(copy.ring, copier_.find_path(copy.batch));
+  }
   bool wake = false;
   {
     const MutexLock submit(stream->submit);
+    bool goes_on = true;
     {
       const MutexLock lock(stream->mutex);
       KVBM_TRY(accepts_locked(*stream));
@@ -219,10 +242,12 @@ Status CudaStreams::copy(StreamRef ref, StridedCopyBatch batch, uint64_t bytes) 
         stream->operations.emplace_back(std::move(copy));
         return {};
       }
+      goes_on = !copy.ring.has_value() || !stream->native_is_open();
     }
-    const CudaContext::Scope scope(*context_);
-    KVBM_TRY(stream->check_not_capturing());
-    KVBM_TRY(copier_.copy(*stream, copy));
+    if (goes_on) {
+      KVBM_TRY(stream->check_not_capturing());
+      KVBM_TRY(copier_.copy(*stream, copy));
+    }
     if (!copy.is_done()) {
       const MutexLock lock(stream->mutex);
       stream->operations.emplace_back(std::move(copy));
@@ -412,8 +437,7 @@ void CudaStreams::run_turn(const StreamPointer& stream) {
           parked_on = wait->event;
           stream->operations.pop_front();
           stream->state = CudaStream::State::kParked;
-        } else if (std::holds_alternative<QueuedLaunch>(next) && stream->native_is_open() &&
-                   health_.alive()) {
+        } else if (needs_idle_gpu(next) && stream->native_is_open() && health_.alive()) {
           needs_mark = true;
         } else {
           operation.emplace(std::move(next));
@@ -432,8 +456,12 @@ void CudaStreams::run_turn(const StreamPointer& stream) {
     }
     run(stream, *operation);
     // run() leaves a copy only where ids are left.
-    if (std::holds_alternative<QueuedCopy>(*operation) &&
-        wait_for_ids(stream, *std::move(operation))) {
+    const auto* const copy = std::get_if<QueuedCopy>(&*operation);
+    if (copy == nullptr) continue;
+    if (!copy->needs_room) {
+      const MutexLock lock(stream->mutex);
+      stream->operations.push_front(*std::move(operation));
+    } else if (wait_for_ids(stream, *std::move(operation))) {
       return;
     }
   }

@@ -30,6 +30,7 @@ struct CudaStreamsOptions {
   size_t num_threads = 2;
   size_t max_streams = 256;
   size_t max_queued = 65536;
+  uint64_t ring_bytes = 0;  ///< each way
 };
 
 /// What is asked of a stream goes to its native stream within the call, or, behind something that
@@ -57,6 +58,10 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   Status wait(StreamRef ref, const Event& event);
 
   [[nodiscard]] KernelSupport kernels() const noexcept { return copier_.kernels(); }
+  /// Of a block that a ring takes; 0: there is no ring.
+  [[nodiscard]] uint64_t ring_block_bytes() const noexcept { return copier_.ring_block_bytes(); }
+  /// Why there is no ring, if one was asked for.
+  [[nodiscard]] const Status& ring() const noexcept { return ring_made_; }
   /// Why there is no pattern(), if there is none.
   [[nodiscard]] const Status& patterns() const noexcept { return patterns_loaded_; }
   [[nodiscard]] Executor& executor() const noexcept { return options_.executor; }
@@ -122,6 +127,7 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   CudaCopier copier_;
   CudaPatterns patterns_;
   Status patterns_loaded_;  // of create(), never changed afterwards
+  Status ring_made_;        // of create() too
 
   Mutex mutex_{LockRank::kDevice, "device.cuda", 4};
   std::map<uint64_t, StreamPointer> streams_ KVBM_GUARDED_BY(mutex_);

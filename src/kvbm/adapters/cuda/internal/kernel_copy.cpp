@@ -162,17 +162,17 @@ Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
   return {};
 }
 
-Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids, CUstream_st* stream,
-                   bool& queued) {
-  thread_local std::vector<kvbm_strided_piece> pieces;  // keeps its memory
-  pieces.clear();
-  for (const StridedPiece& piece : batch.pieces) {
-    if (!is_empty(piece)) pieces.push_back(native_piece(piece, ids));
+Status launch_pieces(std::span<const StridedPiece> pieces, const KernelLimits& limits,
+                     const KernelIds& ids, CUstream_st* stream, bool& queued) {
+  thread_local std::vector<kvbm_strided_piece> natives;  // keeps its memory
+  natives.clear();
+  for (const StridedPiece& piece : pieces) {
+    if (!is_empty(piece)) natives.push_back(native_piece(piece, ids));
   }
-  const kvbm_strided_copy_options options{.max_ctas = batch.max_ctas,
-                                          .max_bytes_per_second = batch.max_bytes_per_second,
+  const kvbm_strided_copy_options options{.max_ctas = limits.max_ctas,
+                                          .max_bytes_per_second = limits.max_bytes_per_second,
                                           .digests = nullptr};
-  const int code = ::kvbm_kernels_launch_strided_copy(pieces.data(), pieces.size(), ids.from,
+  const int code = ::kvbm_kernels_launch_strided_copy(natives.data(), natives.size(), ids.from,
                                                       ids.to, ids.count, &options, stream);
   if (code == KVBM_KERNELS_INVALID_VALUE) {
     return make_error(Error(ErrorCode::kInvalidArgument,
@@ -180,9 +180,17 @@ Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids, CUstream
                             "by the engine",
                             NativeDomain::kCuda, code));
   }
-  queued = queued || !pieces.empty();
+  queued = queued || !natives.empty();
   if (code != 0) return make_error(cuda_error("a kernel was not launched", code));
   return {};
+}
+
+Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids, CUstream_st* stream,
+                   bool& queued) {
+  return launch_pieces(
+      batch.pieces,
+      {.max_ctas = batch.max_ctas, .max_bytes_per_second = batch.max_bytes_per_second}, ids, stream,
+      queued);
 }
 
 }  // namespace kvbm::internal

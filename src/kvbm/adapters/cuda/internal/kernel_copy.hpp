@@ -43,10 +43,18 @@ struct KernelIds {
   uint64_t first_to = 0;
 };
 
-/// Puts the pieces for these ids on the stream, which keeps nothing of the batch. `queued`: whether
-/// anything was or may have been put there, also where the call fails.
-/// Requires: a Scope of the context. Errors: kInvalidArgument (2^31 accesses and more in a piece of
-/// one block), kDevice.
+/// What a kernel may take of the GPU and of the link; 0: as it likes.
+struct KernelLimits {
+  uint32_t max_ctas = 0;
+  uint64_t max_bytes_per_second = 0;
+};
+
+/// Puts the pieces for these ids on the stream, which keeps nothing of the pieces. `queued`:
+/// whether anything was or may have been put there, also where the call fails. Requires: a Scope of
+/// the context. Errors: kInvalidArgument (2^31 accesses and more in a piece of one block), kDevice.
+[[nodiscard]] Status launch_pieces(std::span<const StridedPiece> pieces, const KernelLimits& limits,
+                                   const KernelIds& ids, CUstream_st* stream, bool& queued);
+/// Those of a batch.
 [[nodiscard]] Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids,
                                  CUstream_st* stream, bool& queued);
 
