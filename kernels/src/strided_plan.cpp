@@ -47,9 +47,9 @@ struct Shape {
   kvbm_strided_axis axes[kMaxAxes] = {};  ///< innermost first
   uint64_t bits = 0;                      ///< all sizes and strides or-ed: what their alignment is
 
-  uint32_t width(const kvbm_strided_piece& piece) const {
+  uint32_t width(const void* src, const void* dst) const {
     const uint64_t all =
-        bits | 16 | reinterpret_cast<uintptr_t>(piece.src) | reinterpret_cast<uintptr_t>(piece.dst);
+        bits | 16 | reinterpret_cast<uintptr_t>(src) | reinterpret_cast<uintptr_t>(dst);
     return static_cast<uint32_t>(all & (~all + 1));
   }
 };
@@ -104,7 +104,7 @@ bool is_sound(const kvbm_strided_piece& piece, const Extent& extent, const Shape
          extent.src_end <= UINTPTR_MAX - reinterpret_cast<uintptr_t>(piece.src) &&
          extent.dst_end <= UINTPTR_MAX - reinterpret_cast<uintptr_t>(piece.dst) &&
          // Every count is at most the number of cells, so this holds for all of them.
-         extent.total / shape.width(piece) < kMaxCells;
+         extent.total / shape.width(piece.src, piece.dst) < kMaxCells;
 }
 
 /// What makes the cells of a thread in a chunk a constant stride apart: a chunk stays inside one
@@ -124,7 +124,7 @@ void find_step(StridedLaunch& launch) {
 
 }  // namespace
 
-int StridedPlan::check() const {
+int StridedPlan::check() {
   if (num_pieces_ == 0 || num_blocks_ == 0) return KVBM_KERNELS_SUCCESS;
   if (pieces_ == nullptr || num_pieces_ > UINT32_MAX) return KVBM_KERNELS_INVALID_VALUE;
   if (work_ != Work::kCopy &&
@@ -136,6 +136,7 @@ int StridedPlan::check() const {
   Shape shape;
   for (size_t i = 0; i < num_pieces_; ++i) {
     if (last == nullptr || !same_form(pieces_[i], *last)) {
+      if (last == pieces_ && num_alike_ == 0) num_alike_ = i;
       if (is_empty(pieces_[i])) continue;
       const kvbm_strided_piece piece = as_work(pieces_[i], work_);
       last = &pieces_[i];
@@ -147,6 +148,7 @@ int StridedPlan::check() const {
                                               : is_sound(piece, extent, shape);
     if (!sound || from_ids_ == nullptr || to_ids_ == nullptr) return KVBM_KERNELS_INVALID_VALUE;
   }
+  if (last == pieces_ && num_alike_ == 0) num_alike_ = num_pieces_;
   return KVBM_KERNELS_SUCCESS;
 }
 
@@ -156,6 +158,13 @@ bool StridedPlan::has_work() const {
                                               [](const auto& piece) { return is_empty(piece); });
 }
 
+const kvbm_strided_piece& StridedPlan::first_piece() const {
+  const kvbm_strided_piece* const end = pieces_ + num_pieces_;
+  const kvbm_strided_piece* const first =
+      std::find_if(pieces_, end, [](const auto& piece) { return !is_empty(piece); });
+  return first == end ? *pieces_ : *first;
+}
+
 bool StridedPlan::start_group() {
   while (next_piece_ < num_pieces_ && is_empty(pieces_[next_piece_])) ++next_piece_;
   if (next_piece_ == num_pieces_) return false;
@@ -163,7 +172,7 @@ bool StridedPlan::start_group() {
   const kvbm_strided_piece& raw = pieces_[next_piece_];
   const kvbm_strided_piece first = as_work(raw, work_);
   const Shape shape = shape_of(first);
-  const uint32_t width = shape.width(first);
+  const uint32_t width = shape.width(first.src, first.dst);
   group_ = StridedLaunch();
   group_.width = width;
   group_.num_axes = shape.num_axes;
@@ -185,14 +194,16 @@ bool StridedPlan::start_group() {
   group_.part_cells = fast_divisor(static_cast<uint32_t>(cells));
   if (width == 16) find_step(group_);
 
+  if (work_ != Work::kCopy) group_.digests = digests_ + next_piece_;
   const uint64_t most = std::min<uint64_t>(kMaxBases, (kMaxCells - 1) / cells);
   for (; next_piece_ < num_pieces_ && group_.num_bases < most; ++next_piece_) {
-    if (!same_form(pieces_[next_piece_], raw)) break;
-    const kvbm_strided_piece piece = as_work(pieces_[next_piece_], work_);
-    if (shape.width(piece) != width) break;
-    group_.bases[group_.num_bases] = {static_cast<const char*>(piece.src),
-                                      static_cast<char*>(piece.dst)};
-    group_.piece_of_base[group_.num_bases++] = static_cast<uint32_t>(next_piece_);
+    const kvbm_strided_piece& piece = pieces_[next_piece_];
+    const void* const dst = work_ == Work::kDigest ? piece.src : piece.dst;
+    if (next_piece_ >= num_alike_ && !same_form(piece, raw)) break;
+    if (shape.width(piece.src, dst) != width) break;
+    group_.table[2 * group_.num_bases] = reinterpret_cast<uintptr_t>(piece.src);
+    group_.table[2 * group_.num_bases + 1] = reinterpret_cast<uintptr_t>(dst);
+    ++group_.num_bases;
   }
   group_.bases_count = fast_divisor(group_.num_bases);
   next_block_ = 0;
@@ -206,12 +217,21 @@ bool StridedPlan::next(StridedLaunch& launch) {
   }
   launch = group_;
   const uint64_t cells_of_block = uint64_t{group_.part_cells.divisor} * group_.num_bases;
-  const uint64_t most = std::min<uint64_t>(kMaxBlocks, (kMaxCells - 1) / cells_of_block);
+  const uint64_t room =
+      ids_in_ == IdsIn::kLaunch ? kTableWords - 2 * uint64_t{group_.num_bases} : kMaxBlocks;
+  const uint64_t most = std::min<uint64_t>(room, (kMaxCells - 1) / cells_of_block);
   launch.num_blocks = static_cast<uint32_t>(std::min<uint64_t>(most, num_blocks_ - next_block_));
   launch.num_cells = static_cast<uint32_t>(cells_of_block * launch.num_blocks);
-  launch.from_ids = from_ids_ + next_block_;
-  launch.to_ids = to_ids_ + next_block_;
-  if (work_ != Work::kCopy) launch.digests = digests_ + next_block_ * num_pieces_;
+  if (ids_in_ == IdsIn::kLaunch) {
+    uint64_t* const words = launch.table + 2 * size_t{launch.num_bases};
+    for (uint32_t i = 0; i < launch.num_blocks; ++i) {
+      words[i] = uint64_t{to_ids_[next_block_ + i]} << 32 | from_ids_[next_block_ + i];
+    }
+  } else {
+    launch.from_ids = from_ids_ + next_block_;
+    launch.to_ids = to_ids_ + next_block_;
+  }
+  if (work_ != Work::kCopy) launch.digests += next_block_ * num_pieces_;
   next_block_ += launch.num_blocks;
   return true;
 }
@@ -254,7 +274,7 @@ uint64_t digest_on_host(const kvbm_strided_piece& piece, uint32_t block) {
 int kvbm_kernels_digest_on_host(const kvbm_strided_piece* piece, uint32_t block, uint64_t* digest) {
   using namespace kvbm::kernels;
   if (piece == nullptr || digest == nullptr) return KVBM_KERNELS_INVALID_VALUE;
-  const StridedPlan plan(piece, 1, &block, &block, 1, digest, Work::kDigest);
+  StridedPlan plan(piece, 1, &block, &block, 1, digest, Work::kDigest);
   if (const int error = plan.check(); error != KVBM_KERNELS_SUCCESS) return error;
   *digest = is_empty(*piece) ? 0 : digest_on_host(*piece, block);
   return KVBM_KERNELS_SUCCESS;

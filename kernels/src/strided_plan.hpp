@@ -22,8 +22,11 @@ inline constexpr uint32_t kChunkCells = kWarp * kCellsPerThread;
 inline constexpr uint32_t kMaxCells = uint32_t{1} << 31;
 /// Their ids lie in shared memory.
 inline constexpr uint32_t kMaxBlocks = 4096;
-/// What fits into the 4 KiB that every driver takes as parameters of a kernel.
-inline constexpr uint32_t kMaxBases = 180;
+/// Words of a launch for bases, two each, and for the ids that travel with it, one a block: what is
+/// left of the 4 KiB that every driver takes as parameters of a kernel.
+inline constexpr uint32_t kTableWords = 478;
+/// Keys and values of 80 layers, so that ids of as many blocks find room beside them.
+inline constexpr uint32_t kMaxBases = 160;
 inline constexpr uint32_t kMaxAxes = 4;
 
 /// What `bytes` take at a rate; at most 2^62, to which a clock can be added.
@@ -37,6 +40,12 @@ inline uint64_t paced_ns(uint64_t bytes, uint64_t bytes_per_second) {
 /// What a launch does with the bytes.
 enum class Work { kCopy, kCopyAndDigest, kDigest };
 
+/// Where the ids of blocks are.
+enum class IdsIn {
+  kMemory,  ///< that the device reads
+  kLaunch,  ///< host memory, read by the plan: they travel as parameters
+};
+
 struct Axis {
   FastDivisor count;
   uint64_t src_stride = 0;
@@ -44,8 +53,13 @@ struct Axis {
 };
 
 struct Base {
-  const char* src = nullptr;
-  char* dst = nullptr;
+  const char* src;
+  char* dst;
+};
+
+struct IdPair {
+  uint32_t from;
+  uint32_t to;
 };
 
 /// All pieces of one shape, for some blocks: the parameter of a kernel.
@@ -66,15 +80,25 @@ struct StridedLaunch {
   uint64_t dst_block_stride = 0;
   uint64_t src_step = 0;
   uint64_t dst_step = 0;
-  const uint32_t* from_ids = nullptr;
+  const uint32_t* from_ids = nullptr;  ///< null: the ids are in `table`
   const uint32_t* to_ids = nullptr;
-  uint64_t* digests = nullptr;
-  uint64_t turn_ns = 0;      ///< from turn to turn of a warp; 0: at once
-  Axis axes[kMaxAxes] = {};  ///< innermost first
-  Base bases[kMaxBases] = {};
-  uint32_t piece_of_base[kMaxBases] = {};
+  uint64_t* digests = nullptr;  ///< of the first base in the first block
+  uint64_t turn_ns = 0;         ///< from turn to turn of a warp; 0: at once
+  Axis axes[kMaxAxes] = {};     ///< innermost first
+  uint64_t table[kTableWords];  ///< source and destination of each base, then ids; the rest is left
 };
 static_assert(sizeof(StridedLaunch) <= 4096);
+
+KVBM_HOST_DEVICE Base base_in(const StridedLaunch& launch, uint32_t index) {
+  return {reinterpret_cast<const char*>(launch.table[2 * index]),
+          reinterpret_cast<char*>(launch.table[2 * index + 1])};
+}
+
+/// Requires: ids that travel with the launch.
+KVBM_HOST_DEVICE IdPair ids_in(const StridedLaunch& launch, uint32_t block) {
+  const uint64_t word = launch.table[2 * launch.num_bases + block];
+  return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
+}
 
 /// Cells that a digest's word is made of.
 KVBM_HOST_DEVICE constexpr uint32_t cells_of_word(uint32_t width) {
@@ -114,20 +138,25 @@ KVBM_HOST_DEVICE Offsets offsets_in_part(const StridedLaunch& launch, uint32_t c
 class StridedPlan {
  public:
   StridedPlan(const kvbm_strided_piece* pieces, size_t num_pieces, const uint32_t* from_ids,
-              const uint32_t* to_ids, size_t num_blocks, uint64_t* digests, Work work)
+              const uint32_t* to_ids, size_t num_blocks, uint64_t* digests, Work work,
+              IdsIn ids_in = IdsIn::kMemory)
       : pieces_(pieces),
         num_pieces_(num_pieces),
         from_ids_(from_ids),
         to_ids_(to_ids),
         num_blocks_(num_blocks),
         digests_(digests),
-        work_(work) {}
+        work_(work),
+        ids_in_(ids_in) {}
 
   /// KVBM_KERNELS_SUCCESS or KVBM_KERNELS_INVALID_VALUE.
-  int check() const;
+  int check();
 
   /// Whether there is anything to copy, or a digest to write. Requires: check() succeeded.
   bool has_work() const;
+
+  /// The first that is not empty, or the first. Requires: has_work().
+  const kvbm_strided_piece& first_piece() const;
 
   /// Fills in the next launch; false at the end. Requires: check() succeeded.
   bool next(StridedLaunch& launch);
@@ -142,7 +171,9 @@ class StridedPlan {
   size_t num_blocks_;
   uint64_t* digests_;
   Work work_;
+  IdsIn ids_in_;
 
+  size_t num_alike_ = 0;   ///< pieces from the first on that check() has found to be of one form
   size_t next_piece_ = 0;  ///< the first that is in no group yet
   size_t next_block_ = 0;  ///< of the group in `group_`
   StridedLaunch group_;    ///< pieces of one shape, for all blocks

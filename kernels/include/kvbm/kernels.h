@@ -114,6 +114,16 @@ int kvbm_kernels_launch_strided_copy(const kvbm_strided_piece* pieces, size_t nu
                                      size_t num_blocks, const kvbm_strided_copy_options* options,
                                      kvbm_kernels_stream stream);
 
+/* The same with ids in host memory, which are read during the call and travel with the launch: a
+ * kernel has them microseconds sooner than it could read them, so this is the better one for few
+ * blocks. A launch takes the ids of 158 blocks and more (476 where there is one piece); more are
+ * cut into launches. */
+int kvbm_kernels_launch_strided_copy_host_ids(const kvbm_strided_piece* pieces, size_t num_pieces,
+                                              const uint32_t* from_ids, const uint32_t* to_ids,
+                                              size_t num_blocks,
+                                              const kvbm_strided_copy_options* options,
+                                              kvbm_kernels_stream stream);
+
 /* Digests of the source side of every piece for every block, without a copy: for bytes that a copy
  * engine moves. dst, dst_block_stride and dst_stride are not used. max_ctas 0 means 4. The rest as
  * above. */

@@ -420,6 +420,42 @@ StridedCopyBatch reversed_by_kernel(const std::byte* from, std::byte* to, uint32
       .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
 }
 
+TEST_F(CudaDeviceTest, KernelCopiesHaveTheirIdsWhateverTheirNumber) {
+  // Few travel with a launch (476), or with two; from 513 on they lie in memory.
+  constexpr uint32_t kMost = 1000;
+  const PinnedMemory host = pinned(kMost * 16);
+  for (uint64_t i = 0; i < kMost; ++i) std::memcpy(host.data() + 16 * i, &i, 8);
+  const StreamRef stream = device_->create_stream("s").value();
+  for (const uint32_t count : {1U, 2U, 476U, 477U, 512U, 513U, kMost}) {
+    const DeviceMemory landed = memory(kMost * 16);
+    StridedCopyBatch batch = reversed_by_kernel(host.data(), landed.data(), count);
+    const auto moved = batch.bytes_moved;
+    ASSERT_TRUE(device_->copy(stream, std::move(batch)));
+    ASSERT_TRUE(device_->synchronize(stream, soon()));
+    EXPECT_EQ(*moved, count * 16);
+    const std::vector<std::byte> bytes = content(landed);
+    for (uint64_t i = 0; i < kMost; ++i) {
+      uint64_t found = 0;
+      std::memcpy(&found, bytes.data() + 16 * i, 8);
+      ASSERT_EQ(found, i < count ? count - 1 - i : 0) << i << " of " << count;
+    }
+  }
+}
+
+TEST_F(CudaDeviceTest, AnEngineStreamTakesAnyNumberOfKernelCopiesOfFewIds) {
+  const EngineStream& engine = engines_.emplace_back();
+  const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
+  const DeviceMemory a = memory(512 * 16);
+  const DeviceMemory b = memory(512 * 16);
+  EventSource gate = device_->create_event();
+  ASSERT_TRUE(device_->wait(stream, gate.event()));
+  for (int i = 0; i < 150; ++i) {  // more ids than there is room for in memory
+    ASSERT_TRUE(device_->copy(stream, reversed_by_kernel(a.data(), b.data(), 512))) << i;
+  }
+  gate.signal();
+  EXPECT_TRUE(device_->synchronize(stream, soon()));
+}
+
 TEST_F(CudaDeviceTest, KernelCopiesOfMoreIdsThanThereIsRoomForGoOnInOrder) {
   constexpr uint32_t kCount = 300'001;  // an odd number of reversals ends reversed
   constexpr int kRounds = 5;

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
 #include <span>
 #include <utility>
 
@@ -19,6 +20,8 @@ namespace {
 constexpr size_t kIdPairs = 65536;
 constexpr size_t kIdPairsOfALaunch = kIdPairs / 4;
 constexpr size_t kIdBytes = kIdPairs * 2 * sizeof(uint32_t);
+/// Up to so many travel with the launches, and take no room: at 160 pieces these are four.
+constexpr size_t kIdPairsThatTravel = 512;
 
 Status too_many_ids(const CudaStream& stream) {
   return make_error(
@@ -28,9 +31,9 @@ Status too_many_ids(const CudaStream& stream) {
                   stream.name, kIdPairs));
 }
 
-KernelIds write_ids(const StridedCopyBatch& batch, size_t first, size_t count,
-                    std::span<std::byte> memory) {
-  auto* const from = reinterpret_cast<uint32_t*>(memory.data());
+/// `memory`: of 2 * count ids.
+KernelIds write_ids(const StridedCopyBatch& batch, size_t first, size_t count, uint32_t* memory) {
+  uint32_t* const from = memory;
   uint32_t* const to = from + count;
   for (size_t i = 0; i < count; ++i) {
     from[i] = (*batch.from)[first + i].value();
@@ -65,20 +68,9 @@ void CudaCopier::find_kernels() {
     std::fill_n(*memory, kIdBytes, std::byte{0});
     loaded = load_kernels(stream, {*memory, kIdBytes});
     give_back_id_memory(*memory);
-    if (loaded) loaded = make_zero_id(stream);
   }
   if (stream != nullptr) static_cast<void>(::cudaStreamDestroy(stream));
   if (!loaded) kernels_ = KernelSupport::kNone;
-}
-
-Status CudaCopier::make_zero_id(CUstream_st* stream) {
-  void* memory = nullptr;
-  cudaError_t code = ::cudaMalloc(&memory, sizeof(uint32_t));
-  zero_id_ = static_cast<uint32_t*>(memory);
-  if (code == cudaSuccess) code = ::cudaMemsetAsync(memory, 0, sizeof(uint32_t), stream);
-  if (code == cudaSuccess) code = ::cudaStreamSynchronize(stream);
-  if (code != cudaSuccess) return make_error(cuda_error("no memory for a block id", code));
-  return {};
 }
 
 Status CudaCopier::copy(CudaStream& stream, QueuedCopy& copy) {
@@ -110,8 +102,9 @@ Status CudaCopier::copy_by_engine(CudaStream& stream, QueuedCopy& copy) {
 Status CudaCopier::copy_by_kernel(CudaStream& stream, QueuedCopy& copy) {
   const StridedCopyBatch& batch = copy.batch;
   const size_t num_pairs = batch.from->size();
+  const bool ids_travel = num_pairs <= kIdPairsThatTravel;
   if (copy.done_pairs == 0) KVBM_TRY(check_reach(*context_, batch));
-  if (copy.bytes > 0 && num_pairs > 1 && stream.ids == nullptr) {
+  if (copy.bytes > 0 && !ids_travel && stream.ids == nullptr) {
     KVBM_ASSIGN_OR_RETURN(std::byte* const memory, take_id_memory());
     stream.ids = std::make_unique<PinnedRing>(std::span(memory, kIdBytes));
   }
@@ -123,17 +116,15 @@ Status CudaCopier::copy_by_kernel(CudaStream& stream, QueuedCopy& copy) {
     Status copied;
     if (copy.bytes > 0) {
       KernelIds ids;
-      if (num_pairs == 1) {
-        // A kernel reads memory of its own a microsecond sooner than that of the host.
-        ids = {.from = zero_id_,
-               .to = zero_id_,
-               .count = 1,
-               .first_from = batch.from->front().value(),
-               .first_to = batch.to->front().value()};
+      std::array<uint32_t, 2 * kIdPairsThatTravel> travelling;
+      if (ids_travel) {
+        ids = write_ids(batch, 0, num_pairs, travelling.data());
+        ids.travel = true;
       } else {
         auto slice = stream.ids->take(count * 2 * sizeof(uint32_t));
         if (!slice.has_value()) return stream.adopted ? too_many_ids(stream) : Status();
-        ids = write_ids(batch, copy.done_pairs, count, slice->bytes());
+        ids = write_ids(batch, copy.done_pairs, count,
+                        reinterpret_cast<uint32_t*>(slice->bytes().data()));
         arrival.ids = *std::move(slice);
       }
       copied = launch_copy(batch, ids, stream.native, queued);
@@ -152,7 +143,6 @@ void CudaCopier::forget(CudaStream& stream) {
 
 void CudaCopier::close() noexcept {
   const MutexLock lock(ids_mutex_);
-  static_cast<void>(::cudaFree(std::exchange(zero_id_, nullptr)));
   for (void* const memory : id_memory_) static_cast<void>(::cudaFreeHost(memory));
   id_memory_.clear();
   free_id_memory_.clear();

@@ -43,8 +43,6 @@ class CudaCopier {
   Status copy_by_engine(CudaStream& stream, QueuedCopy& copy);
   Status copy_by_kernel(CudaStream& stream, QueuedCopy& copy);
 
-  Status make_zero_id(CUstream_st* stream);
-
   /// Memory for ids that the host and the GPU share. It comes back when its stream has gone, and
   /// stays until close(): giving it to the driver would wait for the GPU.
   [[nodiscard]] Result<std::byte*> take_id_memory();
@@ -56,7 +54,6 @@ class CudaCopier {
   const std::shared_ptr<const CudaContext> context_;
   const std::shared_ptr<CudaPinner> pinner_;
   KernelSupport kernels_ = KernelSupport::kNone;
-  uint32_t* zero_id_ = nullptr;  // in memory of the GPU; made by find_kernels()
 
   Mutex lists_mutex_{LockRank::kDevice, "device.cuda_lists", 0};
   std::vector<std::unique_ptr<CopyList>> lists_ KVBM_GUARDED_BY(lists_mutex_);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <vector>
@@ -86,20 +87,20 @@ bool is_empty(const StridedPiece& piece) {
          std::ranges::any_of(piece.axes, [](const StridedAxis& axis) { return axis.count == 0; });
 }
 
-kvbm_strided_piece native_piece(const StridedPiece& piece, const KernelIds& ids) {
-  kvbm_strided_piece native{.src = piece.src + ids.first_from * piece.src_block_stride,
-                            .dst = piece.dst + ids.first_to * piece.dst_block_stride,
-                            .src_block_stride = piece.src_block_stride,
-                            .dst_block_stride = piece.dst_block_stride,
-                            .bytes = piece.bytes,
-                            .axes = {}};
-  for (size_t i = 0; i < kStridedAxes; ++i) {
-    native.axes[i] = {.count = piece.axes[i].count,
-                      .src_stride = piece.axes[i].src_stride,
-                      .dst_stride = piece.axes[i].dst_stride};
-  }
-  return native;
-}
+// The kernels' pieces are ours under other names, so that a call of theirs converts nothing.
+static_assert(sizeof(kvbm_strided_piece) == sizeof(StridedPiece));
+static_assert(offsetof(kvbm_strided_piece, src) == offsetof(StridedPiece, src));
+static_assert(offsetof(kvbm_strided_piece, dst) == offsetof(StridedPiece, dst));
+static_assert(offsetof(kvbm_strided_piece, src_block_stride) ==
+              offsetof(StridedPiece, src_block_stride));
+static_assert(offsetof(kvbm_strided_piece, dst_block_stride) ==
+              offsetof(StridedPiece, dst_block_stride));
+static_assert(offsetof(kvbm_strided_piece, bytes) == offsetof(StridedPiece, bytes));
+static_assert(offsetof(kvbm_strided_piece, axes) == offsetof(StridedPiece, axes));
+static_assert(sizeof(kvbm_strided_axis) == sizeof(StridedAxis));
+static_assert(offsetof(kvbm_strided_axis, count) == offsetof(StridedAxis, count));
+static_assert(offsetof(kvbm_strided_axis, src_stride) == offsetof(StridedAxis, src_stride));
+static_assert(offsetof(kvbm_strided_axis, dst_stride) == offsetof(StridedAxis, dst_stride));
 
 }  // namespace
 
@@ -164,23 +165,21 @@ Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
 
 Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids, CUstream_st* stream,
                    bool& queued) {
-  thread_local std::vector<kvbm_strided_piece> pieces;  // keeps its memory
-  pieces.clear();
-  for (const StridedPiece& piece : batch.pieces) {
-    if (!is_empty(piece)) pieces.push_back(native_piece(piece, ids));
-  }
+  const auto* const pieces = reinterpret_cast<const kvbm_strided_piece*>(batch.pieces.data());
   const kvbm_strided_copy_options options{.max_ctas = batch.max_ctas,
                                           .max_bytes_per_second = batch.max_bytes_per_second,
                                           .digests = nullptr};
-  const int code = ::kvbm_kernels_launch_strided_copy(pieces.data(), pieces.size(), ids.from,
-                                                      ids.to, ids.count, &options, stream);
+  const auto launch = ids.travel ? &::kvbm_kernels_launch_strided_copy_host_ids
+                                 : &::kvbm_kernels_launch_strided_copy;
+  const int code =
+      launch(pieces, batch.pieces.size(), ids.from, ids.to, ids.count, &options, stream);
   if (code == KVBM_KERNELS_INVALID_VALUE) {
     return make_error(Error(ErrorCode::kInvalidArgument,
                             "a kernel takes no piece of 2^31 accesses and more in one block: copy "
                             "by the engine",
                             NativeDomain::kCuda, code));
   }
-  queued = queued || !pieces.empty();
+  queued = true;
   if (code != 0) return make_error(cuda_error("a kernel was not launched", code));
   return {};
 }

@@ -34,19 +34,17 @@ enum class KernelSupport : uint8_t {
 /// Requires: planned_bytes() takes the batch. Errors: kInvalidArgument.
 [[nodiscard]] Status check_reach(const CudaContext& context, const StridedCopyBatch& batch);
 
-/// Ids in memory that the GPU reads, counted from a first block of each side.
 struct KernelIds {
   const uint32_t* from = nullptr;
   const uint32_t* to = nullptr;
   size_t count = 0;
-  uint64_t first_from = 0;
-  uint64_t first_to = 0;
+  bool travel = false;  ///< with the launch; otherwise the GPU reads them where they are
 };
 
 /// Puts the pieces for these ids on the stream, which keeps nothing of the batch. `queued`: whether
 /// anything was or may have been put there, also where the call fails.
-/// Requires: a Scope of the context. Errors: kInvalidArgument (2^31 accesses and more in a piece of
-/// one block), kDevice.
+/// Requires: a Scope of the context; bytes to copy. Errors: kInvalidArgument (2^31 accesses and
+/// more in a piece of one block), kDevice.
 [[nodiscard]] Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids,
                                  CUstream_st* stream, bool& queued);
 
