@@ -27,10 +27,11 @@ struct Extent {
   uintptr_t last = 0;
 };
 
-/// What the driver knows around an address.
+/// What is known around an address: by the device itself, or by the driver.
 class Reach {
  public:
-  explicit Reach(const CudaContext& context) : context_(context) {}
+  explicit Reach(const CudaContext& context)
+      : context_(context), own_(context.own_memory().list()) {}
 
   [[nodiscard]] bool has(const void* base, const Extent& extent) {
     const auto address = reinterpret_cast<uintptr_t>(base);
@@ -39,7 +40,11 @@ class Reach {
 
  private:
   [[nodiscard]] bool has(uintptr_t address) {
-    if (address - start_ < size_) return true;
+    if (last_.has(address)) return true;
+    if (const AddressRange* const range = own_.find(address)) {
+      last_ = *range;
+      return true;
+    }
     CUmemorytype type{};
     int ordinal = -1;
     CUdeviceptr start = 0;
@@ -53,14 +58,14 @@ class Reach {
     const bool ours = type == CU_MEMORYTYPE_HOST ||
                       (type == CU_MEMORYTYPE_DEVICE && ordinal == context_.gpu().ordinal);
     if (code != 0 || !ours) return false;
-    start_ = start;
-    size_ = address - start < size ? size : 0;  // 0: the driver does not tell the range
+    const AddressRange range{.begin = start, .end = start + size};
+    last_ = range.has(address) ? range : AddressRange{};  // where the driver tells it
     return true;
   }
 
   const CudaContext& context_;
-  uintptr_t start_ = 0;  // the range of the last answer
-  size_t size_ = 0;
+  AddressFinder own_;
+  AddressRange last_;
 };
 
 struct IdRange {
