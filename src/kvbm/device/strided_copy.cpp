@@ -73,6 +73,12 @@ PieceForm form_of(const StridedPiece& piece, uint64_t last_from, uint64_t last_t
 
 }  // namespace
 
+PieceList::PieceList(std::vector<StridedPiece> pieces)
+    : pieces_(std::make_shared<const std::vector<StridedPiece>>(std::move(pieces))) {}
+
+PieceList::PieceList(std::initializer_list<StridedPiece> pieces)
+    : PieceList(std::vector<StridedPiece>(pieces)) {}
+
 BlockList make_block_list(std::vector<BlockId> ids) {
   return std::make_shared<const std::vector<BlockId>>(std::move(ids));
 }

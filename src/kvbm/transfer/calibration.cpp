@@ -138,23 +138,24 @@ class Measurement {
       to.emplace_back(i);
     }
     Random(1).shuffle(std::span(from));  // no equal steps
-    StridedCopyBatch batch{.from = make_block_list(std::move(from)),
-                           .to = make_block_list(std::move(to)),
-                           .method = method_of(form)};
+    std::vector<StridedPiece> pieces;
     const uint64_t block = shape.num_rows * shape.run_bytes;
     const uint64_t piece = shape.num_blocks * block;
     for (uint32_t i = 0; i < shape.num_pieces; ++i) {
-      batch.pieces.push_back({.src = src + 2 * i * piece,
-                              .dst = dst + i * piece,
-                              .src_block_stride = 2 * block,
-                              .dst_block_stride = block,
-                              .bytes = shape.run_bytes,
-                              .axes = {}});
-      batch.pieces.back().axes.back() = {.count = shape.num_rows,
-                                         .src_stride = 2 * shape.run_bytes,
-                                         .dst_stride = shape.run_bytes};
+      pieces.push_back({.src = src + 2 * i * piece,
+                        .dst = dst + i * piece,
+                        .src_block_stride = 2 * block,
+                        .dst_block_stride = block,
+                        .bytes = shape.run_bytes,
+                        .axes = {}});
+      pieces.back().axes.back() = {.count = shape.num_rows,
+                                   .src_stride = 2 * shape.run_bytes,
+                                   .dst_stride = shape.run_bytes};
     }
-    return batch;
+    return {.from = make_block_list(std::move(from)),
+            .to = make_block_list(std::move(to)),
+            .pieces = std::move(pieces),
+            .method = method_of(form)};
   }
 
   static double seconds(CopyCost cost) { return cost.count() * 1e-6; }
