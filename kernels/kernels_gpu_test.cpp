@@ -140,6 +140,11 @@ class KernelsGpu : public ::testing::Test {
     ASSERT_TRUE(dst.read() == expected) << "ids that travel with the launch";
     if (digests) expect_digests(copy, src_bytes, found);
 
+    dst.fill(before.data());
+    launch_plan_and_forget(copy, pieces, {max_ctas, options.max_bytes_per_second, nullptr});
+    KVBM_CUDA(cudaStreamSynchronize(stream_));
+    ASSERT_TRUE(dst.read() == expected) << "a plan";
+
     KVBM_CUDA(cudaMemsetAsync(found.as(), 1, found.size(), stream_));
     const kvbm_strided_copy_options digest_options = {0, 0, found.as<uint64_t>()};
     KVBM_CUDA(kvbm_kernels_launch_digest(pieces.data(), pieces.size(), from_ids.as<uint32_t>(),
@@ -157,6 +162,18 @@ class KernelsGpu : public ::testing::Test {
                                                         to.data(), from.size(), &options, stream_));
     std::ranges::fill(from, UINT32_MAX);
     std::ranges::fill(to, UINT32_MAX);
+  }
+
+  void launch_plan_and_forget(const RandomCopy& copy, const std::vector<kvbm_strided_piece>& pieces,
+                              const kvbm_strided_copy_options& options) {
+    std::vector<kvbm_strided_piece> own = pieces;
+    kvbm_kernels_strided_plan* plan = nullptr;
+    KVBM_CUDA(kvbm_kernels_create_strided_plan(own.data(), own.size(), &plan));
+    own.clear();
+    EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, copy.from.data(), copy.to.data(),
+                                               copy.from.size(), &options, stream_),
+              0);
+    kvbm_kernels_destroy_strided_plan(plan);
   }
 
   static void expect_digests(const RandomCopy& copy, const std::vector<char>& src,

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What needs no GPU: arguments, plans, and what the kernels do with a plan, done by loops.
+#include <memory>
+
 #include <gtest/gtest.h>
 #include <kvbm/kernels.h>
 
@@ -137,6 +139,37 @@ TEST(Kernels, RefusePiecesThatMakeNoSense) {
             KVBM_KERNELS_INVALID_VALUE);  // nowhere to put them
 }
 
+TEST(Kernels, MakeNoPlanThatMakesNoSense) {
+  char memory[64] = {};
+  const uint32_t ids[] = {0};
+  kvbm_kernels_strided_plan* plan = nullptr;
+  const kvbm_strided_piece broken = small_piece(nullptr, memory);
+  EXPECT_EQ(kvbm_kernels_create_strided_plan(&broken, 1, &plan), KVBM_KERNELS_INVALID_VALUE);
+  EXPECT_EQ(kvbm_kernels_create_strided_plan(nullptr, 1, &plan), KVBM_KERNELS_INVALID_VALUE);
+  EXPECT_EQ(kvbm_kernels_create_strided_plan(nullptr, 0, nullptr), KVBM_KERNELS_INVALID_VALUE);
+  EXPECT_EQ(plan, nullptr);
+
+  ASSERT_EQ(kvbm_kernels_create_strided_plan(nullptr, 0, &plan), KVBM_KERNELS_SUCCESS);
+  EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, ids, ids, 1, nullptr, nullptr), 0);
+  kvbm_kernels_destroy_strided_plan(plan);
+
+  const kvbm_strided_piece piece = small_piece(memory, memory);
+  ASSERT_EQ(kvbm_kernels_create_strided_plan(&piece, 1, &plan), KVBM_KERNELS_SUCCESS);
+  EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, nullptr, nullptr, 0, nullptr, nullptr), 0);
+  EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, ids, nullptr, 1, nullptr, nullptr),
+            KVBM_KERNELS_INVALID_VALUE);
+  uint64_t digests[1] = {};
+  const kvbm_strided_copy_options options = {0, 0, digests};
+  EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, ids, ids, 1, &options, nullptr),
+            KVBM_KERNELS_INVALID_VALUE);
+  if (kvbm_kernels_is_stub_build()) {
+    EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, ids, ids, 1, nullptr, nullptr),
+              KVBM_KERNELS_NOT_SUPPORTED);
+  }
+  kvbm_kernels_destroy_strided_plan(plan);
+  kvbm_kernels_destroy_strided_plan(nullptr);
+}
+
 TEST(Kernels, AnswerWithAnErrorWhereNoGpuCanDoTheWork) {
   if (!kvbm_kernels_is_stub_build())
     GTEST_SKIP() << "this build has kernels; the stub build has none";
@@ -245,6 +278,26 @@ struct Planned {
   uint32_t widest = 0;
 };
 
+/// The launches of a plan that is made once, done by loops.
+void emulate_ready_plan(const RandomCopy& copy, const std::vector<kvbm_strided_piece>& pieces,
+                        std::vector<char>& dst) {
+  kvbm_kernels_strided_plan* plan = nullptr;
+  ASSERT_EQ(kvbm_kernels_create_strided_plan(pieces.data(), pieces.size(), &plan),
+            KVBM_KERNELS_SUCCESS);
+  const std::unique_ptr<kvbm_kernels_strided_plan, void (*)(kvbm_kernels_strided_plan*)> owner(
+      plan, kvbm_kernels_destroy_strided_plan);
+  const Blocks blocks = {copy.from.data(), copy.to.data(), copy.from.size(), IdsIn::kLaunch};
+  ASSERT_EQ(plan->check(blocks, nullptr), KVBM_KERNELS_SUCCESS);
+  std::vector<uint32_t> writes(dst.size());
+  StridedLaunch launch;
+  for (const StridedLaunch& group : plan->groups) {
+    for (size_t next_block = 0; next_block < blocks.count;) {
+      cut_launch(group, blocks, next_block, launch);
+      emulate(launch, writes, dst.data());
+    }
+  }
+}
+
 /// Plans a copy, does it by loops, and holds it against the plain copy.
 Planned expect_right_bytes(const RandomCopy& copy, uint64_t seed, IdsIn ids_in) {
   // The arena of a vector is aligned to 16 bytes, so that unit 16 gives accesses of 16.
@@ -269,6 +322,10 @@ Planned expect_right_bytes(const RandomCopy& copy, uint64_t seed, IdsIn ids_in) 
   }
   EXPECT_TRUE(dst == expected);
   EXPECT_LE(*std::max_element(writes.begin(), writes.end()), 1U) << "a byte was written twice";
+
+  std::ranges::copy(random_bytes(copy.dst_bytes, seed + 1), dst.begin());
+  emulate_ready_plan(copy, pieces, dst);
+  EXPECT_TRUE(dst == expected) << "a plan that is made once";
   return planned;
 }
 

@@ -316,6 +316,19 @@ uint64_t turn_ns(const StridedLaunch& launch, Work work, const Grid& grid,
   return paced_ns(turn_bytes, bytes_per_second);
 }
 
+int run(StridedLaunch& launch, Work work, uint32_t max_ctas, uint64_t bytes_per_second,
+        cudaStream_t stream) {
+  Grid grid;
+  const int error = choose_grid(launch, max_ctas, bytes_per_second > 0, grid);
+  if (error != cudaSuccess) return error;
+  launch.turn_ns = turn_ns(launch, work, grid, bytes_per_second);
+  void* parameters[] = {&launch};
+  return cudaLaunchKernel(
+      reinterpret_cast<const void*>(kernel_of(work, launch.width, launch.stepped)), dim3(grid.ctas),
+      dim3(grid.threads), parameters,
+      launch.from_ids == nullptr ? 0 : launch.num_blocks * sizeof(IdPair), stream);
+}
+
 int run(StridedPlan& plan, size_t num_digests, Work work, const kvbm_strided_copy_options& options,
         cudaStream_t stream) {
   if (const int error = plan.check(); error != KVBM_KERNELS_SUCCESS) return error;
@@ -328,26 +341,11 @@ int run(StridedPlan& plan, size_t num_digests, Work work, const kvbm_strided_cop
   }
   StridedLaunch launch;
   while (plan.next(launch)) {
-    Grid grid;
-    int error = choose_grid(launch, max_ctas, options.max_bytes_per_second > 0, grid);
-    if (error != cudaSuccess) return error;
-    launch.turn_ns = turn_ns(launch, work, grid, options.max_bytes_per_second);
-    void* parameters[] = {&launch};
-    error = cudaLaunchKernel(
-        reinterpret_cast<const void*>(kernel_of(work, launch.width, launch.stepped)),
-        dim3(grid.ctas), dim3(grid.threads), parameters,
-        launch.from_ids == nullptr ? 0 : launch.num_blocks * sizeof(IdPair), stream);
+    const int error = run(launch, work, max_ctas, options.max_bytes_per_second, stream);
     if (error != cudaSuccess) return error;
   }
   return KVBM_KERNELS_SUCCESS;
 }
-
-struct Blocks {
-  const uint32_t* from_ids;
-  const uint32_t* to_ids;
-  size_t count;
-  IdsIn ids_in;
-};
 
 int copy(const kvbm_strided_piece* pieces, size_t num_pieces, const Blocks& blocks,
          const kvbm_strided_copy_options* options, cudaStream_t stream) {
@@ -376,6 +374,27 @@ int kvbm_kernels_launch_strided_copy_host_ids(const kvbm_strided_piece* pieces, 
                                               const kvbm_strided_copy_options* options,
                                               kvbm_kernels_stream stream) {
   return copy(pieces, num_pieces, {from_ids, to_ids, num_blocks, IdsIn::kLaunch}, options, stream);
+}
+
+int kvbm_kernels_launch_strided_plan(const kvbm_kernels_strided_plan* plan,
+                                     const uint32_t* from_ids, const uint32_t* to_ids,
+                                     size_t num_blocks, const kvbm_strided_copy_options* options,
+                                     kvbm_kernels_stream stream) {
+  const Blocks blocks = {from_ids, to_ids, num_blocks, IdsIn::kLaunch};
+  if (const int error = plan->check(blocks, options); error != KVBM_KERNELS_SUCCESS) return error;
+  if (num_blocks == 0 || plan->groups.empty()) return KVBM_KERNELS_SUCCESS;
+  const kvbm_strided_copy_options chosen = options ? *options : kvbm_strided_copy_options{};
+  const uint32_t max_ctas =
+      chosen.max_ctas != 0 ? chosen.max_ctas : choose_ctas(plan->first, Work::kCopy);
+  StridedLaunch launch;
+  for (const StridedLaunch& group : plan->groups) {
+    for (size_t next_block = 0; next_block < num_blocks;) {
+      cut_launch(group, blocks, next_block, launch);
+      const int error = run(launch, Work::kCopy, max_ctas, chosen.max_bytes_per_second, stream);
+      if (error != cudaSuccess) return error;
+    }
+  }
+  return KVBM_KERNELS_SUCCESS;
 }
 
 int kvbm_kernels_launch_digest(const kvbm_strided_piece* pieces, size_t num_pieces,

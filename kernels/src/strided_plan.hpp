@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include <kvbm/kernels.h>
 
@@ -134,49 +135,76 @@ KVBM_HOST_DEVICE Offsets offsets_in_part(const StridedLaunch& launch, uint32_t c
   return offsets;
 }
 
-/// The checks of a launch, and its cutting into StridedLaunches. Allocates nothing.
+struct Blocks {
+  const uint32_t* from_ids = nullptr;
+  const uint32_t* to_ids = nullptr;
+  size_t count = 0;
+  IdsIn ids_in = IdsIn::kMemory;
+};
+
+/// Pieces in groups of which each shares launches. Allocates nothing.
+class PieceGroups {
+ public:
+  PieceGroups(const kvbm_strided_piece* pieces, size_t num_pieces, Work work)
+      : pieces_(pieces), num_pieces_(num_pieces), work_(work) {}
+
+  /// KVBM_KERNELS_SUCCESS or KVBM_KERNELS_INVALID_VALUE.
+  int check();
+
+  /// Whether there are bytes in any. Requires: check() succeeded.
+  bool have_bytes() const;
+  /// The first that is not empty, or the first. Requires: there is one.
+  const kvbm_strided_piece& first() const;
+
+  /// Fills in the next group, all but its blocks; false at the end. `digests` is null, or that of
+  /// the first piece in the first block. Requires: check() succeeded.
+  bool next(uint64_t* digests, StridedLaunch& group);
+
+ private:
+  const kvbm_strided_piece* pieces_;
+  size_t num_pieces_;
+  Work work_;
+  size_t num_alike_ = 0;   ///< from the first on that check() has found to be of one form
+  size_t next_piece_ = 0;  ///< the first that is in no group yet
+};
+
+/// The launch of a group for blocks from `next_block` on, which moves behind those that it takes.
+/// Requires: next_block < blocks.count.
+void cut_launch(const StridedLaunch& group, const Blocks& blocks, size_t& next_block,
+                StridedLaunch& launch);
+
+/// The checks of a call, and its cutting into StridedLaunches. Allocates nothing.
 class StridedPlan {
  public:
   StridedPlan(const kvbm_strided_piece* pieces, size_t num_pieces, const uint32_t* from_ids,
               const uint32_t* to_ids, size_t num_blocks, uint64_t* digests, Work work,
               IdsIn ids_in = IdsIn::kMemory)
-      : pieces_(pieces),
+      : groups_(pieces, num_pieces, work),
         num_pieces_(num_pieces),
-        from_ids_(from_ids),
-        to_ids_(to_ids),
-        num_blocks_(num_blocks),
+        blocks_{from_ids, to_ids, num_blocks, ids_in},
         digests_(digests),
-        work_(work),
-        ids_in_(ids_in) {}
+        work_(work) {}
 
   /// KVBM_KERNELS_SUCCESS or KVBM_KERNELS_INVALID_VALUE.
   int check();
 
   /// Whether there is anything to copy, or a digest to write. Requires: check() succeeded.
   bool has_work() const;
-
-  /// The first that is not empty, or the first. Requires: has_work().
-  const kvbm_strided_piece& first_piece() const;
+  /// Requires: has_work().
+  const kvbm_strided_piece& first_piece() const { return groups_.first(); }
 
   /// Fills in the next launch; false at the end. Requires: check() succeeded.
   bool next(StridedLaunch& launch);
 
  private:
-  bool start_group();
-
-  const kvbm_strided_piece* pieces_;
+  PieceGroups groups_;
   size_t num_pieces_;
-  const uint32_t* from_ids_;
-  const uint32_t* to_ids_;
-  size_t num_blocks_;
+  Blocks blocks_;
   uint64_t* digests_;
   Work work_;
-  IdsIn ids_in_;
 
-  size_t num_alike_ = 0;   ///< pieces from the first on that check() has found to be of one form
-  size_t next_piece_ = 0;  ///< the first that is in no group yet
   size_t next_block_ = 0;  ///< of the group in `group_`
-  StridedLaunch group_;    ///< pieces of one shape, for all blocks
+  StridedLaunch group_;
 };
 
 /// The digest of the source side of one part in host memory. Requires: check() of a plan of it
@@ -184,3 +212,11 @@ class StridedPlan {
 uint64_t digest_on_host(const kvbm_strided_piece& piece, uint32_t block);
 
 }  // namespace kvbm::kernels
+
+struct kvbm_kernels_strided_plan {
+  std::vector<kvbm::kernels::StridedLaunch> groups;  ///< without their blocks
+  kvbm_strided_piece first;                          ///< that tells where the memory is
+
+  /// KVBM_KERNELS_SUCCESS or KVBM_KERNELS_INVALID_VALUE.
+  int check(const kvbm::kernels::Blocks& blocks, const kvbm_strided_copy_options* options) const;
+};

@@ -43,6 +43,14 @@ int kvbm_kernels_launch_strided_copy_host_ids(const kvbm_strided_piece* pieces, 
                                           stream);
 }
 
+int kvbm_kernels_launch_strided_plan(const kvbm_kernels_strided_plan* plan,
+                                     const uint32_t* from_ids, const uint32_t* to_ids,
+                                     size_t num_blocks, const kvbm_strided_copy_options* options,
+                                     kvbm_kernels_stream) {
+  return answer(plan->check({from_ids, to_ids, num_blocks, IdsIn::kLaunch}, options),
+                num_blocks != 0 && !plan->groups.empty());
+}
+
 int kvbm_kernels_launch_digest(const kvbm_strided_piece* pieces, size_t num_pieces,
                                const uint32_t* ids, size_t num_blocks,
                                const kvbm_strided_copy_options* options, kvbm_kernels_stream) {

@@ -2,6 +2,7 @@
 #include "kvbm/device/strided_copy.hpp"
 
 #include <limits>
+#include <memory>
 
 #include <gtest/gtest.h>
 
@@ -64,6 +65,48 @@ TEST(PlannedBytes, RefusesASumThatOverflows) {
       planned_bytes(batch_of({.bytes = 4096, .axes = {{{kMost / 4096}}}}));
   ASSERT_FALSE(bytes);
   EXPECT_EQ(code_of(bytes), ErrorCode::kInvalidArgument);
+}
+
+TEST(PieceList, KnowsRunsOfOneFormAndTheirHighestBases) {
+  std::byte memory[64];
+  const StridedPiece first = {.src = memory + 8, .dst = memory + 32, .bytes = 8};
+  StridedPiece higher = first;
+  higher.src = memory + 16;
+  higher.dst = memory;
+  StridedPiece other = first;
+  other.bytes = 4;
+  StridedPiece null = other;
+  null.src = nullptr;
+  const PieceList pieces = {first, higher, first, other, null, first};
+  ASSERT_EQ(pieces.runs().size(), 3u);
+  EXPECT_EQ(pieces.runs()[0].begin, 0u);
+  EXPECT_EQ(pieces.runs()[0].end, 3u);
+  EXPECT_EQ(pieces.runs()[0].last_src, memory + 16);
+  EXPECT_EQ(pieces.runs()[0].last_dst, memory + 32);
+  EXPECT_FALSE(pieces.runs()[0].has_null_base);
+  EXPECT_EQ(pieces.runs()[1].end, 5u);
+  EXPECT_TRUE(pieces.runs()[1].has_null_base);
+  EXPECT_EQ(pieces.runs()[2].end, 6u);
+  EXPECT_TRUE(PieceList().runs().empty());
+}
+
+TEST(PieceList, KeepsWhatADeviceMadeOfItFirstUntilItsEnd) {
+  struct Made final : PreparedPieces {
+    explicit Made(int& left) : left_(left) { ++left_; }
+    ~Made() override { --left_; }
+    int& left_;
+  };
+  int left = 0;
+  {
+    const PieceList pieces = {StridedPiece()};
+    const PieceList copy = pieces;
+    EXPECT_EQ(pieces.prepared(), nullptr);
+    const PreparedPieces& first = pieces.keep(std::make_unique<const Made>(left));
+    EXPECT_EQ(copy.prepared(), &first);
+    EXPECT_EQ(&copy.keep(std::make_unique<const Made>(left)), &first);
+    EXPECT_EQ(left, 1);
+  }
+  EXPECT_EQ(left, 0);
 }
 
 TEST(PlannedBytes, LooksAtTheBasesOfPiecesOfOneForm) {

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <vector>
 
 #include <kvbm/kernels.h>
@@ -107,6 +108,34 @@ static_assert(offsetof(kvbm_strided_axis, count) == offsetof(StridedAxis, count)
 static_assert(offsetof(kvbm_strided_axis, src_stride) == offsetof(StridedAxis, src_stride));
 static_assert(offsetof(kvbm_strided_axis, dst_stride) == offsetof(StridedAxis, dst_stride));
 
+const kvbm_strided_piece* native(const PieceList& pieces) {
+  return reinterpret_cast<const kvbm_strided_piece*>(pieces.data());
+}
+
+/// What the kernels have made of pieces, whatever the blocks.
+class KernelPlan final : public PreparedPieces {
+ public:
+  explicit KernelPlan(const PieceList& pieces)
+      : error_(::kvbm_kernels_create_strided_plan(native(pieces), pieces.size(), &plan_)) {}
+  ~KernelPlan() override { ::kvbm_kernels_destroy_strided_plan(plan_); }
+
+  [[nodiscard]] int launch(const KernelIds& ids, const kvbm_strided_copy_options& options,
+                           CUstream_st* stream) const {
+    if (error_ != 0) return error_;
+    return ::kvbm_kernels_launch_strided_plan(plan_, ids.from, ids.to, ids.count, &options, stream);
+  }
+
+ private:
+  kvbm_kernels_strided_plan* plan_ = nullptr;
+  int error_;
+};
+
+const KernelPlan& plan_of(const PieceList& pieces) {
+  const PreparedPieces* prepared = pieces.prepared();
+  if (prepared == nullptr) prepared = &pieces.keep(std::make_unique<const KernelPlan>(pieces));
+  return static_cast<const KernelPlan&>(*prepared);  // nobody else keeps any
+}
+
 }  // namespace
 
 KernelSupport kernel_support(int32_t sm, std::span<const int32_t> compiled) noexcept {
@@ -147,22 +176,19 @@ Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
   const IdRange to = range_of(*batch.to);
   Reach src_reach(context);
   Reach dst_reach(context);
-  const StridedPiece* last = nullptr;
-  bool empty = false;
-  Extent src;
-  Extent dst;
-  for (const StridedPiece& piece : batch.pieces) {
-    if (last == nullptr || !same_form(piece, *last)) {
-      last = &piece;
-      empty = is_empty(piece);
-      src = extent_of<&StridedAxis::src_stride>(piece.src_block_stride, piece, from);
-      dst = extent_of<&StridedAxis::dst_stride>(piece.dst_block_stride, piece, to);
-    }
-    if (empty) continue;
-    if (!src_reach.has(piece.src, src) || !dst_reach.has(piece.dst, dst)) {
-      return make_error(ErrorCode::kInvalidArgument,
-                        "a copy by a kernel was refused: its addresses are neither of this GPU nor "
-                        "pinned host memory");
+  for (const PieceRun& run : batch.pieces.runs()) {
+    const StridedPiece& first = batch.pieces[run.begin];
+    if (is_empty(first)) continue;
+    const Extent src = extent_of<&StridedAxis::src_stride>(first.src_block_stride, first, from);
+    const Extent dst = extent_of<&StridedAxis::dst_stride>(first.dst_block_stride, first, to);
+    for (size_t i = run.begin; i < run.end; ++i) {
+      const StridedPiece& piece = batch.pieces[i];
+      if (!src_reach.has(piece.src, src) || !dst_reach.has(piece.dst, dst)) {
+        return make_error(
+            ErrorCode::kInvalidArgument,
+            "a copy by a kernel was refused: its addresses are neither of this GPU nor "
+            "pinned host memory");
+      }
     }
   }
   return {};
@@ -170,14 +196,13 @@ Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
 
 Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids, CUstream_st* stream,
                    bool& queued) {
-  const auto* const pieces = reinterpret_cast<const kvbm_strided_piece*>(batch.pieces.data());
   const kvbm_strided_copy_options options{.max_ctas = batch.max_ctas,
                                           .max_bytes_per_second = batch.max_bytes_per_second,
                                           .digests = nullptr};
-  const auto launch = ids.travel ? &::kvbm_kernels_launch_strided_copy_host_ids
-                                 : &::kvbm_kernels_launch_strided_copy;
-  const int code =
-      launch(pieces, batch.pieces.size(), ids.from, ids.to, ids.count, &options, stream);
+  const int code = ids.travel ? plan_of(batch.pieces).launch(ids, options, stream)
+                              : ::kvbm_kernels_launch_strided_copy(
+                                    native(batch.pieces), batch.pieces.size(), ids.from, ids.to,
+                                    ids.count, &options, stream);
   if (code == KVBM_KERNELS_INVALID_VALUE) {
     return make_error(Error(ErrorCode::kInvalidArgument,
                             "a kernel takes no piece of 2^31 accesses and more in one block: copy "
