@@ -455,6 +455,35 @@ TEST_F(CudaDeviceTest, KernelCopiesHaveTheirIdsWhateverTheirNumber) {
   }
 }
 
+TEST_F(CudaDeviceTest, LargeBlocksOnTheDeviceHaveTheirIdsInAnyNumber) {
+  constexpr uint32_t kCount = 1100;
+  constexpr uint64_t kBlock = 64 * kKiB;
+  const DeviceMemory a = memory(kCount * kBlock);
+  const DeviceMemory b = memory(kCount * kBlock);
+  std::vector<std::byte> image(kCount * kBlock);
+  for (uint64_t at = 0; at < image.size(); at += 8) std::memcpy(image.data() + at, &at, 8);
+  ASSERT_EQ(::cudaMemcpy(a.data(), image.data(), image.size(), cudaMemcpyHostToDevice),
+            cudaSuccess);
+  StridedCopyBatch batch = reversed_by_kernel(a.data(), b.data(), kCount);
+  batch.pieces = {{.src = a.data(),
+                   .dst = b.data(),
+                   .src_block_stride = kBlock,
+                   .dst_block_stride = kBlock,
+                   .bytes = kBlock}};
+  const auto moved = batch.bytes_moved;
+  const StreamRef stream = device_->create_stream("s").value();
+  ASSERT_TRUE(device_->copy(stream, std::move(batch)));
+  ASSERT_TRUE(device_->synchronize(stream, soon()));
+  EXPECT_EQ(*moved, kCount * kBlock);
+  const std::vector<std::byte> landed = content(b);
+  for (uint64_t i = 0; i < kCount; ++i) {
+    ASSERT_EQ(
+        std::memcmp(landed.data() + i * kBlock, image.data() + (kCount - 1 - i) * kBlock, kBlock),
+        0)
+        << i;
+  }
+}
+
 TEST_F(CudaDeviceTest, AnEngineStreamTakesAnyNumberOfKernelCopiesOfFewIds) {
   const EngineStream& engine = engines_.emplace_back();
   const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();

@@ -22,6 +22,15 @@ constexpr size_t kIdPairsOfALaunch = kIdPairs / 4;
 constexpr size_t kIdBytes = kIdPairs * 2 * sizeof(uint32_t);
 /// Up to so many travel with the launches, and take no room: at 160 pieces these are four.
 constexpr size_t kIdPairsThatTravel = 512;
+/// On the device each of many CTAs reads all ids of a launch. Over the link that takes longer than
+/// more launches, unless blocks are so small that a launch has less to do than it costs.
+constexpr uint64_t kLeastBlockBytes = 64 * 1024;
+
+bool ids_travel(const QueuedCopy& copy) {
+  const size_t num_pairs = copy.batch.from->size();
+  return num_pairs <= kIdPairsThatTravel ||
+         (copy.batch.max_ctas == 0 && copy.bytes / num_pairs >= kLeastBlockBytes);
+}
 
 Status too_many_ids(const CudaStream& stream) {
   return make_error(
@@ -102,23 +111,24 @@ Status CudaCopier::copy_by_engine(CudaStream& stream, QueuedCopy& copy) {
 Status CudaCopier::copy_by_kernel(CudaStream& stream, QueuedCopy& copy) {
   const StridedCopyBatch& batch = copy.batch;
   const size_t num_pairs = batch.from->size();
-  const bool ids_travel = num_pairs <= kIdPairsThatTravel;
+  const bool travel = ids_travel(copy);
   if (copy.done_pairs == 0) KVBM_TRY(check_reach(*context_, batch));
-  if (copy.bytes > 0 && !ids_travel && stream.ids == nullptr) {
+  if (copy.bytes > 0 && !travel && stream.ids == nullptr) {
     KVBM_ASSIGN_OR_RETURN(std::byte* const memory, take_id_memory());
     stream.ids = std::make_unique<PinnedRing>(std::span(memory, kIdBytes));
   }
   do {
     const size_t left = num_pairs - copy.done_pairs;
-    const size_t count = stream.adopted ? left : std::min(left, kIdPairsOfALaunch);
+    size_t count = stream.adopted ? left : std::min(left, kIdPairsOfALaunch);
+    if (travel) count = std::min(left, kIdPairsThatTravel);
     Arrival arrival{.counter = batch.bytes_moved};
     bool queued = false;
     Status copied;
     if (copy.bytes > 0) {
       KernelIds ids;
       std::array<uint32_t, 2 * kIdPairsThatTravel> travelling;
-      if (ids_travel) {
-        ids = write_ids(batch, 0, num_pairs, travelling.data());
+      if (travel) {
+        ids = write_ids(batch, copy.done_pairs, count, travelling.data());
         ids.travel = true;
       } else {
         auto slice = stream.ids->take(count * 2 * sizeof(uint32_t));
