@@ -101,6 +101,7 @@ class CudaDeviceTest : public ::testing::Test {
     std::vector<std::byte> bytes(memory.size_bytes());
     EXPECT_EQ(::cudaMemcpy(bytes.data(), memory.data(), bytes.size(), cudaMemcpyDeviceToHost),
               cudaSuccess);
+    EXPECT_EQ(::cudaStreamSynchronize(nullptr), cudaSuccess);  // for memcheck
     return bytes;
   }
 
