@@ -433,6 +433,7 @@ void BM_CudaLevels(benchmark::State& state) {
   std::iota(numbers.begin(), numbers.end(), 0U);
   static_cast<void>(::cudaMemcpy(ids.data(), numbers.data(), ids.size_bytes(), cudaMemcpyDefault));
   const BlockList list = make_block_list(used);
+  const PieceList shared = pieces;
   const StreamRef stream = rig.device->create_stream("s").value();
   std::map<std::string, std::vector<double>> calls;
   const auto timed = [&](const char* name, const auto& call) {
@@ -463,7 +464,7 @@ void BM_CudaLevels(benchmark::State& state) {
        [&] {
          StridedCopyBatch batch{.from = list,
                                 .to = list,
-                                .pieces = pieces,
+                                .pieces = shared,
                                 .method = by_kernel ? CopyMethod::kKernel : CopyMethod::kEngine};
          const Status copied =
              timed("device_call_us", [&] { return rig.device->copy(stream, std::move(batch)); });

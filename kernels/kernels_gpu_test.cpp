@@ -63,8 +63,10 @@ class Buffer {
     return static_cast<T*>(data_);
   }
   size_t size() const { return bytes_; }
+  /// Has ended for every stream: cudaMemcpy may return before the last bytes are on the GPU.
   void fill(const void* from) {
     EXPECT_EQ(cudaMemcpy(data_, from, bytes_, cudaMemcpyDefault), cudaSuccess);
+    EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
   }
   template <typename T = char>
   std::vector<T> read() const {
@@ -110,9 +112,10 @@ class KernelsGpu : public ::testing::Test {
     SCOPED_TRACE(std::string(name(from)) + " to " + name(to) + ", seed " + std::to_string(seed) +
                  (digests ? ", digests" : ""));
     const std::vector<char> src_bytes = random_bytes(copy.src_bytes, seed);
-    std::vector<char> expected = random_bytes(copy.dst_bytes, seed + 1);
+    const std::vector<char> before = random_bytes(copy.dst_bytes, seed + 1);
+    std::vector<char> expected = before;
     Buffer src(src_bytes, from);
-    Buffer dst(expected, to);
+    Buffer dst(before, to);
     const Memory ids = seed % 2 == 0 ? Memory::kDevice : Memory::kPinned;
     Buffer from_ids(copy.from, ids);
     Buffer to_ids(copy.to, ids);
@@ -122,20 +125,55 @@ class KernelsGpu : public ::testing::Test {
     const kvbm_strided_copy_options options = {max_ctas,
                                                seed % 5 == 0 ? uint64_t{3'000'000'000} : 0,
                                                digests ? found.as<uint64_t>() : nullptr};
+    copy_plainly(copy, src_bytes, expected);
     KVBM_CUDA(kvbm_kernels_launch_strided_copy(pieces.data(), pieces.size(),
                                                from_ids.as<uint32_t>(), to_ids.as<uint32_t>(),
                                                copy.from.size(), &options, stream_));
     KVBM_CUDA(cudaStreamSynchronize(stream_));
-    copy_plainly(copy, src_bytes, expected);
     ASSERT_TRUE(dst.read() == expected);
     if (digests) expect_digests(copy, src_bytes, found);
 
-    KVBM_CUDA(cudaMemset(found.as(), 1, found.size()));
+    dst.fill(before.data());
+    KVBM_CUDA(cudaMemsetAsync(found.as(), 1, found.size(), stream_));
+    launch_and_forget(copy, pieces, options);
+    KVBM_CUDA(cudaStreamSynchronize(stream_));
+    ASSERT_TRUE(dst.read() == expected) << "ids that travel with the launch";
+    if (digests) expect_digests(copy, src_bytes, found);
+
+    dst.fill(before.data());
+    launch_plan_and_forget(copy, pieces, {max_ctas, options.max_bytes_per_second, nullptr});
+    KVBM_CUDA(cudaStreamSynchronize(stream_));
+    ASSERT_TRUE(dst.read() == expected) << "a plan";
+
+    KVBM_CUDA(cudaMemsetAsync(found.as(), 1, found.size(), stream_));
     const kvbm_strided_copy_options digest_options = {0, 0, found.as<uint64_t>()};
     KVBM_CUDA(kvbm_kernels_launch_digest(pieces.data(), pieces.size(), from_ids.as<uint32_t>(),
                                          copy.from.size(), &digest_options, stream_));
     KVBM_CUDA(cudaStreamSynchronize(stream_));
     expect_digests(copy, src_bytes, found);
+  }
+
+  /// With ids that nobody has any more when the kernel runs.
+  void launch_and_forget(const RandomCopy& copy, const std::vector<kvbm_strided_piece>& pieces,
+                         const kvbm_strided_copy_options& options) {
+    std::vector<uint32_t> from = copy.from;
+    std::vector<uint32_t> to = copy.to;
+    KVBM_CUDA(kvbm_kernels_launch_strided_copy_host_ids(pieces.data(), pieces.size(), from.data(),
+                                                        to.data(), from.size(), &options, stream_));
+    std::ranges::fill(from, UINT32_MAX);
+    std::ranges::fill(to, UINT32_MAX);
+  }
+
+  void launch_plan_and_forget(const RandomCopy& copy, const std::vector<kvbm_strided_piece>& pieces,
+                              const kvbm_strided_copy_options& options) {
+    std::vector<kvbm_strided_piece> own = pieces;
+    kvbm_kernels_strided_plan* plan = nullptr;
+    KVBM_CUDA(kvbm_kernels_create_strided_plan(own.data(), own.size(), &plan));
+    own.clear();
+    EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, copy.from.data(), copy.to.data(),
+                                               copy.from.size(), &options, stream_),
+              0);
+    kvbm_kernels_destroy_strided_plan(plan);
   }
 
   static void expect_digests(const RandomCopy& copy, const std::vector<char>& src,

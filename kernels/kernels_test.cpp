@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What needs no GPU: arguments, plans, and what the kernels do with a plan, done by loops.
+#include <memory>
+
 #include <gtest/gtest.h>
 #include <kvbm/kernels.h>
 
@@ -46,6 +48,9 @@ TEST(Kernels, TakeNoWorkWithNullTables) {
   EXPECT_EQ(kvbm_kernels_memcpy_batch(nullptr, nullptr, 0, 8, 0, nullptr), 0);
   EXPECT_EQ(kvbm_kernels_memcpy_batch(nullptr, nullptr, 8, 0, 2, nullptr), 0);
   EXPECT_EQ(kvbm_kernels_launch_strided_copy(nullptr, 0, nullptr, nullptr, 4, nullptr, nullptr), 0);
+  EXPECT_EQ(
+      kvbm_kernels_launch_strided_copy_host_ids(nullptr, 0, nullptr, nullptr, 4, nullptr, nullptr),
+      0);
 }
 
 TEST(Kernels, RefuseNullTablesWhereThereIsWork) {
@@ -128,8 +133,41 @@ TEST(Kernels, RefusePiecesThatMakeNoSense) {
             KVBM_KERNELS_INVALID_VALUE);
   EXPECT_EQ(kvbm_kernels_launch_strided_copy(&piece, 1, ids, nullptr, 1, nullptr, nullptr),
             KVBM_KERNELS_INVALID_VALUE);
+  EXPECT_EQ(kvbm_kernels_launch_strided_copy_host_ids(&piece, 1, nullptr, ids, 1, nullptr, nullptr),
+            KVBM_KERNELS_INVALID_VALUE);
   EXPECT_EQ(kvbm_kernels_launch_digest(&piece, 1, ids, 1, nullptr, nullptr),
             KVBM_KERNELS_INVALID_VALUE);  // nowhere to put them
+}
+
+TEST(Kernels, MakeNoPlanThatMakesNoSense) {
+  char memory[64] = {};
+  const uint32_t ids[] = {0};
+  kvbm_kernels_strided_plan* plan = nullptr;
+  const kvbm_strided_piece broken = small_piece(nullptr, memory);
+  EXPECT_EQ(kvbm_kernels_create_strided_plan(&broken, 1, &plan), KVBM_KERNELS_INVALID_VALUE);
+  EXPECT_EQ(kvbm_kernels_create_strided_plan(nullptr, 1, &plan), KVBM_KERNELS_INVALID_VALUE);
+  EXPECT_EQ(kvbm_kernels_create_strided_plan(nullptr, 0, nullptr), KVBM_KERNELS_INVALID_VALUE);
+  EXPECT_EQ(plan, nullptr);
+
+  ASSERT_EQ(kvbm_kernels_create_strided_plan(nullptr, 0, &plan), KVBM_KERNELS_SUCCESS);
+  EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, ids, ids, 1, nullptr, nullptr), 0);
+  kvbm_kernels_destroy_strided_plan(plan);
+
+  const kvbm_strided_piece piece = small_piece(memory, memory);
+  ASSERT_EQ(kvbm_kernels_create_strided_plan(&piece, 1, &plan), KVBM_KERNELS_SUCCESS);
+  EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, nullptr, nullptr, 0, nullptr, nullptr), 0);
+  EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, ids, nullptr, 1, nullptr, nullptr),
+            KVBM_KERNELS_INVALID_VALUE);
+  uint64_t digests[1] = {};
+  const kvbm_strided_copy_options options = {0, 0, digests};
+  EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, ids, ids, 1, &options, nullptr),
+            KVBM_KERNELS_INVALID_VALUE);
+  if (kvbm_kernels_is_stub_build()) {
+    EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, ids, ids, 1, nullptr, nullptr),
+              KVBM_KERNELS_NOT_SUPPORTED);
+  }
+  kvbm_kernels_destroy_strided_plan(plan);
+  kvbm_kernels_destroy_strided_plan(nullptr);
 }
 
 TEST(Kernels, AnswerWithAnErrorWhereNoGpuCanDoTheWork) {
@@ -143,6 +181,8 @@ TEST(Kernels, AnswerWithAnErrorWhereNoGpuCanDoTheWork) {
   const kvbm_strided_piece piece = small_piece(memory, memory);
   const kvbm_strided_copy_options options = {0, 0, digests};
   expect_no_gpu_error(kvbm_kernels_launch_strided_copy(&piece, 1, ids, ids, 1, nullptr, nullptr));
+  expect_no_gpu_error(
+      kvbm_kernels_launch_strided_copy_host_ids(&piece, 1, ids, ids, 1, nullptr, nullptr));
   expect_no_gpu_error(kvbm_kernels_launch_digest(&piece, 1, ids, 1, &options, nullptr));
   expect_no_gpu_error(
       kvbm_kernels_launch_universal_from_block(table, source, 1, 1, 1, 1, 1, 1, 0, 0, nullptr));
@@ -182,11 +222,12 @@ template <uint32_t kWidth>
 void do_cell(const StridedLaunch& launch, uint32_t part, const Offsets& offsets,
              std::vector<uint32_t>& writes, const char* dst_arena) {
   const Division block = divide(part, launch.bases_count);
-  const Base base = launch.bases[block.remainder];
-  char* dst = base.dst + launch.to_ids[block.quotient] * launch.dst_block_stride + offsets.dst;
-  std::memcpy(dst,
-              base.src + launch.from_ids[block.quotient] * launch.src_block_stride + offsets.src,
-              kWidth);
+  const Base base = base_in(launch, block.remainder);
+  const IdPair id = launch.from_ids == nullptr
+                        ? ids_in(launch, block.quotient)
+                        : IdPair{launch.from_ids[block.quotient], launch.to_ids[block.quotient]};
+  char* dst = base.dst + id.to * launch.dst_block_stride + offsets.dst;
+  std::memcpy(dst, base.src + id.from * launch.src_block_stride + offsets.src, kWidth);
   for (uint32_t i = 0; i < kWidth; ++i) ++writes[static_cast<size_t>(dst - dst_arena) + i];
 }
 
@@ -237,8 +278,28 @@ struct Planned {
   uint32_t widest = 0;
 };
 
+/// The launches of a plan that is made once, done by loops.
+void emulate_ready_plan(const RandomCopy& copy, const std::vector<kvbm_strided_piece>& pieces,
+                        std::vector<char>& dst) {
+  kvbm_kernels_strided_plan* plan = nullptr;
+  ASSERT_EQ(kvbm_kernels_create_strided_plan(pieces.data(), pieces.size(), &plan),
+            KVBM_KERNELS_SUCCESS);
+  const std::unique_ptr<kvbm_kernels_strided_plan, void (*)(kvbm_kernels_strided_plan*)> owner(
+      plan, kvbm_kernels_destroy_strided_plan);
+  const Blocks blocks = {copy.from.data(), copy.to.data(), copy.from.size(), IdsIn::kLaunch};
+  ASSERT_EQ(plan->check(blocks, nullptr), KVBM_KERNELS_SUCCESS);
+  std::vector<uint32_t> writes(dst.size());
+  StridedLaunch launch;
+  for (const StridedLaunch& group : plan->groups) {
+    for (size_t next_block = 0; next_block < blocks.count;) {
+      cut_launch(group, blocks, next_block, launch);
+      emulate(launch, writes, dst.data());
+    }
+  }
+}
+
 /// Plans a copy, does it by loops, and holds it against the plain copy.
-Planned expect_right_bytes(const RandomCopy& copy, uint64_t seed) {
+Planned expect_right_bytes(const RandomCopy& copy, uint64_t seed, IdsIn ids_in) {
   // The arena of a vector is aligned to 16 bytes, so that unit 16 gives accesses of 16.
   const std::vector<char> src = random_bytes(copy.src_bytes, seed);
   std::vector<char> dst = random_bytes(copy.dst_bytes, seed + 1);
@@ -247,12 +308,13 @@ Planned expect_right_bytes(const RandomCopy& copy, uint64_t seed) {
 
   const auto pieces = copy.place(src.data(), dst.data());
   StridedPlan plan(pieces.data(), pieces.size(), copy.from.data(), copy.to.data(), copy.from.size(),
-                   nullptr, Work::kCopy);
+                   nullptr, Work::kCopy, ids_in);
   EXPECT_EQ(plan.check(), KVBM_KERNELS_SUCCESS);
   std::vector<uint32_t> writes(dst.size());
   Planned planned;
   StridedLaunch launch;
   while (plan.next(launch)) {
+    EXPECT_EQ(launch.from_ids == nullptr, ids_in == IdsIn::kLaunch);
     ++planned.launches;
     planned.stepped += launch.stepped ? 1 : 0;
     planned.widest = std::max(planned.widest, launch.width);
@@ -260,6 +322,10 @@ Planned expect_right_bytes(const RandomCopy& copy, uint64_t seed) {
   }
   EXPECT_TRUE(dst == expected);
   EXPECT_LE(*std::max_element(writes.begin(), writes.end()), 1U) << "a byte was written twice";
+
+  std::ranges::copy(random_bytes(copy.dst_bytes, seed + 1), dst.begin());
+  emulate_ready_plan(copy, pieces, dst);
+  EXPECT_TRUE(dst == expected) << "a plan that is made once";
   return planned;
 }
 
@@ -272,12 +338,15 @@ TEST(StridedPlan, CopiesRightBytesForAnyPieces) {
     limits.unit = uint64_t{1} << maker.pick(0, 5);
     if (seed % 4 == 0) limits = {2048, 3, 3, 3, 3};  // a chunk inside a run
     if (seed % 4 == 1) limits = {128, 3, 2, 16, 1};  // whole runs of an axis in a chunk
-    const Planned planned = expect_right_bytes(maker.make(limits), seed);
-    EXPECT_GE(planned.widest, std::min<uint64_t>(16, limits.unit));
-    if (HasFailure()) return;
-    stepped += planned.stepped;
+    const RandomCopy copy = maker.make(limits);
+    for (const IdsIn ids_in : {IdsIn::kMemory, IdsIn::kLaunch}) {
+      const Planned planned = expect_right_bytes(copy, seed, ids_in);
+      EXPECT_GE(planned.widest, std::min<uint64_t>(16, limits.unit));
+      if (HasFailure()) return;
+      stepped += planned.stepped;
+    }
   }
-  EXPECT_GT(stepped, 10U) << "the case was not tested";
+  EXPECT_GT(stepped, 20U) << "the case was not tested";
 }
 
 TEST(StridedPlan, UsesTheWidestAccessThatEverythingAllows) {
@@ -322,6 +391,7 @@ TEST(StridedPlan, GivesPiecesOfOneShapeOneLaunch) {
   const uint32_t ids[] = {0};
   const auto launches = [&] {
     StridedPlan plan(pieces.data(), pieces.size(), ids, ids, 1, nullptr, Work::kCopy);
+    EXPECT_EQ(plan.check(), KVBM_KERNELS_SUCCESS);
     StridedLaunch launch;
     uint32_t count = 0;
     while (plan.next(launch)) ++count;
@@ -332,19 +402,42 @@ TEST(StridedPlan, GivesPiecesOfOneShapeOneLaunch) {
   EXPECT_EQ(launches(), 3U);
   pieces.resize(400, pieces[0]);
   EXPECT_EQ(launches(), 4U);
+  pieces[80].bytes = 0;  // left out, but still between two
+  EXPECT_EQ(launches(), 3U);
+  pieces[90].bytes = 32;
+  EXPECT_EQ(launches(), 5U);
 }
 
 TEST(StridedPlan, CutsManyPiecesAndManyBlocks) {
   CopyMaker maker(7);
   RandomCopy many_pieces = maker.make({16, 500, 3, 2, 2});
   while (many_pieces.pieces.size() <= 2 * kMaxBases) many_pieces = maker.make({16, 500, 3, 2, 2});
-  EXPECT_GT(expect_right_bytes(many_pieces, 1).launches, 3U);
+  EXPECT_GT(expect_right_bytes(many_pieces, 1, IdsIn::kMemory).launches, 3U);
+  EXPECT_GT(expect_right_bytes(many_pieces, 1, IdsIn::kLaunch).launches, 3U);
 
   RandomCopy many_blocks = maker.make({8, 2, 3 * kMaxBlocks, 2, 2});
   while (many_blocks.from.size() <= kMaxBlocks) {
     many_blocks = maker.make({8, 2, 3 * kMaxBlocks, 2, 2});
   }
-  EXPECT_GT(expect_right_bytes(many_blocks, 2).launches, 1U);
+  EXPECT_GT(expect_right_bytes(many_blocks, 2, IdsIn::kMemory).launches, 1U);
+  EXPECT_GT(expect_right_bytes(many_blocks, 2, IdsIn::kLaunch).launches, kMaxBlocks / kTableWords);
+}
+
+TEST(StridedPlan, TakesTheIdsAlongThatTheHeaderPromises) {
+  char memory[1] = {};
+  const std::vector<uint32_t> ids(2000, 5);
+  const auto blocks_of_a_launch = [&](size_t num_pieces) {
+    const std::vector<kvbm_strided_piece> pieces(num_pieces, small_piece(memory, memory));
+    StridedPlan plan(pieces.data(), pieces.size(), ids.data(), ids.data(), ids.size(), nullptr,
+                     Work::kCopy, IdsIn::kLaunch);
+    StridedLaunch launch;
+    EXPECT_TRUE(plan.next(launch));
+    return launch.num_blocks;
+  };
+  EXPECT_EQ(blocks_of_a_launch(1), 476U);
+  EXPECT_EQ(blocks_of_a_launch(80), 318U);
+  EXPECT_EQ(blocks_of_a_launch(160), 158U);
+  EXPECT_EQ(blocks_of_a_launch(161), 158U);
 }
 
 TEST(StridedPlan, CutsLaunchesOfMoreCellsThanItCanNumber) {

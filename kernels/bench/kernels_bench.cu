@@ -211,12 +211,14 @@ struct How {
   uint32_t ctas = 0;
   double gbps = 0;
   bool digests = false;
+  bool travel = false;  ///< the ids, with the launch
 };
 
 std::string label(const How& how) {
   std::string text = how.ctas == 0 ? "default" : "ctas " + std::to_string(how.ctas);
   if (how.gbps > 0) text += ", paced";
   if (how.digests) text += ", digests";
+  if (how.travel) text += ", ids travel";
   return text;
 }
 
@@ -225,6 +227,12 @@ void launch(const std::vector<kvbm_strided_piece>& pieces, size_t blocks, const 
             const uint32_t* to = nullptr) {
   const kvbm_strided_copy_options options = {how.ctas, static_cast<uint64_t>(how.gbps * 1e9),
                                              how.digests ? memory.digests : nullptr};
+  if (how.travel) {
+    CHECK(kvbm_kernels_launch_strided_copy_host_ids(pieces.data(), pieces.size(), memory.host_ids,
+                                                    memory.host_ids, blocks, &options,
+                                                    on ? on : stream));
+    return;
+  }
   CHECK(kvbm_kernels_launch_strided_copy(pieces.data(), pieces.size(), from ? from : memory.ids,
                                          to ? to : memory.ids, blocks, &options, on ? on : stream));
 }
@@ -345,6 +353,7 @@ void fragments() {
     const double alone = add_case({});
     add_case({0, pace(alone)});
     add_case({0, 0, true});
+    add_case({0, 0, false, true});
     add_rate("fragments", what + "default, ids pinned", kTotal, measure([&] {
                launch(pieces, kBlocks, {}, nullptr, memory.host_ids, memory.host_ids);
              }),
@@ -367,8 +376,8 @@ void one_block() {
     const double peak = plain(way, kBlock, 50);
     const auto pieces = on_the_way(way, lw_to_fc(memory.host, kChunk, kBlocks));
     const std::string what = std::string(name(way)) + " one block, 160 x 32 KiB, ";
-    for (const How& how :
-         {How{1}, How{2}, How{4}, How{8}, How{16}, How{32}, How{}, How{0, 0, true}}) {
+    for (const How& how : {How{1}, How{2}, How{4}, How{8}, How{16}, How{32}, How{}, How{0, 0, true},
+                           How{0, 0, false, true}}) {
       add_rate("one_block", what + label(how), kBlock, measure([&] { launch(pieces, 1, how); }, 50),
                peak);
     }
@@ -438,8 +447,11 @@ void permutes() {
       const std::string what = std::string("d2d ") + (nhd ? "NHD" : "HND") + shape;
       const auto out = fc_to_universal(memory.device, memory.device2, nhd, s.nl, s.nt, s.nh);
       const auto in = turned(out);
+      const How travel = {0, 0, false, true};
       add_case(what + "to universal, strided", [&] { launch(out, s.nb, {}); });
       add_case(what + "from universal, strided", [&] { launch(in, s.nb, {}); });
+      add_case(what + "to universal, ids travel", [&] { launch(out, s.nb, travel); });
+      add_case(what + "from universal, ids travel", [&] { launch(in, s.nb, travel); });
       add_case(what + "universal_from_block", [&] {
         CHECK(kvbm_kernels_launch_universal_from_block(universal_table.data, chunk_table.sources(),
                                                        s.nb, s.nh, s.nl, kOuter, s.nt, kHeadDim,
@@ -454,6 +466,9 @@ void permutes() {
     if (s.nl != kLayers) continue;
     const auto pieces = lw_to_fc(memory.device2, kChunk, s.nb);
     add_case("d2d" + shape + "lw to fc, strided", [&] { launch(pieces, s.nb, {}); });
+    add_case("d2d" + shape + "lw to fc, ids travel", [&] {
+      launch(pieces, s.nb, {0, 0, false, true});
+    });
     add_case("d2d" + shape + "lw to fc, strided, digests", [&] {
       launch(pieces, s.nb, {0, 0, true});
     });
@@ -643,25 +658,37 @@ void beside() {
   }
 }
 
-void submission() {
-  // Host time of the call alone, for one block and for many.
-  const auto pieces = turned(lw_to_fc(memory.host, kChunk, kBlocks));
-  for (const size_t blocks : {size_t{1}, size_t{128}}) {
-    std::vector<double> times;
-    for (int i = 0; i < 60; ++i) {
-      timespec begin, end;
-      clock_gettime(CLOCK_MONOTONIC, &begin);
-      CHECK(kvbm_kernels_launch_strided_copy(pieces.data(), pieces.size(), memory.ids, memory.ids,
-                                             blocks, nullptr, stream));
-      clock_gettime(CLOCK_MONOTONIC, &end);
-      CHECK(cudaStreamSynchronize(stream));
-      times.push_back((end.tv_sec - begin.tv_sec) * 1e6 + (end.tv_nsec - begin.tv_nsec) * 1e-3);
-    }
-    std::nth_element(times.begin(), times.begin() + 30, times.end());
-    char fields[100];
-    std::snprintf(fields, sizeof fields, "\"us\": %.2f", times[30]);
-    add("submission", "160 pieces, blocks " + std::to_string(blocks), fields);
+/// Median of the host's time in a call that launches.
+void add_submission(const std::string& what, const std::function<void()>& call) {
+  std::vector<double> times;
+  for (int i = 0; i < 60; ++i) {
+    timespec begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    call();
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    CHECK(cudaStreamSynchronize(stream));
+    times.push_back((end.tv_sec - begin.tv_sec) * 1e6 + (end.tv_nsec - begin.tv_nsec) * 1e-3);
   }
+  std::nth_element(times.begin(), times.begin() + 30, times.end());
+  char fields[100];
+  std::snprintf(fields, sizeof fields, "\"us\": %.2f", times[30]);
+  add("submission", what, fields);
+}
+
+void submission() {
+  const auto pieces = turned(lw_to_fc(memory.host, kChunk, kBlocks));
+  kvbm_kernels_strided_plan* plan = nullptr;
+  CHECK(kvbm_kernels_create_strided_plan(pieces.data(), pieces.size(), &plan));
+  for (const size_t blocks : {size_t{1}, size_t{128}}) {
+    const std::string what = "160 pieces, blocks " + std::to_string(blocks);
+    add_submission(what, [&] { launch(pieces, blocks, {}); });
+    add_submission(what + ", ids travel", [&] { launch(pieces, blocks, {0, 0, false, true}); });
+    add_submission(what + ", a plan", [&] {
+      CHECK(kvbm_kernels_launch_strided_plan(plan, memory.host_ids, memory.host_ids, blocks,
+                                             nullptr, stream));
+    });
+  }
+  kvbm_kernels_destroy_strided_plan(plan);
 }
 
 }  // namespace

@@ -10,7 +10,8 @@ namespace kvbm::kernels {
 namespace {
 
 constexpr uint32_t kThreads = 512;
-constexpr uint32_t kWarps = kThreads / kWarp;
+/// Where CTAs may be as many as there is work for: small ones end and begin side by side.
+constexpr uint32_t kFewThreads = 128;
 constexpr uint32_t kAllLanes = 0xFFFFFFFF;
 /// Chunks that a warp has in flight where its cells are stepped: with 2, two CTAs fill a PCIe 5
 /// link with reads.
@@ -24,16 +25,17 @@ struct Cell {
 };
 
 /// Source and destination of a part.
-__device__ __forceinline__ Base base_of(const StridedLaunch& launch, const uint2* ids,
+__device__ __forceinline__ Base base_of(const StridedLaunch& launch, const IdPair* ids,
                                         uint32_t part) {
   const Division block = divide(part, launch.bases_count);
-  const uint2 id = ids[block.quotient];
-  const Base base = launch.bases[block.remainder];
-  return {base.src + id.x * launch.src_block_stride, base.dst + id.y * launch.dst_block_stride};
+  const IdPair id =
+      launch.from_ids == nullptr ? ids_in(launch, block.quotient) : ids[block.quotient];
+  const Base base = base_in(launch, block.remainder);
+  return {base.src + id.from * launch.src_block_stride, base.dst + id.to * launch.dst_block_stride};
 }
 
 template <uint32_t kWidth>
-__device__ __forceinline__ Cell find_cell(const StridedLaunch& launch, const uint2* ids,
+__device__ __forceinline__ Cell find_cell(const StridedLaunch& launch, const IdPair* ids,
                                           uint32_t cell) {
   const Division part = divide(cell, launch.part_cells);
   const Base base = base_of(launch, ids, part.quotient);
@@ -52,8 +54,7 @@ __device__ __forceinline__ uint64_t digest_of(uint64_t value, uint32_t within) {
 __device__ __forceinline__ void add_to_digest(const StridedLaunch& launch, uint32_t part,
                                               uint64_t term) {
   const Division block = divide(part, launch.bases_count);
-  const uint64_t entry =
-      uint64_t{block.quotient} * launch.num_pieces + launch.piece_of_base[block.remainder];
+  const uint64_t entry = uint64_t{block.quotient} * launch.num_pieces + block.remainder;
   atomicAdd(reinterpret_cast<unsigned long long*>(launch.digests + entry), term);
 }
 
@@ -69,7 +70,7 @@ __device__ __forceinline__ void add_warp_to_digest(const StridedLaunch& launch, 
 /// The cells of a thread are a constant stride apart, and in one part with those of the other
 /// lanes.
 template <uint32_t kWidth, Work kWork>
-__device__ __forceinline__ void do_stepped(const StridedLaunch& launch, const uint2* ids,
+__device__ __forceinline__ void do_stepped(const StridedLaunch& launch, const IdPair* ids,
                                            uint32_t chunk, uint32_t num_chunks) {
   using Value = typename Access<kWidth>::Value;
   Cell first[kChunksPerTurn];
@@ -105,7 +106,7 @@ __device__ __forceinline__ void do_stepped(const StridedLaunch& launch, const ui
 }
 
 template <uint32_t kWidth, Work kWork>
-__device__ __forceinline__ void do_any(const StridedLaunch& launch, const uint2* ids,
+__device__ __forceinline__ void do_any(const StridedLaunch& launch, const IdPair* ids,
                                        uint32_t chunk) {
   using Value = typename Access<kWidth>::Value;
   const uint32_t first = chunk * kChunkCells + threadIdx.x % kWarp;
@@ -151,7 +152,7 @@ __device__ __forceinline__ void do_any(const StridedLaunch& launch, const uint2*
 
 /// Digests where cells are narrower than words: each thread puts its words together.
 template <uint32_t kWidth, Work kWork>
-__device__ void do_words(const StridedLaunch& launch, const uint2* ids, uint32_t chunk) {
+__device__ void do_words(const StridedLaunch& launch, const IdPair* ids, uint32_t chunk) {
   for (uint32_t i = 0; i < kCellsPerThread; ++i) {
     const uint32_t number = chunk * kChunkCells + i * kWarp + threadIdx.x % kWarp;
     if (number >= launch.num_cells) return;
@@ -200,16 +201,19 @@ class Pace {
 template <uint32_t kWidth, bool kStepped, Work kWork>
 __global__ void __launch_bounds__(kThreads, 2)
     strided_kernel(const __grid_constant__ StridedLaunch launch) {
-  extern __shared__ uint2 ids[];
-  for (uint32_t i = threadIdx.x; i < launch.num_blocks; i += kThreads) {
-    ids[i] = make_uint2(launch.from_ids[i], launch.to_ids[i]);
+  extern __shared__ IdPair ids[];
+  if (launch.from_ids != nullptr) {
+    for (uint32_t i = threadIdx.x; i < launch.num_blocks; i += blockDim.x) {
+      ids[i] = {launch.from_ids[i], launch.to_ids[i]};
+    }
+    __syncthreads();
   }
-  __syncthreads();
 
   const uint32_t num_chunks = (launch.num_cells + kChunkCells - 1) / kChunkCells;
   const uint32_t batch = kStepped ? kChunksPerTurn : 1;
-  const uint32_t num_warps = gridDim.x * kWarps;
-  const uint32_t warp = blockIdx.x * kWarps + threadIdx.x / kWarp;
+  const uint32_t warps_of_cta = blockDim.x / kWarp;
+  const uint32_t num_warps = gridDim.x * warps_of_cta;
+  const uint32_t warp = blockIdx.x * warps_of_cta + threadIdx.x / kWarp;
   Pace pace(launch.turn_ns, warp, num_warps);
   for (uint32_t chunk = warp * batch; chunk < num_chunks; chunk += num_warps * batch) {
     pace.wait();
@@ -261,62 +265,95 @@ bool is_host(const void* address) {
   return attributes.type == cudaMemoryTypeHost || attributes.type == cudaMemoryTypeUnregistered;
 }
 
-/// How many CTAs, where nobody has said it. Reads over a link need many bytes in flight, writes
-/// few; device memory needs all there are.
-int choose_ctas(const kvbm_strided_piece& piece, Work work, uint32_t& ctas) {
-  if (work == Work::kDigest || is_host(piece.src)) {
-    ctas = 4;
+/// How a launch is cut into thread blocks.
+struct Grid {
+  uint32_t ctas = 0;
+  uint32_t threads = kThreads;
+
+  uint32_t warps() const { return ctas * (threads / kWarp); }
+};
+
+/// How many CTAs at most, where nobody has said it; 0: all that fit. Reads over a link need many
+/// bytes in flight, writes few; device memory needs all there are.
+uint32_t choose_ctas(const kvbm_strided_piece& piece, Work work) {
+  if (work == Work::kDigest || is_host(piece.src)) return 4;
+  return is_host(piece.dst) ? 2 : 0;
+}
+
+/// For a launch with `max_ctas`, or 0 for all that fit.
+int choose_grid(const StridedLaunch& launch, uint32_t max_ctas, bool paced, Grid& grid) {
+  const uint32_t chunks = (launch.num_cells + kChunkCells - 1) / kChunkCells;
+  if (max_ctas == 0 && launch.from_ids == nullptr && !paced) {
+    // A turn a warp: the GPU hands out what is left as SMs come free.
+    constexpr uint32_t kWarpsOfCta = kFewThreads / kWarp;
+    const uint32_t turns = launch.stepped ? (chunks + kChunksPerTurn - 1) / kChunksPerTurn : chunks;
+    grid = {(turns + kWarpsOfCta - 1) / kWarpsOfCta, kFewThreads};
     return cudaSuccess;
   }
-  if (is_host(piece.dst)) {
-    ctas = 2;
-    return cudaSuccess;
+  if (max_ctas == 0) {
+    int device = 0;
+    int processors = 0;
+    if (const int error = cudaGetDevice(&device); error != cudaSuccess) return error;
+    if (const int error =
+            cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+        error != cudaSuccess) {
+      return error;
+    }
+    max_ctas = 4 * static_cast<uint32_t>(processors);
   }
-  int device = 0;
-  int processors = 0;
-  if (const int error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (const int error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-      error != cudaSuccess) {
-    return error;
-  }
-  ctas = 4 * static_cast<uint32_t>(processors);
+  constexpr uint32_t kWarpsOfCta = kThreads / kWarp;
+  grid = {std::min(max_ctas, (chunks + kWarpsOfCta - 1) / kWarpsOfCta), kThreads};
   return cudaSuccess;
 }
 
 /// From turn to turn of a warp, so that all warps together keep to the rate.
-uint64_t turn_ns(const StridedLaunch& launch, Work work, uint32_t ctas, uint64_t bytes_per_second) {
+uint64_t turn_ns(const StridedLaunch& launch, Work work, const Grid& grid,
+                 uint64_t bytes_per_second) {
   if (bytes_per_second == 0) return 0;
   const uint32_t cell_bytes = work == Work::kCopy ? launch.width : std::max(launch.width, 8U);
   const uint64_t turn_bytes =
-      uint64_t{ctas} * kWarps * kChunkCells * cell_bytes * (launch.stepped ? kChunksPerTurn : 1);
+      uint64_t{grid.warps()} * kChunkCells * cell_bytes * (launch.stepped ? kChunksPerTurn : 1);
   return paced_ns(turn_bytes, bytes_per_second);
 }
 
-int run(StridedPlan& plan, const kvbm_strided_piece* pieces, size_t num_digests, Work work,
-        const kvbm_strided_copy_options& options, cudaStream_t stream) {
+int run(StridedLaunch& launch, Work work, uint32_t max_ctas, uint64_t bytes_per_second,
+        cudaStream_t stream) {
+  Grid grid;
+  const int error = choose_grid(launch, max_ctas, bytes_per_second > 0, grid);
+  if (error != cudaSuccess) return error;
+  launch.turn_ns = turn_ns(launch, work, grid, bytes_per_second);
+  void* parameters[] = {&launch};
+  return cudaLaunchKernel(
+      reinterpret_cast<const void*>(kernel_of(work, launch.width, launch.stepped)), dim3(grid.ctas),
+      dim3(grid.threads), parameters,
+      launch.from_ids == nullptr ? 0 : launch.num_blocks * sizeof(IdPair), stream);
+}
+
+int run(StridedPlan& plan, size_t num_digests, Work work, const kvbm_strided_copy_options& options,
+        cudaStream_t stream) {
   if (const int error = plan.check(); error != KVBM_KERNELS_SUCCESS) return error;
   if (!plan.has_work()) return KVBM_KERNELS_SUCCESS;
-  uint32_t max_ctas = options.max_ctas;
-  if (max_ctas == 0) {
-    if (const int error = choose_ctas(pieces[0], work, max_ctas); error != cudaSuccess)
-      return error;
-  }
+  const uint32_t max_ctas =
+      options.max_ctas != 0 ? options.max_ctas : choose_ctas(plan.first_piece(), work);
   if (work != Work::kCopy) {
     const int error = cudaMemsetAsync(options.digests, 0, num_digests * sizeof(uint64_t), stream);
     if (error != cudaSuccess) return error;
   }
   StridedLaunch launch;
   while (plan.next(launch)) {
-    const uint32_t chunks = (launch.num_cells + kChunkCells - 1) / kChunkCells;
-    const uint32_t ctas = std::min(max_ctas, (chunks + kWarps - 1) / kWarps);
-    launch.turn_ns = turn_ns(launch, work, ctas, options.max_bytes_per_second);
-    void* parameters[] = {&launch};
-    const int error = cudaLaunchKernel(
-        reinterpret_cast<const void*>(kernel_of(work, launch.width, launch.stepped)), dim3(ctas),
-        dim3(kThreads), parameters, launch.num_blocks * sizeof(uint2), stream);
+    const int error = run(launch, work, max_ctas, options.max_bytes_per_second, stream);
     if (error != cudaSuccess) return error;
   }
   return KVBM_KERNELS_SUCCESS;
+}
+
+int copy(const kvbm_strided_piece* pieces, size_t num_pieces, const Blocks& blocks,
+         const kvbm_strided_copy_options* options, cudaStream_t stream) {
+  const kvbm_strided_copy_options chosen = options ? *options : kvbm_strided_copy_options{};
+  const Work work = chosen.digests ? Work::kCopyAndDigest : Work::kCopy;
+  StridedPlan plan(pieces, num_pieces, blocks.from_ids, blocks.to_ids, blocks.count, chosen.digests,
+                   work, blocks.ids_in);
+  return run(plan, num_pieces * blocks.count, work, chosen, stream);
 }
 
 }  // namespace
@@ -328,10 +365,36 @@ int kvbm_kernels_launch_strided_copy(const kvbm_strided_piece* pieces, size_t nu
                                      const uint32_t* from_ids, const uint32_t* to_ids,
                                      size_t num_blocks, const kvbm_strided_copy_options* options,
                                      kvbm_kernels_stream stream) {
+  return copy(pieces, num_pieces, {from_ids, to_ids, num_blocks, IdsIn::kMemory}, options, stream);
+}
+
+int kvbm_kernels_launch_strided_copy_host_ids(const kvbm_strided_piece* pieces, size_t num_pieces,
+                                              const uint32_t* from_ids, const uint32_t* to_ids,
+                                              size_t num_blocks,
+                                              const kvbm_strided_copy_options* options,
+                                              kvbm_kernels_stream stream) {
+  return copy(pieces, num_pieces, {from_ids, to_ids, num_blocks, IdsIn::kLaunch}, options, stream);
+}
+
+int kvbm_kernels_launch_strided_plan(const kvbm_kernels_strided_plan* plan,
+                                     const uint32_t* from_ids, const uint32_t* to_ids,
+                                     size_t num_blocks, const kvbm_strided_copy_options* options,
+                                     kvbm_kernels_stream stream) {
+  const Blocks blocks = {from_ids, to_ids, num_blocks, IdsIn::kLaunch};
+  if (const int error = plan->check(blocks, options); error != KVBM_KERNELS_SUCCESS) return error;
+  if (num_blocks == 0 || plan->groups.empty()) return KVBM_KERNELS_SUCCESS;
   const kvbm_strided_copy_options chosen = options ? *options : kvbm_strided_copy_options{};
-  const Work work = chosen.digests ? Work::kCopyAndDigest : Work::kCopy;
-  StridedPlan plan(pieces, num_pieces, from_ids, to_ids, num_blocks, chosen.digests, work);
-  return run(plan, pieces, num_pieces * num_blocks, work, chosen, stream);
+  const uint32_t max_ctas =
+      chosen.max_ctas != 0 ? chosen.max_ctas : choose_ctas(plan->first, Work::kCopy);
+  StridedLaunch launch;
+  for (const StridedLaunch& group : plan->groups) {
+    for (size_t next_block = 0; next_block < num_blocks;) {
+      cut_launch(group, blocks, next_block, launch);
+      const int error = run(launch, Work::kCopy, max_ctas, chosen.max_bytes_per_second, stream);
+      if (error != cudaSuccess) return error;
+    }
+  }
+  return KVBM_KERNELS_SUCCESS;
 }
 
 int kvbm_kernels_launch_digest(const kvbm_strided_piece* pieces, size_t num_pieces,
@@ -340,5 +403,5 @@ int kvbm_kernels_launch_digest(const kvbm_strided_piece* pieces, size_t num_piec
                                kvbm_kernels_stream stream) {
   const kvbm_strided_copy_options chosen = options ? *options : kvbm_strided_copy_options{};
   StridedPlan plan(pieces, num_pieces, ids, ids, num_blocks, chosen.digests, Work::kDigest);
-  return run(plan, pieces, num_pieces * num_blocks, Work::kDigest, chosen, stream);
+  return run(plan, num_pieces * num_blocks, Work::kDigest, chosen, stream);
 }

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstring>
 #include <iterator>
+#include <memory>
+#include <new>
 
 namespace kvbm::kernels {
 namespace {
@@ -47,9 +49,9 @@ struct Shape {
   kvbm_strided_axis axes[kMaxAxes] = {};  ///< innermost first
   uint64_t bits = 0;                      ///< all sizes and strides or-ed: what their alignment is
 
-  uint32_t width(const kvbm_strided_piece& piece) const {
+  uint32_t width(const void* src, const void* dst) const {
     const uint64_t all =
-        bits | 16 | reinterpret_cast<uintptr_t>(piece.src) | reinterpret_cast<uintptr_t>(piece.dst);
+        bits | 16 | reinterpret_cast<uintptr_t>(src) | reinterpret_cast<uintptr_t>(dst);
     return static_cast<uint32_t>(all & (~all + 1));
   }
 };
@@ -104,7 +106,7 @@ bool is_sound(const kvbm_strided_piece& piece, const Extent& extent, const Shape
          extent.src_end <= UINTPTR_MAX - reinterpret_cast<uintptr_t>(piece.src) &&
          extent.dst_end <= UINTPTR_MAX - reinterpret_cast<uintptr_t>(piece.dst) &&
          // Every count is at most the number of cells, so this holds for all of them.
-         extent.total / shape.width(piece) < kMaxCells;
+         extent.total / shape.width(piece.src, piece.dst) < kMaxCells;
 }
 
 /// What makes the cells of a thread in a chunk a constant stride apart: a chunk stays inside one
@@ -124,18 +126,15 @@ void find_step(StridedLaunch& launch) {
 
 }  // namespace
 
-int StridedPlan::check() const {
-  if (num_pieces_ == 0 || num_blocks_ == 0) return KVBM_KERNELS_SUCCESS;
+int PieceGroups::check() {
+  if (num_pieces_ == 0) return KVBM_KERNELS_SUCCESS;
   if (pieces_ == nullptr || num_pieces_ > UINT32_MAX) return KVBM_KERNELS_INVALID_VALUE;
-  if (work_ != Work::kCopy &&
-      (digests_ == nullptr || num_blocks_ > UINT64_MAX / sizeof(uint64_t) / num_pieces_)) {
-    return KVBM_KERNELS_INVALID_VALUE;
-  }
   const kvbm_strided_piece* last = nullptr;  // pieces of one form are many as a rule
   Extent extent;
   Shape shape;
   for (size_t i = 0; i < num_pieces_; ++i) {
     if (last == nullptr || !same_form(pieces_[i], *last)) {
+      if (last == pieces_ && num_alike_ == 0) num_alike_ = i;
       if (is_empty(pieces_[i])) continue;
       const kvbm_strided_piece piece = as_work(pieces_[i], work_);
       last = &pieces_[i];
@@ -145,74 +144,112 @@ int StridedPlan::check() const {
     const kvbm_strided_piece& piece = pieces_[i];
     const bool sound = work_ == Work::kDigest ? is_sound(as_work(piece, work_), extent, shape)
                                               : is_sound(piece, extent, shape);
-    if (!sound || from_ids_ == nullptr || to_ids_ == nullptr) return KVBM_KERNELS_INVALID_VALUE;
+    if (!sound) return KVBM_KERNELS_INVALID_VALUE;
   }
+  if (last == pieces_ && num_alike_ == 0) num_alike_ = num_pieces_;
   return KVBM_KERNELS_SUCCESS;
 }
 
-bool StridedPlan::has_work() const {
-  if (num_blocks_ == 0 || num_pieces_ == 0) return false;
-  return work_ != Work::kCopy || !std::all_of(pieces_, pieces_ + num_pieces_,
-                                              [](const auto& piece) { return is_empty(piece); });
+bool PieceGroups::have_bytes() const {
+  return !std::all_of(pieces_, pieces_ + num_pieces_,
+                      [](const auto& piece) { return is_empty(piece); });
 }
 
-bool StridedPlan::start_group() {
+const kvbm_strided_piece& PieceGroups::first() const {
+  const kvbm_strided_piece* const end = pieces_ + num_pieces_;
+  const kvbm_strided_piece* const first =
+      std::find_if(pieces_, end, [](const auto& piece) { return !is_empty(piece); });
+  return first == end ? *pieces_ : *first;
+}
+
+bool PieceGroups::next(uint64_t* digests, StridedLaunch& group) {
   while (next_piece_ < num_pieces_ && is_empty(pieces_[next_piece_])) ++next_piece_;
   if (next_piece_ == num_pieces_) return false;
 
   const kvbm_strided_piece& raw = pieces_[next_piece_];
   const kvbm_strided_piece first = as_work(raw, work_);
   const Shape shape = shape_of(first);
-  const uint32_t width = shape.width(first);
-  group_ = StridedLaunch();
-  group_.width = width;
-  group_.num_axes = shape.num_axes;
-  group_.num_pieces = static_cast<uint32_t>(num_pieces_);
-  group_.src_block_stride = shape.src_block_stride;
-  group_.dst_block_stride = shape.dst_block_stride;
+  const uint32_t width = shape.width(first.src, first.dst);
+  group = StridedLaunch();
+  group.width = width;
+  group.num_axes = shape.num_axes;
+  group.num_pieces = static_cast<uint32_t>(num_pieces_);
+  group.src_block_stride = shape.src_block_stride;
+  group.dst_block_stride = shape.dst_block_stride;
+  if (digests != nullptr) group.digests = digests + next_piece_;
   uint64_t cells = shape.bytes / width;
-  group_.run_cells = fast_divisor(static_cast<uint32_t>(cells));
+  group.run_cells = fast_divisor(static_cast<uint32_t>(cells));
   for (uint32_t axis = 0; axis < shape.num_axes; ++axis) {
-    group_.axes[axis] = {fast_divisor(static_cast<uint32_t>(shape.axes[axis].count)),
-                         shape.axes[axis].src_stride, shape.axes[axis].dst_stride};
+    group.axes[axis] = {fast_divisor(static_cast<uint32_t>(shape.axes[axis].count)),
+                        shape.axes[axis].src_stride, shape.axes[axis].dst_stride};
     cells *= shape.axes[axis].count;
   }
-  group_.cells_in_part = static_cast<uint32_t>(cells);
+  group.cells_in_part = static_cast<uint32_t>(cells);
   if (work_ != Work::kCopy) {
     const uint32_t per_word = cells_of_word(width);
     cells = (cells + per_word - 1) / per_word;
   }
-  group_.part_cells = fast_divisor(static_cast<uint32_t>(cells));
-  if (width == 16) find_step(group_);
+  group.part_cells = fast_divisor(static_cast<uint32_t>(cells));
+  if (width == 16) find_step(group);
 
   const uint64_t most = std::min<uint64_t>(kMaxBases, (kMaxCells - 1) / cells);
-  for (; next_piece_ < num_pieces_ && group_.num_bases < most; ++next_piece_) {
-    if (!same_form(pieces_[next_piece_], raw)) break;
-    const kvbm_strided_piece piece = as_work(pieces_[next_piece_], work_);
-    if (shape.width(piece) != width) break;
-    group_.bases[group_.num_bases] = {static_cast<const char*>(piece.src),
-                                      static_cast<char*>(piece.dst)};
-    group_.piece_of_base[group_.num_bases++] = static_cast<uint32_t>(next_piece_);
+  for (; next_piece_ < num_pieces_ && group.num_bases < most; ++next_piece_) {
+    const kvbm_strided_piece& piece = pieces_[next_piece_];
+    const void* const dst = work_ == Work::kDigest ? piece.src : piece.dst;
+    if (next_piece_ >= num_alike_ && !same_form(piece, raw)) break;
+    if (shape.width(piece.src, dst) != width) break;
+    group.table[2 * group.num_bases] = reinterpret_cast<uintptr_t>(piece.src);
+    group.table[2 * group.num_bases + 1] = reinterpret_cast<uintptr_t>(dst);
+    ++group.num_bases;
   }
-  group_.bases_count = fast_divisor(group_.num_bases);
-  next_block_ = 0;
+  group.bases_count = fast_divisor(group.num_bases);
   return true;
 }
 
-bool StridedPlan::next(StridedLaunch& launch) {
-  if (num_blocks_ == 0) return false;
-  if (group_.num_bases == 0 || next_block_ == num_blocks_) {
-    if (!start_group()) return false;
-  }
-  launch = group_;
-  const uint64_t cells_of_block = uint64_t{group_.part_cells.divisor} * group_.num_bases;
-  const uint64_t most = std::min<uint64_t>(kMaxBlocks, (kMaxCells - 1) / cells_of_block);
-  launch.num_blocks = static_cast<uint32_t>(std::min<uint64_t>(most, num_blocks_ - next_block_));
+void cut_launch(const StridedLaunch& group, const Blocks& blocks, size_t& next_block,
+                StridedLaunch& launch) {
+  launch = group;
+  const bool travel = blocks.ids_in == IdsIn::kLaunch;
+  const uint64_t cells_of_block = uint64_t{group.part_cells.divisor} * group.num_bases;
+  const uint64_t room = travel ? kTableWords - 2 * uint64_t{group.num_bases} : kMaxBlocks;
+  const uint64_t most = std::min<uint64_t>(room, (kMaxCells - 1) / cells_of_block);
+  launch.num_blocks = static_cast<uint32_t>(std::min<uint64_t>(most, blocks.count - next_block));
   launch.num_cells = static_cast<uint32_t>(cells_of_block * launch.num_blocks);
-  launch.from_ids = from_ids_ + next_block_;
-  launch.to_ids = to_ids_ + next_block_;
-  if (work_ != Work::kCopy) launch.digests = digests_ + next_block_ * num_pieces_;
-  next_block_ += launch.num_blocks;
+  const uint32_t* const from = blocks.from_ids + next_block;
+  const uint32_t* const to = blocks.to_ids + next_block;
+  if (travel) {
+    uint64_t* const words = launch.table + 2 * size_t{group.num_bases};
+    for (uint32_t i = 0; i < launch.num_blocks; ++i) words[i] = uint64_t{to[i]} << 32 | from[i];
+  } else {
+    launch.from_ids = from;
+    launch.to_ids = to;
+  }
+  if (group.digests != nullptr) launch.digests += next_block * group.num_pieces;
+  next_block += launch.num_blocks;
+}
+
+int StridedPlan::check() {
+  if (num_pieces_ == 0 || blocks_.count == 0) return KVBM_KERNELS_SUCCESS;
+  if (work_ != Work::kCopy &&
+      (digests_ == nullptr || blocks_.count > UINT64_MAX / sizeof(uint64_t) / num_pieces_)) {
+    return KVBM_KERNELS_INVALID_VALUE;
+  }
+  if (const int error = groups_.check(); error != KVBM_KERNELS_SUCCESS) return error;
+  const bool has_ids = blocks_.from_ids != nullptr && blocks_.to_ids != nullptr;
+  return has_ids || !groups_.have_bytes() ? KVBM_KERNELS_SUCCESS : KVBM_KERNELS_INVALID_VALUE;
+}
+
+bool StridedPlan::has_work() const {
+  return blocks_.count != 0 && num_pieces_ != 0 && (work_ != Work::kCopy || groups_.have_bytes());
+}
+
+bool StridedPlan::next(StridedLaunch& launch) {
+  if (blocks_.count == 0) return false;
+  if (group_.num_bases == 0 || next_block_ == blocks_.count) {
+    if (!groups_.next(digests_, group_)) return false;
+    next_block_ = 0;
+  }
+  cut_launch(group_, blocks_, next_block_, launch);
   return true;
 }
 
@@ -254,8 +291,36 @@ uint64_t digest_on_host(const kvbm_strided_piece& piece, uint32_t block) {
 int kvbm_kernels_digest_on_host(const kvbm_strided_piece* piece, uint32_t block, uint64_t* digest) {
   using namespace kvbm::kernels;
   if (piece == nullptr || digest == nullptr) return KVBM_KERNELS_INVALID_VALUE;
-  const StridedPlan plan(piece, 1, &block, &block, 1, digest, Work::kDigest);
+  StridedPlan plan(piece, 1, &block, &block, 1, digest, Work::kDigest);
   if (const int error = plan.check(); error != KVBM_KERNELS_SUCCESS) return error;
   *digest = is_empty(*piece) ? 0 : digest_on_host(*piece, block);
   return KVBM_KERNELS_SUCCESS;
 }
+
+int kvbm_kernels_strided_plan::check(const kvbm::kernels::Blocks& blocks,
+                                     const kvbm_strided_copy_options* options) const {
+  const bool needs_ids = blocks.count != 0 && !groups.empty();
+  const bool has_ids = blocks.from_ids != nullptr && blocks.to_ids != nullptr;
+  const bool has_digests = options != nullptr && options->digests != nullptr;
+  return has_digests || (needs_ids && !has_ids) ? KVBM_KERNELS_INVALID_VALUE : KVBM_KERNELS_SUCCESS;
+}
+
+int kvbm_kernels_create_strided_plan(const kvbm_strided_piece* pieces, size_t num_pieces,
+                                     kvbm_kernels_strided_plan** plan) {
+  using namespace kvbm::kernels;
+  if (plan == nullptr) return KVBM_KERNELS_INVALID_VALUE;
+  PieceGroups all(pieces, num_pieces, Work::kCopy);
+  if (const int error = all.check(); error != KVBM_KERNELS_SUCCESS) return error;
+  try {
+    auto made = std::make_unique<kvbm_kernels_strided_plan>();
+    if (num_pieces > 0) made->first = all.first();
+    StridedLaunch group;
+    while (all.next(nullptr, group)) made->groups.push_back(group);
+    *plan = made.release();
+  } catch (const std::bad_alloc&) {
+    return KVBM_KERNELS_NO_MEMORY;
+  }
+  return KVBM_KERNELS_SUCCESS;
+}
+
+void kvbm_kernels_destroy_strided_plan(kvbm_kernels_strided_plan* plan) { delete plan; }

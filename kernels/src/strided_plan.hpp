@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include <kvbm/kernels.h>
 
@@ -22,8 +23,11 @@ inline constexpr uint32_t kChunkCells = kWarp * kCellsPerThread;
 inline constexpr uint32_t kMaxCells = uint32_t{1} << 31;
 /// Their ids lie in shared memory.
 inline constexpr uint32_t kMaxBlocks = 4096;
-/// What fits into the 4 KiB that every driver takes as parameters of a kernel.
-inline constexpr uint32_t kMaxBases = 180;
+/// Words of a launch for bases, two each, and for the ids that travel with it, one a block: what is
+/// left of the 4 KiB that every driver takes as parameters of a kernel.
+inline constexpr uint32_t kTableWords = 478;
+/// Keys and values of 80 layers, so that ids of as many blocks find room beside them.
+inline constexpr uint32_t kMaxBases = 160;
 inline constexpr uint32_t kMaxAxes = 4;
 
 /// What `bytes` take at a rate; at most 2^62, to which a clock can be added.
@@ -37,6 +41,12 @@ inline uint64_t paced_ns(uint64_t bytes, uint64_t bytes_per_second) {
 /// What a launch does with the bytes.
 enum class Work { kCopy, kCopyAndDigest, kDigest };
 
+/// Where the ids of blocks are.
+enum class IdsIn {
+  kMemory,  ///< that the device reads
+  kLaunch,  ///< host memory, read by the plan: they travel as parameters
+};
+
 struct Axis {
   FastDivisor count;
   uint64_t src_stride = 0;
@@ -44,8 +54,13 @@ struct Axis {
 };
 
 struct Base {
-  const char* src = nullptr;
-  char* dst = nullptr;
+  const char* src;
+  char* dst;
+};
+
+struct IdPair {
+  uint32_t from;
+  uint32_t to;
 };
 
 /// All pieces of one shape, for some blocks: the parameter of a kernel.
@@ -66,15 +81,25 @@ struct StridedLaunch {
   uint64_t dst_block_stride = 0;
   uint64_t src_step = 0;
   uint64_t dst_step = 0;
-  const uint32_t* from_ids = nullptr;
+  const uint32_t* from_ids = nullptr;  ///< null: the ids are in `table`
   const uint32_t* to_ids = nullptr;
-  uint64_t* digests = nullptr;
-  uint64_t turn_ns = 0;      ///< from turn to turn of a warp; 0: at once
-  Axis axes[kMaxAxes] = {};  ///< innermost first
-  Base bases[kMaxBases] = {};
-  uint32_t piece_of_base[kMaxBases] = {};
+  uint64_t* digests = nullptr;  ///< of the first base in the first block
+  uint64_t turn_ns = 0;         ///< from turn to turn of a warp; 0: at once
+  Axis axes[kMaxAxes] = {};     ///< innermost first
+  uint64_t table[kTableWords];  ///< source and destination of each base, then ids; the rest is left
 };
 static_assert(sizeof(StridedLaunch) <= 4096);
+
+KVBM_HOST_DEVICE Base base_in(const StridedLaunch& launch, uint32_t index) {
+  return {reinterpret_cast<const char*>(launch.table[2 * index]),
+          reinterpret_cast<char*>(launch.table[2 * index + 1])};
+}
+
+/// Requires: ids that travel with the launch.
+KVBM_HOST_DEVICE IdPair ids_in(const StridedLaunch& launch, uint32_t block) {
+  const uint64_t word = launch.table[2 * launch.num_bases + block];
+  return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
+}
 
 /// Cells that a digest's word is made of.
 KVBM_HOST_DEVICE constexpr uint32_t cells_of_word(uint32_t width) {
@@ -110,42 +135,76 @@ KVBM_HOST_DEVICE Offsets offsets_in_part(const StridedLaunch& launch, uint32_t c
   return offsets;
 }
 
-/// The checks of a launch, and its cutting into StridedLaunches. Allocates nothing.
+struct Blocks {
+  const uint32_t* from_ids = nullptr;
+  const uint32_t* to_ids = nullptr;
+  size_t count = 0;
+  IdsIn ids_in = IdsIn::kMemory;
+};
+
+/// Pieces in groups of which each shares launches. Allocates nothing.
+class PieceGroups {
+ public:
+  PieceGroups(const kvbm_strided_piece* pieces, size_t num_pieces, Work work)
+      : pieces_(pieces), num_pieces_(num_pieces), work_(work) {}
+
+  /// KVBM_KERNELS_SUCCESS or KVBM_KERNELS_INVALID_VALUE.
+  int check();
+
+  /// Whether there are bytes in any. Requires: check() succeeded.
+  bool have_bytes() const;
+  /// The first that is not empty, or the first. Requires: there is one.
+  const kvbm_strided_piece& first() const;
+
+  /// Fills in the next group, all but its blocks; false at the end. `digests` is null, or that of
+  /// the first piece in the first block. Requires: check() succeeded.
+  bool next(uint64_t* digests, StridedLaunch& group);
+
+ private:
+  const kvbm_strided_piece* pieces_;
+  size_t num_pieces_;
+  Work work_;
+  size_t num_alike_ = 0;   ///< from the first on that check() has found to be of one form
+  size_t next_piece_ = 0;  ///< the first that is in no group yet
+};
+
+/// The launch of a group for blocks from `next_block` on, which moves behind those that it takes.
+/// Requires: next_block < blocks.count.
+void cut_launch(const StridedLaunch& group, const Blocks& blocks, size_t& next_block,
+                StridedLaunch& launch);
+
+/// The checks of a call, and its cutting into StridedLaunches. Allocates nothing.
 class StridedPlan {
  public:
   StridedPlan(const kvbm_strided_piece* pieces, size_t num_pieces, const uint32_t* from_ids,
-              const uint32_t* to_ids, size_t num_blocks, uint64_t* digests, Work work)
-      : pieces_(pieces),
+              const uint32_t* to_ids, size_t num_blocks, uint64_t* digests, Work work,
+              IdsIn ids_in = IdsIn::kMemory)
+      : groups_(pieces, num_pieces, work),
         num_pieces_(num_pieces),
-        from_ids_(from_ids),
-        to_ids_(to_ids),
-        num_blocks_(num_blocks),
+        blocks_{from_ids, to_ids, num_blocks, ids_in},
         digests_(digests),
         work_(work) {}
 
   /// KVBM_KERNELS_SUCCESS or KVBM_KERNELS_INVALID_VALUE.
-  int check() const;
+  int check();
 
   /// Whether there is anything to copy, or a digest to write. Requires: check() succeeded.
   bool has_work() const;
+  /// Requires: has_work().
+  const kvbm_strided_piece& first_piece() const { return groups_.first(); }
 
   /// Fills in the next launch; false at the end. Requires: check() succeeded.
   bool next(StridedLaunch& launch);
 
  private:
-  bool start_group();
-
-  const kvbm_strided_piece* pieces_;
+  PieceGroups groups_;
   size_t num_pieces_;
-  const uint32_t* from_ids_;
-  const uint32_t* to_ids_;
-  size_t num_blocks_;
+  Blocks blocks_;
   uint64_t* digests_;
   Work work_;
 
-  size_t next_piece_ = 0;  ///< the first that is in no group yet
   size_t next_block_ = 0;  ///< of the group in `group_`
-  StridedLaunch group_;    ///< pieces of one shape, for all blocks
+  StridedLaunch group_;
 };
 
 /// The digest of the source side of one part in host memory. Requires: check() of a plan of it
@@ -153,3 +212,11 @@ class StridedPlan {
 uint64_t digest_on_host(const kvbm_strided_piece& piece, uint32_t block);
 
 }  // namespace kvbm::kernels
+
+struct kvbm_kernels_strided_plan {
+  std::vector<kvbm::kernels::StridedLaunch> groups;  ///< without their blocks
+  kvbm_strided_piece first;                          ///< that tells where the memory is
+
+  /// KVBM_KERNELS_SUCCESS or KVBM_KERNELS_INVALID_VALUE.
+  int check(const kvbm::kernels::Blocks& blocks, const kvbm_strided_copy_options* options) const;
+};

@@ -16,7 +16,7 @@ int answer(int error, bool has_work) {
   return has_work ? KVBM_KERNELS_NOT_SUPPORTED : KVBM_KERNELS_SUCCESS;
 }
 
-int answer(const StridedPlan& plan) {
+int answer(StridedPlan plan) {
   const int error = plan.check();
   return answer(error, error == KVBM_KERNELS_SUCCESS && plan.has_work());
 }
@@ -32,6 +32,23 @@ int kvbm_kernels_launch_strided_copy(const kvbm_strided_piece* pieces, size_t nu
   uint64_t* digests = options ? options->digests : nullptr;
   return answer({pieces, num_pieces, from_ids, to_ids, num_blocks, digests,
                  digests ? Work::kCopyAndDigest : Work::kCopy});
+}
+
+int kvbm_kernels_launch_strided_copy_host_ids(const kvbm_strided_piece* pieces, size_t num_pieces,
+                                              const uint32_t* from_ids, const uint32_t* to_ids,
+                                              size_t num_blocks,
+                                              const kvbm_strided_copy_options* options,
+                                              kvbm_kernels_stream stream) {
+  return kvbm_kernels_launch_strided_copy(pieces, num_pieces, from_ids, to_ids, num_blocks, options,
+                                          stream);
+}
+
+int kvbm_kernels_launch_strided_plan(const kvbm_kernels_strided_plan* plan,
+                                     const uint32_t* from_ids, const uint32_t* to_ids,
+                                     size_t num_blocks, const kvbm_strided_copy_options* options,
+                                     kvbm_kernels_stream) {
+  return answer(plan->check({from_ids, to_ids, num_blocks, IdsIn::kLaunch}, options),
+                num_blocks != 0 && !plan->groups.empty());
 }
 
 int kvbm_kernels_launch_digest(const kvbm_strided_piece* pieces, size_t num_pieces,

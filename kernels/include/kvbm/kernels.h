@@ -38,7 +38,12 @@ extern "C" {
 struct CUstream_st;
 typedef struct CUstream_st* kvbm_kernels_stream;
 
-enum { KVBM_KERNELS_SUCCESS = 0, KVBM_KERNELS_INVALID_VALUE = 1, KVBM_KERNELS_NOT_SUPPORTED = 801 };
+enum {
+  KVBM_KERNELS_SUCCESS = 0,
+  KVBM_KERNELS_INVALID_VALUE = 1,
+  KVBM_KERNELS_NO_MEMORY = 2,
+  KVBM_KERNELS_NOT_SUPPORTED = 801
+};
 
 /* Width of an element: 2, 2, 4, 8 and 1 bytes. Bytes are moved, never converted. */
 enum {
@@ -110,6 +115,30 @@ typedef struct kvbm_strided_copy_options {
  * pointer where there is work; an offset of 2^64 and more; 2^31 accesses and more in one piece of
  * one block. */
 int kvbm_kernels_launch_strided_copy(const kvbm_strided_piece* pieces, size_t num_pieces,
+                                     const uint32_t* from_ids, const uint32_t* to_ids,
+                                     size_t num_blocks, const kvbm_strided_copy_options* options,
+                                     kvbm_kernels_stream stream);
+
+/* The same with ids in host memory, which are read during the call and travel with the launch: a
+ * kernel has them microseconds sooner than it could read them, so this is the better one for few
+ * blocks. A launch takes the ids of 158 blocks and more (476 where there is one piece); more are
+ * cut into launches. */
+int kvbm_kernels_launch_strided_copy_host_ids(const kvbm_strided_piece* pieces, size_t num_pieces,
+                                              const uint32_t* from_ids, const uint32_t* to_ids,
+                                              size_t num_blocks,
+                                              const kvbm_strided_copy_options* options,
+                                              kvbm_kernels_stream stream);
+
+/* What does not depend on blocks, done once for many copies of the same pieces: a look at 160 of
+ * them takes as long as half a launch. A plan is host memory, holds no pieces, and needs no GPU to
+ * be made. Errors of its making: KVBM_KERNELS_INVALID_VALUE as above; KVBM_KERNELS_NO_MEMORY. Its
+ * launch is that of kvbm_kernels_launch_strided_copy_host_ids, without digests (a pointer to some
+ * is KVBM_KERNELS_INVALID_VALUE); any threads may launch one at the same time. */
+typedef struct kvbm_kernels_strided_plan kvbm_kernels_strided_plan;
+int kvbm_kernels_create_strided_plan(const kvbm_strided_piece* pieces, size_t num_pieces,
+                                     kvbm_kernels_strided_plan** plan);
+void kvbm_kernels_destroy_strided_plan(kvbm_kernels_strided_plan* plan);
+int kvbm_kernels_launch_strided_plan(const kvbm_kernels_strided_plan* plan,
                                      const uint32_t* from_ids, const uint32_t* to_ids,
                                      size_t num_blocks, const kvbm_strided_copy_options* options,
                                      kvbm_kernels_stream stream);

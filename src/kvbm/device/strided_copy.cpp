@@ -2,6 +2,7 @@
 #include "kvbm/device/strided_copy.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <optional>
 #include <utility>
 
@@ -94,6 +95,33 @@ void copy_on_host(const StridedPiece& piece, BlockId from, BlockId to) noexcept 
             piece.dst + to.value() * piece.dst_block_stride);
 }
 
+PieceList::PieceList(std::vector<StridedPiece> pieces)
+    : shared_(std::make_shared<const Shared>(std::move(pieces))) {}
+
+PieceList::PieceList(std::initializer_list<StridedPiece> pieces)
+    : PieceList(std::vector<StridedPiece>(pieces)) {}
+
+PieceList::Shared::Shared(std::vector<StridedPiece> all) : pieces(std::move(all)) {
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const StridedPiece& piece = pieces[i];
+    if (i == 0 || !same_form(piece, pieces[i - 1])) runs.push_back({.begin = i});
+    PieceRun& run = runs.back();
+    run.end = i + 1;
+    run.has_null_base = run.has_null_base || piece.src == nullptr || piece.dst == nullptr;
+    run.last_src = std::max(run.last_src, piece.src, std::less<>());
+    run.last_dst = std::max<const std::byte*>(run.last_dst, piece.dst, std::less<>());
+  }
+}
+
+const PreparedPieces& PieceList::keep(
+    std::unique_ptr<const PreparedPieces> prepared) const noexcept {
+  const PreparedPieces* kept = nullptr;
+  if (shared_->prepared.compare_exchange_strong(kept, prepared.get(), std::memory_order_acq_rel)) {
+    return *prepared.release();
+  }
+  return *kept;
+}
+
 BlockList make_block_list(std::vector<BlockId> ids) {
   return std::make_shared<const std::vector<BlockId>>(std::move(ids));
 }
@@ -184,22 +212,22 @@ Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
   const uint64_t last_from = highest(*batch.from);
   const uint64_t last_to = highest(*batch.to);
   uint64_t total = 0;
-  PieceForm form;
-  for (size_t i = 0; i < batch.pieces.size(); ++i) {
-    const StridedPiece& piece = batch.pieces[i];
-    if (i == 0 || !same_form(piece, batch.pieces[i - 1])) {
-      form = form_of(piece, last_from, last_to, batch.from->size());
-    }
+  for (const PieceRun& run : batch.pieces.runs()) {
+    const PieceForm form = form_of(batch.pieces[run.begin], last_from, last_to, batch.from->size());
     if (form.is_empty) continue;
-    const auto invalid = [i](const char* what) {
+    const auto invalid = [&run](const char* what) {
       return make_error(ErrorCode::kInvalidArgument,
-                        format_text("piece {} of a copy batch {}", i, what));
+                        format_text("one of the pieces {} to {} of a copy batch {}", run.begin,
+                                    run.end - 1, what));
     };
-    if (piece.src == nullptr || piece.dst == nullptr) return invalid("has a null base");
-    if (!is_addressable(piece.src, form.src_end) || !is_addressable(piece.dst, form.dst_end)) {
+    if (run.has_null_base) return invalid("has a null base");
+    if (!is_addressable(run.last_src, form.src_end) ||
+        !is_addressable(run.last_dst, form.dst_end)) {
       return invalid("ends beyond the address space");
     }
-    if (!form.bytes || __builtin_add_overflow(total, *form.bytes, &total)) {
+    uint64_t bytes = 0;
+    if (!form.bytes || __builtin_mul_overflow(*form.bytes, run.end - run.begin, &bytes) ||
+        __builtin_add_overflow(total, bytes, &total)) {
       return invalid("makes the sum overflow");
     }
   }

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -46,6 +47,70 @@ struct StridedPiece {
 
 /// Whether two pieces differ in their bases alone, as those of layers mostly do.
 [[nodiscard]] bool same_form(const StridedPiece& a, const StridedPiece& b) noexcept;
+
+/// Neighbours in a list that are of one form.
+struct PieceRun {
+  size_t begin = 0;
+  size_t end = 0;
+  bool has_null_base = false;
+  const std::byte* last_src = nullptr;  ///< the highest base
+  const std::byte* last_dst = nullptr;
+};
+
+/// What a device has made of pieces for itself.
+class PreparedPieces {
+ public:
+  PreparedPieces() = default;
+  virtual ~PreparedPieces() = default;
+  PreparedPieces(const PreparedPieces&) = delete;
+  PreparedPieces& operator=(const PreparedPieces&) = delete;
+};
+
+/// Pieces that a plan makes once and the batches of all its transfers share. What is found out
+/// about them is found out once. Ownership: a value; copies share the pieces, which never change.
+/// Threads: any thread.
+class PieceList {
+ public:
+  PieceList() = default;
+  PieceList(std::vector<StridedPiece> pieces);            // NOLINT(google-explicit-constructor)
+  PieceList(std::initializer_list<StridedPiece> pieces);  // NOLINT(google-explicit-constructor)
+
+  [[nodiscard]] size_t size() const noexcept { return shared_ ? shared_->pieces.size() : 0; }
+  [[nodiscard]] bool empty() const noexcept { return size() == 0; }
+  [[nodiscard]] const StridedPiece* data() const noexcept {
+    return shared_ ? shared_->pieces.data() : nullptr;
+  }
+  [[nodiscard]] const StridedPiece* begin() const noexcept { return data(); }
+  [[nodiscard]] const StridedPiece* end() const noexcept { return data() + size(); }
+  /// Requires: there are more than `i`.
+  [[nodiscard]] const StridedPiece& operator[](size_t i) const { return shared_->pieces[i]; }
+
+  /// All pieces, in order.
+  [[nodiscard]] std::span<const PieceRun> runs() const noexcept {
+    return shared_ ? std::span<const PieceRun>(shared_->runs) : std::span<const PieceRun>();
+  }
+
+  /// What was kept here first, as long as the pieces are; null before.
+  [[nodiscard]] const PreparedPieces* prepared() const noexcept {
+    return shared_ ? shared_->prepared.load(std::memory_order_acquire) : nullptr;
+  }
+  /// Keeps it, unless something is kept already; what is kept then. Requires: not empty.
+  const PreparedPieces& keep(std::unique_ptr<const PreparedPieces> prepared) const noexcept;
+
+ private:
+  struct Shared {
+    explicit Shared(std::vector<StridedPiece> all);
+    ~Shared() { delete prepared.load(std::memory_order_acquire); }
+    Shared(const Shared&) = delete;
+    Shared& operator=(const Shared&) = delete;
+
+    const std::vector<StridedPiece> pieces;
+    std::vector<PieceRun> runs;
+    mutable std::atomic<const PreparedPieces*> prepared{nullptr};
+  };
+
+  std::shared_ptr<const Shared> shared_;  ///< null: none
+};
 
 /// The piece with axes of one entry left out, runs that touch on both sides joined, and the axes
 /// that are left moved to the end. The same bytes go to the same places, in the fewest steps that
@@ -91,7 +156,7 @@ inline constexpr uint64_t kLeastRows = 8;
 struct StridedCopyBatch {
   BlockList from = nullptr;
   BlockList to = nullptr;
-  std::vector<StridedPiece> pieces = {};
+  PieceList pieces = {};
 
   CopyMethod method = CopyMethod::kEngine;
   /// Thread blocks that a kernel may hold at a time, so that an engine's own kernels find room; 0:

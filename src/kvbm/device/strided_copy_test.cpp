@@ -2,6 +2,7 @@
 #include "kvbm/device/strided_copy.hpp"
 
 #include <limits>
+#include <memory>
 
 #include <gtest/gtest.h>
 
@@ -26,14 +27,14 @@ StridedCopyBatch batch_of(StridedPiece piece) {
 TEST(PlannedBytes, CountsBlocksTimesRepeatsTimesBytes) {
   StridedCopyBatch batch = batch_of({.bytes = 10, .axes = {{{3, 16, 10}}}});
   EXPECT_EQ(planned_bytes(batch), 60u);
-  batch.pieces.push_back(batch.pieces.front());
+  batch.pieces = {batch.pieces[0], batch.pieces[0]};
   EXPECT_EQ(planned_bytes(batch), 120u);
 }
 
 TEST(PlannedBytes, IsZeroForNoBlocksNoPiecesAndNoRepeats) {
   StridedCopyBatch batch = batch_of({.bytes = 10, .axes = {{{5, 10, 10}, {0}}}});
   EXPECT_EQ(planned_bytes(batch), 0u);
-  batch.pieces.clear();
+  batch.pieces = {};
   EXPECT_EQ(planned_bytes(batch), 0u);
   batch.from = batch.to = make_block_list({});
   EXPECT_EQ(planned_bytes(batch), 0u);
@@ -66,18 +67,65 @@ TEST(PlannedBytes, RefusesASumThatOverflows) {
   EXPECT_EQ(code_of(bytes), ErrorCode::kInvalidArgument);
 }
 
+TEST(PieceList, KnowsRunsOfOneFormAndTheirHighestBases) {
+  std::byte memory[64];
+  const StridedPiece first = {.src = memory + 8, .dst = memory + 32, .bytes = 8};
+  StridedPiece higher = first;
+  higher.src = memory + 16;
+  higher.dst = memory;
+  StridedPiece other = first;
+  other.bytes = 4;
+  StridedPiece null = other;
+  null.src = nullptr;
+  const PieceList pieces = {first, higher, first, other, null, first};
+  ASSERT_EQ(pieces.runs().size(), 3u);
+  EXPECT_EQ(pieces.runs()[0].begin, 0u);
+  EXPECT_EQ(pieces.runs()[0].end, 3u);
+  EXPECT_EQ(pieces.runs()[0].last_src, memory + 16);
+  EXPECT_EQ(pieces.runs()[0].last_dst, memory + 32);
+  EXPECT_FALSE(pieces.runs()[0].has_null_base);
+  EXPECT_EQ(pieces.runs()[1].end, 5u);
+  EXPECT_TRUE(pieces.runs()[1].has_null_base);
+  EXPECT_EQ(pieces.runs()[2].end, 6u);
+  EXPECT_TRUE(PieceList().runs().empty());
+}
+
+TEST(PieceList, KeepsWhatADeviceMadeOfItFirstUntilItsEnd) {
+  struct Made final : PreparedPieces {
+    explicit Made(int& left) : left_(left) { ++left_; }
+    ~Made() override { --left_; }
+    int& left_;
+  };
+  int left = 0;
+  {
+    const PieceList pieces = {StridedPiece()};
+    const PieceList copy = pieces;
+    EXPECT_EQ(pieces.prepared(), nullptr);
+    const PreparedPieces& first = pieces.keep(std::make_unique<const Made>(left));
+    EXPECT_EQ(copy.prepared(), &first);
+    EXPECT_EQ(&copy.keep(std::make_unique<const Made>(left)), &first);
+    EXPECT_EQ(left, 1);
+  }
+  EXPECT_EQ(left, 0);
+}
+
 TEST(PlannedBytes, LooksAtTheBasesOfPiecesOfOneForm) {
   StridedCopyBatch batch = batch_of({.bytes = 8, .axes = {{{2, 8, 8}}}});
-  const StridedPiece first = batch.pieces.front();
-  batch.pieces.push_back(first);
+  const StridedPiece first = batch.pieces[0];
+  batch.pieces = {first, first};
   EXPECT_EQ(planned_bytes(batch), 64u);
-  batch.pieces.back().axes[0].count = 3;
+  StridedPiece other = first;
+  other.axes[0].count = 3;
+  batch.pieces = {first, other};
   EXPECT_EQ(planned_bytes(batch), 80u);
-  batch.pieces.push_back(first);
+  batch.pieces = {first, other, first};
   EXPECT_EQ(planned_bytes(batch), 112u);
-  batch.pieces.back().dst = nullptr;
+  StridedPiece astray = first;
+  astray.dst = nullptr;
+  batch.pieces = {first, other, astray};
   EXPECT_EQ(code_of(planned_bytes(batch)), ErrorCode::kInvalidArgument);
-  batch.pieces.back().dst = reinterpret_cast<std::byte*>(kMost - 8);
+  astray.dst = reinterpret_cast<std::byte*>(kMost - 8);
+  batch.pieces = {first, other, astray};
   EXPECT_EQ(code_of(planned_bytes(batch)), ErrorCode::kInvalidArgument);
 }
 

@@ -69,9 +69,11 @@ struct CudaDeviceOptions {
 /// Memory: host memory is pinned memory; any other the driver would copy on the calling thread.
 /// Copies: kEngine makes of a batch rectangles, plain copies and at most one batch of the driver. A
 /// rectangle of rows of 256 bytes and more has the full rate of the link. kKernel is there where
-/// the build has kernels for the GPU, or its driver compiles them; create() loads them. A stream
-/// has room for 65536 pairs of ids that kernels have not read yet. One of ours submits what is
-/// beyond that when there is room again; an adopted one refuses it as kExhausted.
+/// the build has kernels for the GPU, or its driver compiles them; create() loads them. The ids of
+/// up to 512 blocks travel with their launch, as do those of more if blocks on the device are
+/// large. For all others a stream has room for 65536 pairs that kernels have not read yet: one of
+/// ours submits what is beyond that when there is room again; an adopted one refuses it as
+/// kExhausted.
 ///
 /// kRing is there with kernels, and with memory for it (`ring_bytes`); on an adopted stream it is
 /// refused. All streams share the ring, so such a copy goes on once the GPU has ended what came

@@ -98,10 +98,19 @@ class CudaDeviceTest : public ::testing::Test {
             .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
   }
 
+  /// Of its one piece.
+  static void set_block_strides(StridedCopyBatch& batch, uint64_t src, uint64_t dst) {
+    StridedPiece piece = batch.pieces[0];
+    piece.src_block_stride = src;
+    piece.dst_block_stride = dst;
+    batch.pieces = {piece};
+  }
+
   [[nodiscard]] static std::vector<std::byte> content(const DeviceMemory& memory) {
     std::vector<std::byte> bytes(memory.size_bytes());
     EXPECT_EQ(::cudaMemcpy(bytes.data(), memory.data(), bytes.size(), cudaMemcpyDeviceToHost),
               cudaSuccess);
+    EXPECT_EQ(::cudaStreamSynchronize(nullptr), cudaSuccess);  // for memcheck
     return bytes;
   }
 
@@ -186,7 +195,7 @@ TEST_F(CudaDeviceTest, PinnedMemoryIsCopiedAcrossItsSlices) {
   ASSERT_TRUE(device_->copy(stream, down));
   // Rows that straddle every end of a slice.
   StridedCopyBatch up = plain_copy(device.data(), back.data(), 4000);
-  up.pieces[0].src_block_stride = up.pieces[0].dst_block_stride = 5000;
+  set_block_strides(up, 5000, 5000);
   std::vector<BlockId> ids;
   for (uint32_t i = 0; i < kSize / 5000; ++i) ids.emplace_back(i);
   up.from = up.to = make_block_list(ids);
@@ -352,20 +361,24 @@ TEST_F(CudaDeviceTest, KernelsGatherAndScatterLayersInPinnedMemory) {
                       .method = CopyMethod::kKernel,
                       .max_ctas = 2,
                       .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
+  std::vector<StridedPiece> down_pieces;
+  std::vector<StridedPiece> up_pieces;
   for (uint32_t layer = 0; layer < kLayers; ++layer) {
     const uint64_t in_block = layer * kChunk;
     const uint64_t in_layer = layer * kBlocks * kChunk;
-    down.pieces.push_back({.src = host.data() + in_block,
+    down_pieces.push_back({.src = host.data() + in_block,
                            .dst = device.data() + in_layer,
                            .src_block_stride = kLayers * kChunk,
                            .dst_block_stride = kChunk,
                            .bytes = kChunk});
-    up.pieces.push_back({.src = device.data() + in_layer,
+    up_pieces.push_back({.src = device.data() + in_layer,
                          .dst = back.data() + in_block,
                          .src_block_stride = kChunk,
                          .dst_block_stride = kLayers * kChunk,
                          .bytes = kChunk});
   }
+  down.pieces = std::move(down_pieces);
+  up.pieces = std::move(up_pieces);
   const StreamRef stream = device_->create_stream("s").value();
   ASSERT_TRUE(device_->copy(stream, down));
   ASSERT_TRUE(device_->copy(stream, up));
@@ -402,11 +415,12 @@ TEST_F(CudaDeviceTest, AKernelIsGivenNoMemoryThatItCannotReach) {
   StridedCopyBatch beyond = plain_copy(device.data(), host.data(), kKiB);
   beyond.to = make_block_list({BlockId(0), BlockId(1000)});
   beyond.from = make_block_list({BlockId(0), BlockId(1)});
-  beyond.pieces[0].src_block_stride = kKiB;
-  beyond.pieces[0].dst_block_stride = kMiB;
+  set_block_strides(beyond, kKiB, kMiB);
   EXPECT_EQ(refused(beyond), ErrorCode::kInvalidArgument);
   StridedCopyBatch huge = plain_copy(device.data(), device.data() + 1, 1);
-  huge.pieces[0].axes[0] = {.count = uint64_t{1} << 31, .src_stride = 0, .dst_stride = 0};
+  StridedPiece piece = huge.pieces[0];
+  piece.axes[0] = {.count = uint64_t{1} << 31, .src_stride = 0, .dst_stride = 0};
+  huge.pieces = {piece};
   EXPECT_EQ(refused(huge), ErrorCode::kInvalidArgument);
   EXPECT_TRUE(device_->synchronize(stream, soon()));
   EXPECT_EQ(::cudaGetLastError(), cudaSuccess) << "the engine would find our error";
@@ -429,6 +443,71 @@ StridedCopyBatch reversed_by_kernel(const std::byte* from, std::byte* to, uint32
           {{.src = from, .dst = to, .src_block_stride = 16, .dst_block_stride = 16, .bytes = 16}},
       .method = CopyMethod::kKernel,
       .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
+}
+
+TEST_F(CudaDeviceTest, KernelCopiesHaveTheirIdsWhateverTheirNumber) {
+  // Few travel with a launch (476), or with two; from 513 on they lie in memory.
+  constexpr uint32_t kMost = 1000;
+  const PinnedMemory host = pinned(kMost * 16);
+  for (uint64_t i = 0; i < kMost; ++i) std::memcpy(host.data() + 16 * i, &i, 8);
+  const StreamRef stream = device_->create_stream("s").value();
+  for (const uint32_t count : {1U, 2U, 476U, 477U, 512U, 513U, kMost}) {
+    const DeviceMemory landed = memory(kMost * 16);
+    StridedCopyBatch batch = reversed_by_kernel(host.data(), landed.data(), count);
+    const auto moved = batch.bytes_moved;
+    ASSERT_TRUE(device_->copy(stream, std::move(batch)));
+    ASSERT_TRUE(device_->synchronize(stream, soon()));
+    EXPECT_EQ(*moved, count * 16);
+    const std::vector<std::byte> bytes = content(landed);
+    for (uint64_t i = 0; i < kMost; ++i) {
+      uint64_t found = 0;
+      std::memcpy(&found, bytes.data() + 16 * i, 8);
+      ASSERT_EQ(found, i < count ? count - 1 - i : 0) << i << " of " << count;
+    }
+  }
+}
+
+TEST_F(CudaDeviceTest, LargeBlocksOnTheDeviceHaveTheirIdsInAnyNumber) {
+  constexpr uint32_t kCount = 1100;
+  constexpr uint64_t kBlock = 64 * kKiB;
+  const DeviceMemory a = memory(kCount * kBlock);
+  const DeviceMemory b = memory(kCount * kBlock);
+  std::vector<std::byte> image(kCount * kBlock);
+  for (uint64_t at = 0; at < image.size(); at += 8) std::memcpy(image.data() + at, &at, 8);
+  ASSERT_EQ(::cudaMemcpy(a.data(), image.data(), image.size(), cudaMemcpyHostToDevice),
+            cudaSuccess);
+  StridedCopyBatch batch = reversed_by_kernel(a.data(), b.data(), kCount);
+  batch.pieces = {{.src = a.data(),
+                   .dst = b.data(),
+                   .src_block_stride = kBlock,
+                   .dst_block_stride = kBlock,
+                   .bytes = kBlock}};
+  const auto moved = batch.bytes_moved;
+  const StreamRef stream = device_->create_stream("s").value();
+  ASSERT_TRUE(device_->copy(stream, std::move(batch)));
+  ASSERT_TRUE(device_->synchronize(stream, soon()));
+  EXPECT_EQ(*moved, kCount * kBlock);
+  const std::vector<std::byte> landed = content(b);
+  for (uint64_t i = 0; i < kCount; ++i) {
+    ASSERT_EQ(
+        std::memcmp(landed.data() + i * kBlock, image.data() + (kCount - 1 - i) * kBlock, kBlock),
+        0)
+        << i;
+  }
+}
+
+TEST_F(CudaDeviceTest, AnEngineStreamTakesAnyNumberOfKernelCopiesOfFewIds) {
+  const EngineStream& engine = engines_.emplace_back();
+  const StreamRef stream = device_->adopt_stream(engine.handle(), "engine").value();
+  const DeviceMemory a = memory(512 * 16);
+  const DeviceMemory b = memory(512 * 16);
+  EventSource gate = device_->create_event();
+  ASSERT_TRUE(device_->wait(stream, gate.event()));
+  for (int i = 0; i < 150; ++i) {  // more ids than there is room for in memory
+    ASSERT_TRUE(device_->copy(stream, reversed_by_kernel(a.data(), b.data(), 512))) << i;
+  }
+  gate.signal();
+  EXPECT_TRUE(device_->synchronize(stream, soon()));
 }
 
 TEST_F(CudaDeviceTest, KernelCopiesOfMoreIdsThanThereIsRoomForGoOnInOrder) {
@@ -892,7 +971,7 @@ TEST_F(CudaDeviceTest, TheDefaultStreamIsAdoptedToo) {
   const PinnedMemory host = pinned(8 * kMiB);
   ASSERT_EQ(::cudaMemsetAsync(device.data(), 7, device.size_bytes(), nullptr), cudaSuccess);
   StridedCopyBatch copy = plain_copy(device.data(), host.data(), 1000);
-  copy.pieces[0].src_block_stride = copy.pieces[0].dst_block_stride = 1024;
+  set_block_strides(copy, 1024, 1024);
   copy.from = copy.to =
       make_block_list({BlockId(9), BlockId(3), BlockId(7), BlockId(1), BlockId(0)});
   ASSERT_TRUE(device_->copy(stream, copy));

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "kvbm/adapters/cuda/internal/address_ranges.hpp"
 #include "kvbm/base/result.hpp"
 
 struct CUctx_st;
@@ -70,6 +71,8 @@ class CudaContext {
   [[nodiscard]] const CudaGpu& gpu() const noexcept { return gpu_; }
   [[nodiscard]] const CudaDriver& driver() const noexcept { return driver_; }
   [[nodiscard]] CUctx_st* handle() const noexcept { return handle_; }
+  /// Memory that was allocated or pinned through this context, and is of use to its kernels.
+  [[nodiscard]] AddressRanges& own_memory() const noexcept { return *own_memory_; }
 
   /// Makes the context the thread's current one and puts the engine's back at the end. Meanwhile a
   /// capture of a graph on another thread does not forbid anything here.
@@ -92,6 +95,7 @@ class CudaContext {
   CudaGpu gpu_;
   CudaDriver driver_;
   CUctx_st* handle_;
+  std::unique_ptr<AddressRanges> own_memory_ = std::make_unique<AddressRanges>();
 };
 
 }  // namespace kvbm::internal

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -22,6 +23,17 @@ size_t index_of(CopySide host) { return static_cast<size_t>(host); }
 constexpr size_t kIdPairs = 65536;
 constexpr size_t kIdPairsOfALaunch = kIdPairs / 4;
 constexpr size_t kIdBytes = kIdPairs * 2 * sizeof(uint32_t);
+/// Up to so many travel with the launches, and take no room: at 160 pieces these are four.
+constexpr size_t kIdPairsThatTravel = 512;
+/// On the device each of many CTAs reads all ids of a launch. Over the link that takes longer than
+/// more launches, unless blocks are so small that a launch has less to do than it costs.
+constexpr uint64_t kLeastBlockBytes = 64 * 1024;
+
+bool ids_travel(const QueuedCopy& copy) {
+  const size_t num_pairs = copy.batch.from->size();
+  return num_pairs <= kIdPairsThatTravel ||
+         (copy.batch.max_ctas == 0 && copy.bytes / num_pairs >= kLeastBlockBytes);
+}
 
 Status too_many_ids(const CudaStream& stream) {
   return make_error(
@@ -31,14 +43,17 @@ Status too_many_ids(const CudaStream& stream) {
                   stream.name, kIdPairs));
 }
 
-KernelIds ids_in(std::span<std::byte> memory, size_t count) {
-  const auto* const from = reinterpret_cast<const uint32_t*>(memory.data());
-  return {.from = from, .to = from + count, .count = count};
+uint32_t* id_words(const PinnedRing::Slice& slice) {
+  return reinterpret_cast<uint32_t*>(slice.bytes().data());
 }
 
-KernelIds write_ids(const StridedCopyBatch& batch, size_t first, size_t count,
-                    std::span<std::byte> memory) {
-  auto* const from = reinterpret_cast<uint32_t*>(memory.data());
+/// `memory`: of 2 * count ids, those of the source first.
+KernelIds ids_in(const uint32_t* memory, size_t count) {
+  return {.from = memory, .to = memory + count, .count = count};
+}
+
+KernelIds write_ids(const StridedCopyBatch& batch, size_t first, size_t count, uint32_t* memory) {
+  uint32_t* const from = memory;
   uint32_t* const to = from + count;
   for (size_t i = 0; i < count; ++i) {
     from[i] = (*batch.from)[first + i].value();
@@ -49,10 +64,9 @@ KernelIds write_ids(const StridedCopyBatch& batch, size_t first, size_t count,
 
 /// On the side of the slot each group counts anew.
 void write_ring_ids(const QueuedCopy& copy, size_t count, uint64_t slot_bytes,
-                    std::span<std::byte> memory) {
+                    uint32_t* memory) {
   write_ids(copy.batch, copy.done_pairs, count, memory);
-  auto* const words = reinterpret_cast<uint32_t*>(memory.data());
-  uint32_t* const inside = copy.ring->host == CopySide::kSource ? words : words + count;
+  uint32_t* const inside = copy.ring->host == CopySide::kSource ? memory : memory + count;
   for (size_t done = 0; done < count;) {
     const size_t group = blocks_of_next_group(*copy.ring, slot_bytes, count, done);
     std::iota(inside + done, inside + done + group, 0U);
@@ -86,20 +100,9 @@ void CudaCopier::find_kernels() {
     std::fill_n(*memory, kIdBytes, std::byte{0});
     loaded = load_kernels(stream, {*memory, kIdBytes});
     give_back_id_memory(*memory);
-    if (loaded) loaded = make_zero_id(stream);
   }
   if (stream != nullptr) static_cast<void>(::cudaStreamDestroy(stream));
   if (!loaded) kernels_ = KernelSupport::kNone;
-}
-
-Status CudaCopier::make_zero_id(CUstream_st* stream) {
-  void* memory = nullptr;
-  cudaError_t code = ::cudaMalloc(&memory, sizeof(uint32_t));
-  zero_id_ = static_cast<uint32_t*>(memory);
-  if (code == cudaSuccess) code = ::cudaMemsetAsync(memory, 0, sizeof(uint32_t), stream);
-  if (code == cudaSuccess) code = ::cudaStreamSynchronize(stream);
-  if (code != cudaSuccess) return make_error(cuda_error("no memory for a block id", code));
-  return {};
 }
 
 Status CudaCopier::make_rings(uint64_t size_bytes) {
@@ -148,28 +151,27 @@ Status CudaCopier::copy_by_engine(CudaStream& stream, QueuedCopy& copy) {
 Status CudaCopier::copy_by_kernel(CudaStream& stream, QueuedCopy& copy) {
   const StridedCopyBatch& batch = copy.batch;
   const size_t num_pairs = batch.from->size();
+  const bool travel = ids_travel(copy);
   if (copy.done_pairs == 0) KVBM_TRY(check_reach(*context_, batch));
-  if (copy.bytes > 0 && num_pairs > 1) KVBM_TRY(need_ids(stream));
+  if (copy.bytes > 0 && !travel) KVBM_TRY(need_ids(stream));
   do {
     const size_t left = num_pairs - copy.done_pairs;
-    const size_t count = stream.adopted ? left : std::min(left, kIdPairsOfALaunch);
+    size_t count = stream.adopted ? left : std::min(left, kIdPairsOfALaunch);
+    if (travel) count = std::min(left, kIdPairsThatTravel);
     Arrival arrival{.counter = batch.bytes_moved};
     bool queued = false;
     Status copied;
     if (copy.bytes > 0) {
       KernelIds ids;
-      if (num_pairs == 1) {
-        // A kernel reads memory of its own a microsecond sooner than that of the host.
-        ids = {.from = zero_id_,
-               .to = zero_id_,
-               .count = 1,
-               .first_from = batch.from->front().value(),
-               .first_to = batch.to->front().value()};
+      std::array<uint32_t, 2 * kIdPairsThatTravel> travelling;
+      if (travel) {
+        ids = write_ids(batch, copy.done_pairs, count, travelling.data());
+        ids.travel = true;
       } else {
         auto slice = stream.ids->take(count * 2 * sizeof(uint32_t));
         copy.needs_room = !slice.has_value();
         if (copy.needs_room) return stream.adopted ? too_many_ids(stream) : Status();
-        ids = write_ids(batch, copy.done_pairs, count, slice->bytes());
+        ids = write_ids(batch, copy.done_pairs, count, id_words(*slice));
         arrival.ids = *std::move(slice);
       }
       copied = launch_copy(batch, ids, stream.native, queued);
@@ -193,7 +195,7 @@ Status CudaCopier::copy_by_ring(CudaStream& stream, QueuedCopy& copy) {
     auto slice = stream.ids->take(count * 2 * sizeof(uint32_t));
     copy.needs_room = !slice.has_value();
     if (copy.needs_room) return {};
-    write_ring_ids(copy, count, ring.slot_bytes(), slice->bytes());
+    write_ring_ids(copy, count, ring.slot_bytes(), id_words(*slice));
     copy.ring_ids = *std::move(slice);
     copy.ring_done = 0;
   }
@@ -202,7 +204,7 @@ Status CudaCopier::copy_by_ring(CudaStream& stream, QueuedCopy& copy) {
                 .path = *copy.ring,
                 .first = copy.done_pairs,
                 .done = copy.ring_done,
-                .ids = ids_in(copy.ring_ids.bytes(), count),
+                .ids = ids_in(id_words(copy.ring_ids), count),
                 .cuts = *cuts};
   bool queued = false;
   const Status copied = ring.copy(part, stream.native, queued);
@@ -230,7 +232,6 @@ void CudaCopier::forget(CudaStream& stream) {
 void CudaCopier::close() noexcept {
   rings_ = {};
   const MutexLock lock(ids_mutex_);
-  static_cast<void>(::cudaFree(std::exchange(zero_id_, nullptr)));
   for (void* const memory : id_memory_) static_cast<void>(::cudaFreeHost(memory));
   id_memory_.clear();
   free_id_memory_.clear();

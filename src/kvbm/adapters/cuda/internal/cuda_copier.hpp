@@ -61,8 +61,6 @@ class CudaCopier {
   /// Gives the stream room for ids, if it has none yet.
   Status need_ids(CudaStream& stream);
 
-  Status make_zero_id(CUstream_st* stream);
-
   /// Memory for ids that the host and the GPU share. It comes back when its stream has gone, and
   /// stays until close(): giving it to the driver would wait for the GPU.
   [[nodiscard]] Result<std::byte*> take_id_memory();
@@ -74,7 +72,6 @@ class CudaCopier {
   const std::shared_ptr<const CudaContext> context_;
   const std::shared_ptr<CudaPinner> pinner_;
   KernelSupport kernels_ = KernelSupport::kNone;
-  uint32_t* zero_id_ = nullptr;  // in memory of the GPU; made by find_kernels()
   /// By the side of the host: to the device, to the host. Both, or none.
   std::array<std::unique_ptr<CudaRing>, 2> rings_;
 

@@ -123,6 +123,7 @@ Result<std::byte*> CudaMemory::allocate(uint64_t size_bytes, uint64_t alignment)
     const MutexLock lock(mutex_);
     origins_.emplace(data, origin);
   }
+  context_->own_memory().add(data, size_bytes);
   cudaError_t code = ::cudaMemsetAsync(data, 0, size_bytes, stream_);
   if (code == cudaSuccess) code = ::cudaStreamSynchronize(stream_);
   if (code != cudaSuccess) {
@@ -134,6 +135,7 @@ Result<std::byte*> CudaMemory::allocate(uint64_t size_bytes, uint64_t alignment)
 
 void CudaMemory::free(std::byte* data, uint64_t /*size_bytes*/) noexcept {
   const CudaContext::Scope scope(*context_);
+  context_->own_memory().remove(data);
   Origin origin{};
   {
     const MutexLock lock(mutex_);

@@ -18,6 +18,7 @@ Status CudaPinner::pin(std::byte* data, uint64_t size_bytes) {
     return make_error(
         cuda_error(format_text("cannot pin {} of host memory", format_size(size_bytes)), code));
   }
+  context_->own_memory().add(data, size_bytes);
   const MutexLock lock(mutex_);
   Cuts cuts = *cuts_;
   add_cut(cuts, data);
@@ -28,6 +29,7 @@ Status CudaPinner::pin(std::byte* data, uint64_t size_bytes) {
 
 void CudaPinner::unpin(std::byte* data, uint64_t size_bytes) noexcept {
   const CudaContext::Scope scope(*context_);
+  context_->own_memory().remove(data);
   static_cast<void>(::cudaHostUnregister(data));
   static_cast<void>(::cudaGetLastError());
   // Two slices that touch share a cut, so each is there once for each of them.

@@ -212,6 +212,8 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
         return false;
       }
       if (code != cudaSuccess) outcome = health_.lose(cuda_error("the GPU failed", code));
+      // Memcheck follows this, and takes memory for used after it went back to a pool otherwise.
+      static_cast<void>(::cudaEventSynchronize(oldest->handle));
     }
     oldest.reset();
     std::vector<Arrival> arrivals;

@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <vector>
 
 #include <kvbm/kernels.h>
@@ -26,10 +28,11 @@ struct Extent {
   uintptr_t last = 0;
 };
 
-/// What the driver knows around an address.
+/// What is known around an address: by the device itself, or by the driver.
 class Reach {
  public:
-  explicit Reach(const CudaContext& context) : context_(context) {}
+  explicit Reach(const CudaContext& context)
+      : context_(context), own_(context.own_memory().list()) {}
 
   [[nodiscard]] bool has(const void* base, const Extent& extent) {
     const auto address = reinterpret_cast<uintptr_t>(base);
@@ -38,7 +41,11 @@ class Reach {
 
  private:
   [[nodiscard]] bool has(uintptr_t address) {
-    if (address - start_ < size_) return true;
+    if (last_.has(address)) return true;
+    if (const AddressRange* const range = own_.find(address)) {
+      last_ = *range;
+      return true;
+    }
     CUmemorytype type{};
     int ordinal = -1;
     CUdeviceptr start = 0;
@@ -52,14 +59,14 @@ class Reach {
     const bool ours = type == CU_MEMORYTYPE_HOST ||
                       (type == CU_MEMORYTYPE_DEVICE && ordinal == context_.gpu().ordinal);
     if (code != 0 || !ours) return false;
-    start_ = start;
-    size_ = address - start < size ? size : 0;  // 0: the driver does not tell the range
+    const AddressRange range{.begin = start, .end = start + size};
+    last_ = range.has(address) ? range : AddressRange{};  // where the driver tells it
     return true;
   }
 
   const CudaContext& context_;
-  uintptr_t start_ = 0;  // the range of the last answer
-  size_t size_ = 0;
+  AddressFinder own_;
+  AddressRange last_;
 };
 
 struct IdRange {
@@ -86,19 +93,60 @@ bool is_empty(const StridedPiece& piece) {
          std::ranges::any_of(piece.axes, [](const StridedAxis& axis) { return axis.count == 0; });
 }
 
-kvbm_strided_piece native_piece(const StridedPiece& piece, const KernelIds& ids) {
-  kvbm_strided_piece native{.src = piece.src + ids.first_from * piece.src_block_stride,
-                            .dst = piece.dst + ids.first_to * piece.dst_block_stride,
-                            .src_block_stride = piece.src_block_stride,
-                            .dst_block_stride = piece.dst_block_stride,
-                            .bytes = piece.bytes,
-                            .axes = {}};
-  for (size_t i = 0; i < kStridedAxes; ++i) {
-    native.axes[i] = {.count = piece.axes[i].count,
-                      .src_stride = piece.axes[i].src_stride,
-                      .dst_stride = piece.axes[i].dst_stride};
+// The kernels' pieces are ours under other names, so that a call of theirs converts nothing.
+static_assert(sizeof(kvbm_strided_piece) == sizeof(StridedPiece));
+static_assert(offsetof(kvbm_strided_piece, src) == offsetof(StridedPiece, src));
+static_assert(offsetof(kvbm_strided_piece, dst) == offsetof(StridedPiece, dst));
+static_assert(offsetof(kvbm_strided_piece, src_block_stride) ==
+              offsetof(StridedPiece, src_block_stride));
+static_assert(offsetof(kvbm_strided_piece, dst_block_stride) ==
+              offsetof(StridedPiece, dst_block_stride));
+static_assert(offsetof(kvbm_strided_piece, bytes) == offsetof(StridedPiece, bytes));
+static_assert(offsetof(kvbm_strided_piece, axes) == offsetof(StridedPiece, axes));
+static_assert(sizeof(kvbm_strided_axis) == sizeof(StridedAxis));
+static_assert(offsetof(kvbm_strided_axis, count) == offsetof(StridedAxis, count));
+static_assert(offsetof(kvbm_strided_axis, src_stride) == offsetof(StridedAxis, src_stride));
+static_assert(offsetof(kvbm_strided_axis, dst_stride) == offsetof(StridedAxis, dst_stride));
+
+const kvbm_strided_piece* native(std::span<const StridedPiece> pieces) {
+  return reinterpret_cast<const kvbm_strided_piece*>(pieces.data());
+}
+
+/// Of a call that launches.
+Status launched(int code, bool& queued) {
+  if (code == KVBM_KERNELS_INVALID_VALUE) {
+    return make_error(Error(ErrorCode::kInvalidArgument,
+                            "a kernel takes no piece of 2^31 accesses and more in one block: copy "
+                            "by the engine",
+                            NativeDomain::kCuda, code));
   }
-  return native;
+  queued = true;
+  if (code != 0) return make_error(cuda_error("a kernel was not launched", code));
+  return {};
+}
+
+/// What the kernels have made of pieces, whatever the blocks.
+class KernelPlan final : public PreparedPieces {
+ public:
+  explicit KernelPlan(const PieceList& pieces)
+      : error_(::kvbm_kernels_create_strided_plan(native(pieces), pieces.size(), &plan_)) {}
+  ~KernelPlan() override { ::kvbm_kernels_destroy_strided_plan(plan_); }
+
+  [[nodiscard]] int launch(const KernelIds& ids, const kvbm_strided_copy_options& options,
+                           CUstream_st* stream) const {
+    if (error_ != 0) return error_;
+    return ::kvbm_kernels_launch_strided_plan(plan_, ids.from, ids.to, ids.count, &options, stream);
+  }
+
+ private:
+  kvbm_kernels_strided_plan* plan_ = nullptr;
+  int error_;
+};
+
+const KernelPlan& plan_of(const PieceList& pieces) {
+  const PreparedPieces* prepared = pieces.prepared();
+  if (prepared == nullptr) prepared = &pieces.keep(std::make_unique<const KernelPlan>(pieces));
+  return static_cast<const KernelPlan&>(*prepared);  // nobody else keeps any
 }
 
 }  // namespace
@@ -141,22 +189,19 @@ Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
   const IdRange to = range_of(*batch.to);
   Reach src_reach(context);
   Reach dst_reach(context);
-  const StridedPiece* last = nullptr;
-  bool empty = false;
-  Extent src;
-  Extent dst;
-  for (const StridedPiece& piece : batch.pieces) {
-    if (last == nullptr || !same_form(piece, *last)) {
-      last = &piece;
-      empty = is_empty(piece);
-      src = extent_of<&StridedAxis::src_stride>(piece.src_block_stride, piece, from);
-      dst = extent_of<&StridedAxis::dst_stride>(piece.dst_block_stride, piece, to);
-    }
-    if (empty) continue;
-    if (!src_reach.has(piece.src, src) || !dst_reach.has(piece.dst, dst)) {
-      return make_error(ErrorCode::kInvalidArgument,
-                        "a copy by a kernel was refused: its addresses are neither of this GPU nor "
-                        "pinned host memory");
+  for (const PieceRun& run : batch.pieces.runs()) {
+    const StridedPiece& first = batch.pieces[run.begin];
+    if (is_empty(first)) continue;
+    const Extent src = extent_of<&StridedAxis::src_stride>(first.src_block_stride, first, from);
+    const Extent dst = extent_of<&StridedAxis::dst_stride>(first.dst_block_stride, first, to);
+    for (size_t i = run.begin; i < run.end; ++i) {
+      const StridedPiece& piece = batch.pieces[i];
+      if (!src_reach.has(piece.src, src) || !dst_reach.has(piece.dst, dst)) {
+        return make_error(
+            ErrorCode::kInvalidArgument,
+            "a copy by a kernel was refused: its addresses are neither of this GPU nor "
+            "pinned host memory");
+      }
     }
   }
   return {};
@@ -164,33 +209,23 @@ Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
 
 Status launch_pieces(std::span<const StridedPiece> pieces, const KernelLimits& limits,
                      const KernelIds& ids, CUstream_st* stream, bool& queued) {
-  thread_local std::vector<kvbm_strided_piece> natives;  // keeps its memory
-  natives.clear();
-  for (const StridedPiece& piece : pieces) {
-    if (!is_empty(piece)) natives.push_back(native_piece(piece, ids));
-  }
   const kvbm_strided_copy_options options{.max_ctas = limits.max_ctas,
                                           .max_bytes_per_second = limits.max_bytes_per_second,
                                           .digests = nullptr};
-  const int code = ::kvbm_kernels_launch_strided_copy(natives.data(), natives.size(), ids.from,
-                                                      ids.to, ids.count, &options, stream);
-  if (code == KVBM_KERNELS_INVALID_VALUE) {
-    return make_error(Error(ErrorCode::kInvalidArgument,
-                            "a kernel takes no piece of 2^31 accesses and more in one block: copy "
-                            "by the engine",
-                            NativeDomain::kCuda, code));
-  }
-  queued = queued || !natives.empty();
-  if (code != 0) return make_error(cuda_error("a kernel was not launched", code));
-  return {};
+  return launched(::kvbm_kernels_launch_strided_copy(native(pieces), pieces.size(), ids.from,
+                                                     ids.to, ids.count, &options, stream),
+                  queued);
 }
 
 Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids, CUstream_st* stream,
                    bool& queued) {
-  return launch_pieces(
-      batch.pieces,
-      {.max_ctas = batch.max_ctas, .max_bytes_per_second = batch.max_bytes_per_second}, ids, stream,
-      queued);
+  const KernelLimits limits{.max_ctas = batch.max_ctas,
+                            .max_bytes_per_second = batch.max_bytes_per_second};
+  if (!ids.travel) return launch_pieces(batch.pieces, limits, ids, stream, queued);
+  const kvbm_strided_copy_options options{.max_ctas = limits.max_ctas,
+                                          .max_bytes_per_second = limits.max_bytes_per_second,
+                                          .digests = nullptr};
+  return launched(plan_of(batch.pieces).launch(ids, options, stream), queued);
 }
 
 }  // namespace kvbm::internal

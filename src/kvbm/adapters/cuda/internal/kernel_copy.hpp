@@ -34,13 +34,11 @@ enum class KernelSupport : uint8_t {
 /// Requires: planned_bytes() takes the batch. Errors: kInvalidArgument.
 [[nodiscard]] Status check_reach(const CudaContext& context, const StridedCopyBatch& batch);
 
-/// Ids in memory that the GPU reads, counted from a first block of each side.
 struct KernelIds {
   const uint32_t* from = nullptr;
   const uint32_t* to = nullptr;
   size_t count = 0;
-  uint64_t first_from = 0;
-  uint64_t first_to = 0;
+  bool travel = false;  ///< with the launch; otherwise the GPU reads them where they are
 };
 
 /// What a kernel may take of the GPU and of the link; 0: as it likes.
@@ -50,11 +48,12 @@ struct KernelLimits {
 };
 
 /// Puts the pieces for these ids on the stream, which keeps nothing of the pieces. `queued`:
-/// whether anything was or may have been put there, also where the call fails. Requires: a Scope of
-/// the context. Errors: kInvalidArgument (2^31 accesses and more in a piece of one block), kDevice.
+/// whether anything was or may have been put there, also where the call fails.
+/// Requires: a Scope of the context; bytes to copy; ids that do not travel. Errors:
+/// kInvalidArgument (2^31 accesses and more in a piece of one block), kDevice.
 [[nodiscard]] Status launch_pieces(std::span<const StridedPiece> pieces, const KernelLimits& limits,
                                    const KernelIds& ids, CUstream_st* stream, bool& queued);
-/// Those of a batch.
+/// Those of a batch, with which it keeps what it makes of them; its ids may travel.
 [[nodiscard]] Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids,
                                  CUstream_st* stream, bool& queued);
 
