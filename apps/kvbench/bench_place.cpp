@@ -161,14 +161,15 @@ Status BenchPlaces::fill_source(const LayoutConfig& config, const BenchSide& sid
 Status BenchPlaces::copy_all(const BenchPlace& src, const BenchPlace& dst) {
   Device& device = memory_->device();
   KVBM_ASSIGN_OR_RETURN(const StreamRef stream, device.create_stream("kvbench-image"));
-  StridedCopyBatch batch{.from = make_block_list({BlockId(0)}),
-                         .to = make_block_list({BlockId(0)})};
+  std::vector<StridedPiece> pieces;
   for (size_t i = 0; i < src.memory.size(); ++i) {
-    batch.pieces.push_back({.src = src.memory[i].region.base(),
-                            .dst = dst.memory[i].region.base(),
-                            .bytes = src.memory[i].region.size_bytes()});
+    pieces.push_back({.src = src.memory[i].region.base(),
+                      .dst = dst.memory[i].region.base(),
+                      .bytes = src.memory[i].region.size_bytes()});
   }
-  Status copied = device.copy(stream, std::move(batch));
+  Status copied = device.copy(stream, {.from = make_block_list({BlockId(0)}),
+                                       .to = make_block_list({BlockId(0)}),
+                                       .pieces = std::move(pieces)});
   if (copied) copied = device.synchronize(stream);
   static_cast<void>(device.destroy_stream(stream));
   return copied;

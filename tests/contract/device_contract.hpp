@@ -439,19 +439,19 @@ TYPED_TEST_P(DeviceContract, StridedCopiesMatchAnElementWiseOracle) {
     uint64_t planned = 0;
     StridedCopyBatch batch{.from = make_block_list(from),
                            .to = make_block_list(to),
-                           .pieces = {},
                            .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
+    std::vector<StridedPiece> strided;
     for (const Piece& piece : pieces) {
-      batch.pieces.push_back({.src = src.data() + piece.src.base,
-                              .dst = dst.data() + piece.dst.base,
-                              .src_block_stride = piece.src.block_stride,
-                              .dst_block_stride = piece.dst.block_stride,
-                              .bytes = piece.bytes,
-                              .axes = {}});
+      strided.push_back({.src = src.data() + piece.src.base,
+                         .dst = dst.data() + piece.dst.base,
+                         .src_block_stride = piece.src.block_stride,
+                         .dst_block_stride = piece.dst.block_stride,
+                         .bytes = piece.bytes,
+                         .axes = {}});
       for (size_t a = 0; a < kStridedAxes; ++a) {
-        batch.pieces.back().axes[a] = {.count = piece.counts[a],
-                                       .src_stride = piece.src.strides[a],
-                                       .dst_stride = piece.dst.strides[a]};
+        strided.back().axes[a] = {.count = piece.counts[a],
+                                  .src_stride = piece.src.strides[a],
+                                  .dst_stride = piece.dst.strides[a]};
       }
       const auto offset = [](const Side& side, BlockId block, const Counts& at) {
         uint64_t sum = side.base + block.value() * side.block_stride;
@@ -469,6 +469,7 @@ TYPED_TEST_P(DeviceContract, StridedCopiesMatchAnElementWiseOracle) {
         }
       }
     }
+    batch.pieces = std::move(strided);
     if (kernels && random.chance(0.5)) {
       batch.method = CopyMethod::kKernel;
       batch.max_ctas = static_cast<uint32_t>(random.uniform(5));
@@ -689,10 +690,17 @@ TYPED_TEST_P(DeviceContract, RefusesBatchesThatMakeNoSense) {
   bad[0].from = nullptr;
   bad[1].to = nullptr;
   bad[2].to = make_block_list({BlockId(0), BlockId(1)});
-  bad[3].pieces[0].src = nullptr;
-  bad[4].pieces[0].dst = nullptr;
+  const auto changed = [&](auto&& change) {
+    StridedPiece piece = good.pieces[0];
+    change(piece);
+    return PieceList{piece};
+  };
+  bad[3].pieces = changed([](StridedPiece& piece) { piece.src = nullptr; });
+  bad[4].pieces = changed([](StridedPiece& piece) { piece.dst = nullptr; });
   bad[5].from = make_block_list({BlockId(2)});
-  bad[5].pieces[0].src_block_stride = std::numeric_limits<uint64_t>::max() / 2;
+  bad[5].pieces = changed([](StridedPiece& piece) {
+    piece.src_block_stride = std::numeric_limits<uint64_t>::max() / 2;
+  });
   for (size_t i = 0; i < bad.size(); ++i) {
     EXPECT_EQ(code_of(this->device().copy(stream, bad[i])), ErrorCode::kInvalidArgument) << i;
   }
@@ -706,7 +714,7 @@ TYPED_TEST_P(DeviceContract, TakesEmptyBatches) {
   no_blocks.from = no_blocks.to = make_block_list({});
   EXPECT_TRUE(this->device().copy(stream, no_blocks));
   StridedCopyBatch no_pieces = this->plain_copy(memory.data(), memory.data(), 8);
-  no_pieces.pieces.clear();
+  no_pieces.pieces = {};
   EXPECT_TRUE(this->device().copy(stream, no_pieces));
   EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
 }

@@ -94,6 +94,12 @@ void copy_on_host(const StridedPiece& piece, BlockId from, BlockId to) noexcept 
             piece.dst + to.value() * piece.dst_block_stride);
 }
 
+PieceList::PieceList(std::vector<StridedPiece> pieces)
+    : pieces_(std::make_shared<const std::vector<StridedPiece>>(std::move(pieces))) {}
+
+PieceList::PieceList(std::initializer_list<StridedPiece> pieces)
+    : PieceList(std::vector<StridedPiece>(pieces)) {}
+
 BlockList make_block_list(std::vector<BlockId> ids) {
   return std::make_shared<const std::vector<BlockId>>(std::move(ids));
 }

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -46,6 +47,28 @@ struct StridedPiece {
 
 /// Whether two pieces differ in their bases alone, as those of layers mostly do.
 [[nodiscard]] bool same_form(const StridedPiece& a, const StridedPiece& b) noexcept;
+
+/// Pieces that a plan makes once and the batches of all its transfers share.
+/// Ownership: a value; copies share the pieces, which never change.
+class PieceList {
+ public:
+  PieceList() = default;
+  PieceList(std::vector<StridedPiece> pieces);            // NOLINT(google-explicit-constructor)
+  PieceList(std::initializer_list<StridedPiece> pieces);  // NOLINT(google-explicit-constructor)
+
+  [[nodiscard]] size_t size() const noexcept { return pieces_ ? pieces_->size() : 0; }
+  [[nodiscard]] bool empty() const noexcept { return size() == 0; }
+  [[nodiscard]] const StridedPiece* data() const noexcept {
+    return pieces_ ? pieces_->data() : nullptr;
+  }
+  [[nodiscard]] const StridedPiece* begin() const noexcept { return data(); }
+  [[nodiscard]] const StridedPiece* end() const noexcept { return data() + size(); }
+  /// Requires: there are more than `i`.
+  [[nodiscard]] const StridedPiece& operator[](size_t i) const { return (*pieces_)[i]; }
+
+ private:
+  std::shared_ptr<const std::vector<StridedPiece>> pieces_;  ///< null: none
+};
 
 /// The piece with axes of one entry left out, runs that touch on both sides joined, and the axes
 /// that are left moved to the end. The same bytes go to the same places, in the fewest steps that
@@ -91,7 +114,7 @@ inline constexpr uint64_t kLeastRows = 8;
 struct StridedCopyBatch {
   BlockList from = nullptr;
   BlockList to = nullptr;
-  std::vector<StridedPiece> pieces = {};
+  PieceList pieces = {};
 
   CopyMethod method = CopyMethod::kEngine;
   /// Thread blocks that a kernel may hold at a time, so that an engine's own kernels find room; 0:

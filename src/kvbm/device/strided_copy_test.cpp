@@ -26,14 +26,14 @@ StridedCopyBatch batch_of(StridedPiece piece) {
 TEST(PlannedBytes, CountsBlocksTimesRepeatsTimesBytes) {
   StridedCopyBatch batch = batch_of({.bytes = 10, .axes = {{{3, 16, 10}}}});
   EXPECT_EQ(planned_bytes(batch), 60u);
-  batch.pieces.push_back(batch.pieces.front());
+  batch.pieces = {batch.pieces[0], batch.pieces[0]};
   EXPECT_EQ(planned_bytes(batch), 120u);
 }
 
 TEST(PlannedBytes, IsZeroForNoBlocksNoPiecesAndNoRepeats) {
   StridedCopyBatch batch = batch_of({.bytes = 10, .axes = {{{5, 10, 10}, {0}}}});
   EXPECT_EQ(planned_bytes(batch), 0u);
-  batch.pieces.clear();
+  batch.pieces = {};
   EXPECT_EQ(planned_bytes(batch), 0u);
   batch.from = batch.to = make_block_list({});
   EXPECT_EQ(planned_bytes(batch), 0u);
@@ -68,16 +68,21 @@ TEST(PlannedBytes, RefusesASumThatOverflows) {
 
 TEST(PlannedBytes, LooksAtTheBasesOfPiecesOfOneForm) {
   StridedCopyBatch batch = batch_of({.bytes = 8, .axes = {{{2, 8, 8}}}});
-  const StridedPiece first = batch.pieces.front();
-  batch.pieces.push_back(first);
+  const StridedPiece first = batch.pieces[0];
+  batch.pieces = {first, first};
   EXPECT_EQ(planned_bytes(batch), 64u);
-  batch.pieces.back().axes[0].count = 3;
+  StridedPiece other = first;
+  other.axes[0].count = 3;
+  batch.pieces = {first, other};
   EXPECT_EQ(planned_bytes(batch), 80u);
-  batch.pieces.push_back(first);
+  batch.pieces = {first, other, first};
   EXPECT_EQ(planned_bytes(batch), 112u);
-  batch.pieces.back().dst = nullptr;
+  StridedPiece astray = first;
+  astray.dst = nullptr;
+  batch.pieces = {first, other, astray};
   EXPECT_EQ(code_of(planned_bytes(batch)), ErrorCode::kInvalidArgument);
-  batch.pieces.back().dst = reinterpret_cast<std::byte*>(kMost - 8);
+  astray.dst = reinterpret_cast<std::byte*>(kMost - 8);
+  batch.pieces = {first, other, astray};
   EXPECT_EQ(code_of(planned_bytes(batch)), ErrorCode::kInvalidArgument);
 }
 

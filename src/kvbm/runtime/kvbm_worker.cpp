@@ -75,18 +75,19 @@ Status check_reach(const OpenedDevice& opened, const PhysicalLayout& tensors) {
                         HostMemory::create({.executor = device.executor(),
                                             .pinner = opened.pinner,
                                             .size_bytes = 2 * tensors.page_maps().size()}));
-  StridedCopyBatch batch{.from = make_block_list({BlockId(0)}),
-                         .to = make_block_list({BlockId(0)}),
-                         .method = CopyMethod::kKernel};
+  std::vector<StridedPiece> ends;
   std::byte* to = landing.bytes().data();
   for (const PageMap& map : tensors.page_maps()) {
     const MemoryRegion& region = map.region();
     for (const uint64_t at : {uint64_t{0}, region.size_bytes() - 1}) {
-      batch.pieces.push_back({.src = region.base() + at, .dst = to++, .bytes = 1});
+      ends.push_back({.src = region.base() + at, .dst = to++, .bytes = 1});
     }
   }
   KVBM_ASSIGN_OR_RETURN(const StreamRef stream, device.create_stream("check"));
-  Status reached = device.copy(stream, std::move(batch));
+  Status reached = device.copy(stream, {.from = make_block_list({BlockId(0)}),
+                                        .to = make_block_list({BlockId(0)}),
+                                        .pieces = std::move(ends),
+                                        .method = CopyMethod::kKernel});
   if (reached) reached = device.synchronize(stream);
   KVBM_TRY(device.destroy_stream(stream));
   if (reached) return {};

@@ -399,11 +399,13 @@ class LoopbackAgent::Core {
     StridedCopyBatch& batch = operation.batch;
     batch.from = reads ? request.remote : request.local;
     batch.to = reads ? request.local : request.remote;
+    std::vector<StridedPiece> pieces;
     for (const RemotePiece& piece : request.pieces) {
       if (const StridedPiece made = addressed(piece, request.op); has_bytes(made)) {
-        batch.pieces.push_back(made);
+        pieces.push_back(made);
       }
     }
+    batch.pieces = pieces;
     KVBM_ASSIGN_OR_RETURN(const uint64_t bytes, planned_bytes(batch));
     if (!operation.peer->is_open()) {
       return unavailable(format_text("the agent {} is gone", request.peer));
@@ -412,7 +414,7 @@ class LoopbackAgent::Core {
     operation.block_bytes = bytes / batch.from->size();
     const BlockIdRange from = range_of(*batch.from);
     const BlockIdRange to = range_of(*batch.to);
-    for (StridedPiece& piece : batch.pieces) {
+    for (StridedPiece& piece : pieces) {
       const Extent src = extent_of(reinterpret_cast<uintptr_t>(piece.src), from,
                                    piece.src_block_stride, piece, &StridedAxis::src_stride);
       const Extent dst = extent_of(reinterpret_cast<uintptr_t>(piece.dst), to,
@@ -421,6 +423,7 @@ class LoopbackAgent::Core {
       KVBM_TRY(reach(operation, reads ? src : dst));
       piece = fold(piece);
     }
+    batch.pieces = std::move(pieces);
     return {};
   }
 

@@ -98,6 +98,15 @@ class CudaDeviceTest : public ::testing::Test {
             .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
   }
 
+  /// The first piece of a batch with other steps from block to block.
+  [[nodiscard]] static PieceList with_strides(const StridedCopyBatch& batch, uint64_t src,
+                                              uint64_t dst) {
+    StridedPiece piece = batch.pieces[0];
+    piece.src_block_stride = src;
+    piece.dst_block_stride = dst;
+    return {piece};
+  }
+
   [[nodiscard]] static std::vector<std::byte> content(const DeviceMemory& memory) {
     std::vector<std::byte> bytes(memory.size_bytes());
     EXPECT_EQ(::cudaMemcpy(bytes.data(), memory.data(), bytes.size(), cudaMemcpyDeviceToHost),
@@ -186,7 +195,7 @@ TEST_F(CudaDeviceTest, PinnedMemoryIsCopiedAcrossItsSlices) {
   ASSERT_TRUE(device_->copy(stream, down));
   // Rows that straddle every end of a slice.
   StridedCopyBatch up = plain_copy(device.data(), back.data(), 4000);
-  up.pieces[0].src_block_stride = up.pieces[0].dst_block_stride = 5000;
+  up.pieces = with_strides(up, 5000, 5000);
   std::vector<BlockId> ids;
   for (uint32_t i = 0; i < kSize / 5000; ++i) ids.emplace_back(i);
   up.from = up.to = make_block_list(ids);
@@ -352,20 +361,24 @@ TEST_F(CudaDeviceTest, KernelsGatherAndScatterLayersInPinnedMemory) {
                       .method = CopyMethod::kKernel,
                       .max_ctas = 2,
                       .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
+  std::vector<StridedPiece> down_pieces;
+  std::vector<StridedPiece> up_pieces;
   for (uint32_t layer = 0; layer < kLayers; ++layer) {
     const uint64_t in_block = layer * kChunk;
     const uint64_t in_layer = layer * kBlocks * kChunk;
-    down.pieces.push_back({.src = host.data() + in_block,
+    down_pieces.push_back({.src = host.data() + in_block,
                            .dst = device.data() + in_layer,
                            .src_block_stride = kLayers * kChunk,
                            .dst_block_stride = kChunk,
                            .bytes = kChunk});
-    up.pieces.push_back({.src = device.data() + in_layer,
+    up_pieces.push_back({.src = device.data() + in_layer,
                          .dst = back.data() + in_block,
                          .src_block_stride = kChunk,
                          .dst_block_stride = kLayers * kChunk,
                          .bytes = kChunk});
   }
+  down.pieces = std::move(down_pieces);
+  up.pieces = std::move(up_pieces);
   const StreamRef stream = device_->create_stream("s").value();
   ASSERT_TRUE(device_->copy(stream, down));
   ASSERT_TRUE(device_->copy(stream, up));
@@ -402,11 +415,12 @@ TEST_F(CudaDeviceTest, AKernelIsGivenNoMemoryThatItCannotReach) {
   StridedCopyBatch beyond = plain_copy(device.data(), host.data(), kKiB);
   beyond.to = make_block_list({BlockId(0), BlockId(1000)});
   beyond.from = make_block_list({BlockId(0), BlockId(1)});
-  beyond.pieces[0].src_block_stride = kKiB;
-  beyond.pieces[0].dst_block_stride = kMiB;
+  beyond.pieces = with_strides(beyond, kKiB, kMiB);
   EXPECT_EQ(refused(beyond), ErrorCode::kInvalidArgument);
   StridedCopyBatch huge = plain_copy(device.data(), device.data() + 1, 1);
-  huge.pieces[0].axes[0] = {.count = uint64_t{1} << 31, .src_stride = 0, .dst_stride = 0};
+  StridedPiece repeated = huge.pieces[0];
+  repeated.axes[0] = {.count = uint64_t{1} << 31, .src_stride = 0, .dst_stride = 0};
+  huge.pieces = {repeated};
   EXPECT_EQ(refused(huge), ErrorCode::kInvalidArgument);
   EXPECT_TRUE(device_->synchronize(stream, soon()));
   EXPECT_EQ(::cudaGetLastError(), cudaSuccess) << "the engine would find our error";
@@ -892,7 +906,7 @@ TEST_F(CudaDeviceTest, TheDefaultStreamIsAdoptedToo) {
   const PinnedMemory host = pinned(8 * kMiB);
   ASSERT_EQ(::cudaMemsetAsync(device.data(), 7, device.size_bytes(), nullptr), cudaSuccess);
   StridedCopyBatch copy = plain_copy(device.data(), host.data(), 1000);
-  copy.pieces[0].src_block_stride = copy.pieces[0].dst_block_stride = 1024;
+  copy.pieces = with_strides(copy, 1024, 1024);
   copy.from = copy.to =
       make_block_list({BlockId(9), BlockId(3), BlockId(7), BlockId(1), BlockId(0)});
   ASSERT_TRUE(device_->copy(stream, copy));

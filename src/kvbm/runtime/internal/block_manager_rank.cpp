@@ -44,17 +44,18 @@ Result<std::span<std::byte>> BlockManagerRank::staging_bytes(uint64_t size_bytes
 
 Status BlockManagerRank::copy_layer(LayerCopy way, size_t group, BlockId block, LayerId layer,
                                     std::span<std::byte> bytes) {
-  StridedCopyBatch batch{.from = make_block_list({BlockId(0)}),
-                         .to = make_block_list({BlockId(0)})};
+  std::vector<StridedPiece> pieces;
   for (uint32_t outer = 0; !bytes.empty(); ++outer) {
     const MemoryRegion chunk = gpu_layouts[group].region(block, layer, outer);
     std::byte* const host = bytes.data();
-    batch.pieces.push_back({.src = way == LayerCopy::kStore ? host : chunk.base(),
-                            .dst = way == LayerCopy::kStore ? chunk.base() : host,
-                            .bytes = chunk.size_bytes()});
+    pieces.push_back({.src = way == LayerCopy::kStore ? host : chunk.base(),
+                      .dst = way == LayerCopy::kStore ? chunk.base() : host,
+                      .bytes = chunk.size_bytes()});
     bytes = bytes.subspan(chunk.size_bytes());
   }
-  return device.device->copy(compute, std::move(batch));
+  return device.device->copy(compute, {.from = make_block_list({BlockId(0)}),
+                                       .to = make_block_list({BlockId(0)}),
+                                       .pieces = std::move(pieces)});
 }
 
 Result<std::vector<BlockManagerRank>> make_ranks(const RankOptions& options) {

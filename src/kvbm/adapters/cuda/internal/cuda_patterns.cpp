@@ -20,16 +20,17 @@ constexpr size_t kMostBlocks = 16384;
 
 /// The same memory as a copy onto itself, which is what the check of a kernel's addresses takes.
 StridedCopyBatch as_copy(const PatternBatch& batch) {
-  StridedCopyBatch copy{.from = make_block_list(batch.blocks), .to = nullptr};
-  copy.to = copy.from;
+  std::vector<StridedPiece> pieces;
+  pieces.reserve(batch.pieces.size());
   for (const PatternPiece& piece : batch.pieces) {
-    copy.pieces.push_back({.src = piece.data,
-                           .dst = piece.data,
-                           .src_block_stride = piece.block_stride,
-                           .dst_block_stride = piece.block_stride,
-                           .bytes = piece.bytes});
+    pieces.push_back({.src = piece.data,
+                      .dst = piece.data,
+                      .src_block_stride = piece.block_stride,
+                      .dst_block_stride = piece.block_stride,
+                      .bytes = piece.bytes});
   }
-  return copy;
+  const BlockList blocks = make_block_list(batch.blocks);
+  return {.from = blocks, .to = blocks, .pieces = std::move(pieces)};
 }
 
 std::vector<kvbm_pattern_piece> native_pieces(const PatternBatch& batch) {
