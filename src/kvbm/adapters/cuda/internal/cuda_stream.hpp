@@ -17,10 +17,10 @@
 #include "kvbm/adapters/cuda/internal/cuda_events.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_ring.hpp"
 #include "kvbm/adapters/cuda/internal/pinned_ring.hpp"
-#include "kvbm/adapters/cuda/internal/ring.hpp"
 #include "kvbm/base/clock.hpp"
 #include "kvbm/base/completion.hpp"
 #include "kvbm/base/mutex.hpp"
+#include "kvbm/base/ring.hpp"
 #include "kvbm/base/unique_function.hpp"
 #include "kvbm/device/device.hpp"
 
