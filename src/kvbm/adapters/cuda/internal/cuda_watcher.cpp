@@ -18,6 +18,10 @@ namespace {
 /// that is expected until how long after it.
 constexpr Duration kSpin = std::chrono::microseconds(60);
 constexpr Duration kSpinBefore = std::chrono::microseconds(40);
+/// A long copy ends this part of its time earlier or later than expected, up to so long: both ways
+/// it is spun for as well.
+constexpr int64_t kDoubtOfTime = 32;
+constexpr Duration kMostDoubt = std::chrono::microseconds(500);
 /// How long it sleeps otherwise. Where a nap takes longer than kLongNap (a virtual machine whose
 /// timers are late) it spins for longer.
 constexpr Duration kLongSpin = std::chrono::milliseconds(20);
@@ -34,10 +38,12 @@ struct CudaWatcher::Round {
   bool end_is_near = false;  ///< of copies
   Duration nap = kNap;       ///< until one may be
 
-  void expect(TimePoint end) {
+  void expect(TimePoint begin, TimePoint end) {
     const Duration left = end - start;
-    end_is_near = end_is_near || (left <= kSpinBefore && left >= -kSpin);
-    if (left > kSpinBefore) nap = std::min(nap, left - kSpinBefore);
+    const Duration doubt = std::min<Duration>((end - begin) / kDoubtOfTime, kMostDoubt);
+    const Duration before = std::max(kSpinBefore, doubt);
+    end_is_near = end_is_near || (left <= before && left >= -std::max(kSpin, doubt));
+    if (left > before) nap = std::min(nap, left - before);
   }
 };
 
@@ -169,7 +175,7 @@ void CudaWatcher::watch() {
     }
     round = {.start = now()};
     std::erase_if(active, [&](const StreamPointer& stream) { return look_at(stream, round); });
-    if (!round.progress) std::this_thread::yield();
+    if (!round.progress && !round.end_is_near) std::this_thread::yield();
   }
 }
 
@@ -177,6 +183,7 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
   for (;;) {
     std::shared_ptr<NativeCudaEvent> oldest;
     std::optional<TimePoint> end;
+    TimePoint begin;
     bool gone = false;
     {
       const MutexLock lock(stream->mutex);
@@ -192,6 +199,7 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
       } else {
         const CudaMark& mark = stream->marks.front();
         oldest = mark.event;
+        begin = mark.recorded_at;
         end = stream->pace.expected_end(mark.recorded_at, mark.bytes);
       }
     }
@@ -208,7 +216,7 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
       const cudaError_t code = ::cudaEventQuery(oldest->handle);
       if (code == cudaErrorNotReady) {
         static_cast<void>(::cudaGetLastError());
-        if (end.has_value()) round.expect(*end);
+        if (end.has_value()) round.expect(begin, *end);
         return false;
       }
       if (code != cudaSuccess) outcome = health_.lose(cuda_error("the GPU failed", code));
