@@ -364,14 +364,13 @@ BENCHMARK(BM_CudaTransfer)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
-/// Argument: way. 1,024 contiguous blocks.
+/// Arguments: way, shape, mover. 1,024 contiguous blocks, one after another or in any order.
 void BM_CudaContiguous(benchmark::State& state) {
   run_transfer(state, kSmallConfig, kSmallConfig.num_blocks, static_cast<Way>(state.range(0)),
-               kContiguous, kAsChosen);
+               static_cast<Shape>(state.range(1)), static_cast<Mover>(state.range(2)));
 }
 BENCHMARK(BM_CudaContiguous)
-    ->Arg(kDown)
-    ->Arg(kUp)
+    ->ArgsProduct({{kDown, kUp}, {kContiguous, kShuffled}, {kByEngine, kAsChosen}})
     ->Iterations(60)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
@@ -433,6 +432,7 @@ void BM_CudaLevels(benchmark::State& state) {
   std::iota(numbers.begin(), numbers.end(), 0U);
   static_cast<void>(::cudaMemcpy(ids.data(), numbers.data(), ids.size_bytes(), cudaMemcpyDefault));
   const BlockList list = make_block_list(used);
+  const PieceList shared = pieces;
   const StreamRef stream = rig.device->create_stream("s").value();
   std::map<std::string, std::vector<double>> calls;
   const auto timed = [&](const char* name, const auto& call) {
@@ -463,7 +463,7 @@ void BM_CudaLevels(benchmark::State& state) {
        [&] {
          StridedCopyBatch batch{.from = list,
                                 .to = list,
-                                .pieces = pieces,
+                                .pieces = shared,
                                 .method = by_kernel ? CopyMethod::kKernel : CopyMethod::kEngine};
          const Status copied =
              timed("device_call_us", [&] { return rig.device->copy(stream, std::move(batch)); });
