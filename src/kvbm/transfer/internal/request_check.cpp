@@ -52,20 +52,11 @@ class BlockSet {
   uint32_t shift_ = 0;
 };
 
-struct IdLook {
-  uint32_t highest = 0;
-  bool rises = true;  ///< each id is higher than the one before, so none is there twice
-};
-
-IdLook look_at(std::span<const BlockId> ids) {
-  IdLook look;
-  int64_t last = -1;
-  for (const BlockId id : ids) {
-    look.rises = look.rises && id.value() > last;
-    look.highest = std::max(look.highest, id.value());
-    last = id.value();
-  }
-  return look;
+/// Whether each id is higher than the one before, so that none is there twice.
+bool rises(std::span<const BlockId> ids) {
+  bool does = true;
+  for (size_t i = 1; i < ids.size(); ++i) does &= ids[i - 1] < ids[i];
+  return does;
 }
 
 Status out_of_range(const TransferSide& side, const char* name) {
@@ -83,12 +74,12 @@ Status check_ids(const TransferSide& src, const TransferSide& dst, std::vector<u
         format_text("{} source blocks and {} destination blocks", src.ids.size(), dst.ids.size()));
   }
   if (dst.ids.empty()) return {};
-  const IdLook from = look_at(src.ids);
-  const IdLook to = look_at(dst.ids);
-  if (from.highest >= src.layout.config().num_blocks) return out_of_range(src, "source");
-  if (to.highest >= dst.layout.config().num_blocks) return out_of_range(dst, "destination");
+  if (highest_id(src.ids) >= src.layout.config().num_blocks) return out_of_range(src, "source");
+  if (highest_id(dst.ids) >= dst.layout.config().num_blocks) {
+    return out_of_range(dst, "destination");
+  }
   const bool same_layout = &src.layout == &dst.layout;
-  if (to.rises && !same_layout) return {};
+  if (!same_layout && rises(dst.ids)) return {};
   BlockSet destinations(dst.ids.size(), scratch);
   for (const BlockId id : dst.ids) {
     if (!destinations.insert(id))
