@@ -104,7 +104,7 @@ Result<std::shared_ptr<const NativeEvent>> CudaWatcher::record_mark(const Stream
 }
 
 bool CudaWatcher::push(CudaStream& stream, CudaMark mark) const {
-  mark.arrivals = std::exchange(stream.arrivals, std::exchange(stream.spare, {}));
+  mark.num_arrivals = std::exchange(stream.num_unmarked, 0);
   mark.bytes = std::exchange(stream.bytes_since_mark, 0);
   mark.recorded_at = now();
   stream.native_since_mark = false;
@@ -125,7 +125,7 @@ void CudaWatcher::watch_arrivals(const StreamPointer& stream) {
   bool wake = false;
   {
     const MutexLock lock(stream->mutex);
-    if (!stream->arrivals.empty()) wake = !std::exchange(stream->watched, true);
+    if (stream->num_unmarked > 0) wake = !std::exchange(stream->watched, true);
   }
   if (wake) watch_too(stream);
 }
@@ -222,16 +222,16 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
       if (code != cudaSuccess) outcome = health_.lose(cuda_error("the GPU failed", code));
     }
     oldest.reset();
-    std::vector<Arrival> arrivals;
+    size_t num_arrivals = 0;
     {
       const MutexLock lock(stream->mutex);
-      CudaMark& mark = stream->marks.front();
-      arrivals.swap(mark.arrivals);
+      const CudaMark& mark = stream->marks.front();
+      num_arrivals = mark.num_arrivals;
       stream->pace.on_end(mark.recorded_at, mark.bytes, now());
     }
     round.progress = true;
     // Before the mark goes: who finds none takes what was copied for counted.
-    finish(stream, std::move(arrivals), outcome.has_value());
+    finish(*stream, num_arrivals, outcome.has_value());
     CudaMark mark;
     {
       const MutexLock lock(stream->mutex);
@@ -246,25 +246,31 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
   }
 }
 
-/// Copies have no event behind them after a while: gives them one. What is in `arrivals` is on
+/// Copies have no event behind them after a while: gives them one. What is among `arrivals` is on
 /// the native stream already, so the event comes behind it.
 void CudaWatcher::mark_arrivals(const StreamPointer& stream) {
-  std::vector<Arrival> lost;
+  Ring<Arrival> lost;
   const MutexLock lock(stream->mutex);
   stream->polls_without_mark = 0;
-  if (stream->arrivals.empty() || (health_.alive() && !stream->check_not_capturing())) return;
+  if (stream->num_unmarked == 0 || (health_.alive() && !stream->check_not_capturing())) return;
   CudaMark mark;
   if (auto event = record_native(*stream)) {
     mark.event = *std::move(event);
     static_cast<void>(push(*stream, std::move(mark)));
-  } else if (!health_.alive()) {
-    lost.swap(stream->arrivals);  // the GPU is gone, and touches nothing any more
+  } else if (!health_.alive() && stream->marks.empty()) {
+    // The GPU is gone, and touches nothing any more.
+    std::swap(lost, stream->arrivals);
+    stream->num_unmarked = 0;
   }
 }
 
-void CudaWatcher::finish(const StreamPointer& stream, std::vector<Arrival> arrivals, bool arrived) {
-  if (arrivals.capacity() == 0) return;
-  for (Arrival& arrival : arrivals) {
+void CudaWatcher::finish(CudaStream& stream, size_t count, bool arrived) {
+  for (; count > 0; --count) {
+    Arrival arrival;  // let go of without the lock
+    {
+      const MutexLock lock(stream.mutex);
+      arrival = stream.arrivals.pop();
+    }
     arrival.ids.reset();
     if (arrived && arrival.counter != nullptr) {
       arrival.counter->fetch_add(arrival.bytes, std::memory_order_relaxed);
@@ -272,9 +278,6 @@ void CudaWatcher::finish(const StreamPointer& stream, std::vector<Arrival> arriv
     arrival.counter.reset();
     if (arrival.on_end) arrival.on_end(arrived);
   }
-  arrivals.clear();
-  const MutexLock lock(stream->mutex);
-  if (stream->spare.capacity() < arrivals.capacity()) stream->spare.swap(arrivals);
 }
 
 }  // namespace kvbm::internal
