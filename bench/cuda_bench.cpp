@@ -364,14 +364,13 @@ BENCHMARK(BM_CudaTransfer)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
-/// Argument: way. 1,024 contiguous blocks.
+/// Arguments: way, shape, mover. 1,024 contiguous blocks, one after another or in any order.
 void BM_CudaContiguous(benchmark::State& state) {
   run_transfer(state, kSmallConfig, kSmallConfig.num_blocks, static_cast<Way>(state.range(0)),
-               kContiguous, kAsChosen);
+               static_cast<Shape>(state.range(1)), static_cast<Mover>(state.range(2)));
 }
 BENCHMARK(BM_CudaContiguous)
-    ->Arg(kDown)
-    ->Arg(kUp)
+    ->ArgsProduct({{kDown, kUp}, {kContiguous, kShuffled}, {kByEngine, kAsChosen}})
     ->Iterations(60)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);

@@ -23,6 +23,9 @@
 #include "kvbm/transfer/transfer_manager.hpp"
 #include "kvbm/transfer/transfer_plan.hpp"
 
+#include "tests/support/allocation_meter.hpp"
+#include "tests/support/wrapped_device.hpp"
+
 namespace kvbm {
 namespace {
 
@@ -161,7 +164,60 @@ BENCHMARK(BM_TransferHostToHost)
                     static_cast<int64_t>(LayoutKind::kLayerSeparateBlockSecond)}})
     ->UseManualTime();
 
-/// What it costs to plan: per transfer, whatever the number of blocks. Argument: kind of the
+/// Moves nothing, and has always done so already: what is left of a transfer is the manager's.
+class IdleDevice final : public testing::WrappedDevice {
+ public:
+  using WrappedDevice::WrappedDevice;
+
+  Status copy(StreamRef /*stream*/, StridedCopyBatch batch) override {
+    batch.bytes_moved->fetch_add(planned_bytes(batch).value());
+    return {};
+  }
+  [[nodiscard]] Event record(StreamRef /*stream*/) override { return Event::ready(); }
+};
+
+/// Arguments: blocks, kind of the destination, of 80 layers, whether ids come in any order. A
+/// transfer that is like the one before, on a device that costs nothing. `allocations`: of all
+/// threads.
+void BM_TransferSubmission(benchmark::State& state) {
+  NullLogSink log;
+  ThreadExecutor executor(log);
+  const auto host = HostDevice::create({.executor = executor}).value();
+  IdleDevice device(*host);
+  const auto manager =
+      TransferManager::create({.device = device, .executor = executor, .log = log}).value();
+  LayoutConfig config = kConfig;
+  config.num_layers = 80;
+  config.inner_dim = 1;
+  const Place src(LayoutKind::kFullyContiguous, config);
+  const Place dst(static_cast<LayoutKind>(state.range(1)), config);
+  const LayoutHandle from = manager->register_layout(*src.layout).value();
+  const LayoutHandle to = manager->register_layout(*dst.layout).value();
+  std::vector<uint32_t> numbers(static_cast<size_t>(state.range(0)));
+  std::iota(numbers.begin(), numbers.end(), 0U);
+  if (state.range(2) != 0) Random(1).shuffle(std::span(numbers));
+  const std::vector<BlockId> ids(numbers.begin(), numbers.end());
+  const auto run = [&] {
+    const auto copied = manager->execute_transfer(
+        {.src = from, .src_ids = ids, .dst = to, .dst_ids = ids, .options = {}});
+    if (!copied || !copied->wait()) state.SkipWithError("the transfer failed");
+  };
+  run();
+  run();
+  const testing::ProcessAllocationMeter meter;
+  for (auto _ : state) run();
+  state.counters["allocations"] =
+      static_cast<double>(meter.count()) / static_cast<double>(state.iterations());
+}
+
+BENCHMARK(BM_TransferSubmission)
+    ->ArgNames({"blocks", "layout", "shuffled"})
+    ->ArgsProduct({{1, 16, 1024},
+                   {static_cast<int64_t>(LayoutKind::kFullyContiguous),
+                    static_cast<int64_t>(LayoutKind::kLayerSeparateBlockSecond)},
+                   {0, 1}});
+
+/// What it costs to plan: per plan, whatever the number of blocks. Argument: kind of the
 /// destination, of 80 layers.
 void BM_TransferPlan(benchmark::State& state) {
   LayoutConfig config = kConfig;

@@ -2,10 +2,12 @@
 #include "tests/support/allocation_meter.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
 namespace {
+std::atomic<size_t> of_all_threads = 0;
 thread_local size_t allocations = 0;
 thread_local size_t largest = 0;
 thread_local bool failing = false;
@@ -19,6 +21,7 @@ void* allocate(size_t size, size_t alignment) {
   }
   if (failing) --left;
   ++allocations;
+  of_all_threads.fetch_add(1, std::memory_order_relaxed);
   largest = std::max(largest, size);
   const size_t rounded = (std::max<size_t>(size, 1) + alignment - 1) / alignment * alignment;
   if (void* memory = std::aligned_alloc(alignment, rounded)) return memory;
@@ -46,6 +49,13 @@ AllocationMeter::AllocationMeter() noexcept {
 
 size_t AllocationMeter::count() const noexcept { return allocations; }
 size_t AllocationMeter::largest_bytes() const noexcept { return largest; }
+
+ProcessAllocationMeter::ProcessAllocationMeter() noexcept
+    : before_(of_all_threads.load(std::memory_order_relaxed)) {}
+
+size_t ProcessAllocationMeter::count() const noexcept {
+  return of_all_threads.load(std::memory_order_relaxed) - before_;
+}
 
 AllocationFailure::AllocationFailure(size_t after) noexcept {
   left = after;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// AllocationMeter: what this thread has asked of operator new; AllocationFailure: lets it fail. A
-// program that uses them also compiles tests/support/allocation_meter.cpp, which replaces operator
-// new and delete.
+// AllocationMeter: what this thread has asked of operator new; ProcessAllocationMeter: what all
+// threads have; AllocationFailure: lets it fail. A program that uses them also compiles
+// tests/support/allocation_meter.cpp, which replaces operator new and delete.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +15,17 @@ class AllocationMeter {
 
   [[nodiscard]] size_t count() const noexcept;
   [[nodiscard]] size_t largest_bytes() const noexcept;
+};
+
+/// What all threads have asked of operator new since its creation.
+class ProcessAllocationMeter {
+ public:
+  ProcessAllocationMeter() noexcept;
+
+  [[nodiscard]] size_t count() const noexcept;
+
+ private:
+  size_t before_;
 };
 
 /// While it lives, operator new on this thread gives `after` allocations and then none: it throws

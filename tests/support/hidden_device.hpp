@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/device/device.hpp"
@@ -53,11 +54,13 @@ class HiddenDevice final : public WrappedDevice {
     return memory_->hide(std::move(bytes), memory_);
   }
   Status copy(StreamRef stream, StridedCopyBatch batch) override {
-    for (StridedPiece& piece : batch.pieces) {
+    std::vector<StridedPiece> pieces(batch.pieces.begin(), batch.pieces.end());
+    for (StridedPiece& piece : pieces) {
       if (piece.bytes == 0 || piece.src == nullptr || piece.dst == nullptr) continue;
       KVBM_ASSIGN_OR_RETURN(piece.src, reach(piece.src));
       KVBM_ASSIGN_OR_RETURN(piece.dst, reach(piece.dst));
     }
+    batch.pieces = std::move(pieces);
     return inner().copy(stream, std::move(batch));
   }
   Status pattern(StreamRef stream, PatternBatch batch) override {

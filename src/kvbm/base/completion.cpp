@@ -172,8 +172,8 @@ Completion Completion::all(std::span<const Completion> parts) {
   return whole;
 }
 
-CompletionSource::CompletionSource(Executor& executor)
-    : state_(std::make_shared<internal::CompletionState>(executor)) {}
+CompletionSource::CompletionSource(Executor& executor, const MemoryPool& pool)
+    : state_(make_pooled<internal::CompletionState>(pool, executor)) {}
 
 CompletionSource& CompletionSource::operator=(CompletionSource&& other) noexcept {
   if (this != &other) {

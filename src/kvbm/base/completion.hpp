@@ -10,6 +10,7 @@
 
 #include "kvbm/base/clock.hpp"
 #include "kvbm/base/executor.hpp"
+#include "kvbm/base/memory_pool.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/base/unique_function.hpp"
 
@@ -112,7 +113,8 @@ inline CompletionAwaiter Completion::operator co_await() const { return Completi
 /// try_resolve.
 class CompletionSource {
  public:
-  explicit CompletionSource(Executor& executor);
+  /// With a pool, its memory is from there.
+  explicit CompletionSource(Executor& executor, const MemoryPool& pool = nullptr);
   CompletionSource(CompletionSource&& other) noexcept = default;
   CompletionSource& operator=(CompletionSource&& other) noexcept;
   CompletionSource(const CompletionSource&) = delete;

@@ -6,7 +6,6 @@
 
 #include <array>
 #include <atomic>
-#include <deque>
 #include <exception>
 #include <map>
 #include <optional>
@@ -17,6 +16,7 @@
 
 #include "kvbm/base/log.hpp"
 #include "kvbm/base/mutex.hpp"
+#include "kvbm/base/ring.hpp"
 
 namespace kvbm {
 namespace {
@@ -67,7 +67,7 @@ class QueueState {
       while (!stopping_ && is_full() && !is_current()) room_.wait(mutex_);
       --num_blocked_;
       if (stopping_) return stopped_error();
-      ready_.push_back(std::move(task));
+      ready_.push(std::move(task));
     }
     work_.notify_one();
     return {};
@@ -78,7 +78,7 @@ class QueueState {
       const MutexLock lock(mutex_);
       if (stopping_) return stopped_error();
       if (is_full()) return full_error("waiting");
-      ready_.push_back(std::move(task));
+      ready_.push(std::move(task));
     }
     work_.notify_one();
     return {};
@@ -162,8 +162,7 @@ class QueueState {
           work_.wait_until(mutex_, delayed_.begin()->first);
         }
       }
-      task = std::move(ready_.front());
-      ready_.pop_front();
+      task = ready_.pop();
       ++num_running_;
       more = !ready_.empty() || !delayed_.empty();
     }
@@ -177,7 +176,7 @@ class QueueState {
     if (delayed_.empty()) return;
     const TimePoint now = clock_.now();
     while (!delayed_.empty() && delayed_.begin()->first <= now) {
-      ready_.push_back(std::move(delayed_.begin()->second));
+      ready_.push(std::move(delayed_.begin()->second));
       delayed_.erase(delayed_.begin());
     }
   }
@@ -207,7 +206,7 @@ class QueueState {
   mutable Mutex mutex_{LockRank::kExecutor, "base.thread_queue"};
   CondVar work_;  // something is ready, delayed or stopped
   CondVar room_;  // something was taken
-  std::deque<Task> ready_ KVBM_GUARDED_BY(mutex_);
+  Ring<Task> ready_ KVBM_GUARDED_BY(mutex_);
   std::multimap<TimePoint, Task> delayed_ KVBM_GUARDED_BY(mutex_);  // equal times keep their order
   bool stopping_ KVBM_GUARDED_BY(mutex_) = false;
   size_t num_running_ KVBM_GUARDED_BY(mutex_) = 0;

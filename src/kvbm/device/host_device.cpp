@@ -4,13 +4,14 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <deque>
 #include <map>
 #include <utility>
 #include <variant>
 #include <vector>
 
+#include "kvbm/base/memory_pool.hpp"
 #include "kvbm/base/mutex.hpp"
+#include "kvbm/base/ring.hpp"
 #include "kvbm/base/text.hpp"
 #include "kvbm/base/units.hpp"
 #include "kvbm/device/host_pages.hpp"
@@ -32,6 +33,7 @@ struct QueuedLaunch {
 struct QueuedRecord {
   CompletionSource source;
 };
+// NOLINTNEXTLINE(bugprone-exception-escape): moving a Status or a pointer does not throw.
 struct QueuedWait {
   Event event;
 };
@@ -136,7 +138,7 @@ struct HostDevice::Stream {
   const std::string name;
 
   Mutex mutex{LockRank::kDevice, "device.stream"};
-  std::deque<Operation> operations KVBM_GUARDED_BY(mutex);
+  Ring<Operation> operations KVBM_GUARDED_BY(mutex);
   State state KVBM_GUARDED_BY(mutex) = State::kIdle;
   bool destroyed KVBM_GUARDED_BY(mutex) = false;
 
@@ -201,7 +203,7 @@ class HostDevice::Core : public std::enable_shared_from_this<Core> {
     {
       const MutexLock lock(stream->mutex);
       KVBM_TRY(accepts(*stream));
-      stream->operations.push_back(std::move(operation));
+      stream->operations.push(std::move(operation));
       wake = stream->state == Stream::State::kIdle;
       if (wake) stream->state = Stream::State::kScheduled;
     }
@@ -215,9 +217,9 @@ class HostDevice::Core : public std::enable_shared_from_this<Core> {
     const MutexLock lock((*stream)->mutex);
     if (Status accepted = accepts(**stream); !accepted) return Event::ready(std::move(accepted));
     if ((*stream)->state == Stream::State::kIdle) return Event::ready((*stream)->take_outcome());
-    CompletionSource source(options_.executor);
+    CompletionSource source(options_.executor, pool_);
     Event event(source.completion());
-    (*stream)->operations.emplace_back(QueuedRecord{std::move(source)});
+    (*stream)->operations.push(QueuedRecord{std::move(source)});
     return event;
   }
 
@@ -231,14 +233,14 @@ class HostDevice::Core : public std::enable_shared_from_this<Core> {
     }
     queue_->stop();
     for (const std::shared_ptr<Stream>& stream : streams) {
-      std::deque<Operation> dropped;
+      Ring<Operation> dropped;
       {
         const MutexLock lock(stream->mutex);
         stream->destroyed = true;
-        dropped.swap(stream->operations);
+        std::swap(dropped, stream->operations);
       }
-      for (Operation& operation : dropped) {
-        if (auto* record = std::get_if<QueuedRecord>(&operation)) {
+      for (size_t i = 0; i < dropped.size(); ++i) {
+        if (auto* record = std::get_if<QueuedRecord>(&dropped[i])) {
           record->source.resolve(make_error(
               ErrorCode::kCancelled, format_text("{} was destroyed before stream {} got that far",
                                                  options_.name, stream->name)));
@@ -298,8 +300,7 @@ class HostDevice::Core : public std::enable_shared_from_this<Core> {
           stream->state = Stream::State::kIdle;
           gone = stream->destroyed;
         } else {
-          operation.emplace(std::move(stream->operations.front()));
-          stream->operations.pop_front();
+          operation.emplace(stream->operations.pop());
         }
       }
       if (!operation.has_value()) {
@@ -354,6 +355,7 @@ class HostDevice::Core : public std::enable_shared_from_this<Core> {
   }
 
   const HostDeviceOptions options_;
+  const MemoryPool pool_ = make_memory_pool();  // of completions
   Mutex mutex_{LockRank::kDevice, "device.host"};
   std::map<uint64_t, std::shared_ptr<Stream>> streams_ KVBM_GUARDED_BY(mutex_);
   uint64_t last_id_ KVBM_GUARDED_BY(mutex_) = 0;

@@ -2,7 +2,9 @@
 #include "kvbm/device/strided_copy.hpp"
 
 #include <algorithm>
+#include <array>
 #include <functional>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -12,9 +14,8 @@ namespace kvbm {
 
 namespace {
 
-uint64_t highest(const std::vector<BlockId>& ids) {
-  return std::max_element(ids.begin(), ids.end())->value();
-}
+/// Ids that are looked at side by side.
+constexpr size_t kLanes = 8;
 
 /// Steps of a piece in each block; none if they cannot be counted.
 std::optional<uint64_t> steps_of(const StridedPiece& piece) {
@@ -166,6 +167,16 @@ StridedPiece fold(const StridedPiece& piece) noexcept {
   return folded;
 }
 
+uint32_t highest_id(std::span<const BlockId> ids) noexcept {
+  std::array<uint32_t, kLanes> most{};
+  size_t i = 0;
+  for (; i + kLanes <= ids.size(); i += kLanes) {
+    for (size_t k = 0; k < kLanes; ++k) most[k] = std::max(most[k], ids[i + k].value());
+  }
+  for (; i < ids.size(); ++i) most[0] = std::max(most[0], ids[i].value());
+  return *std::max_element(most.begin(), most.end());
+}
+
 size_t count_rows(std::span<const BlockId> from, std::span<const BlockId> to,
                   size_t first) noexcept {
   const auto step = [](std::span<const BlockId> ids, size_t i) {
@@ -176,6 +187,25 @@ size_t count_rows(std::span<const BlockId> from, std::span<const BlockId> to,
   const int64_t to_step = step(to, first);
   if (from_step <= 0 || to_step <= 0) return 1;
   size_t last = first + 1;
+  const auto from_bits = static_cast<uint32_t>(from_step);
+  const auto to_bits = static_cast<uint32_t>(to_step);
+  while (last + kLanes < from.size()) {
+    const std::span next_from = from.subspan(last, kLanes + 1);
+    const std::span next_to = to.subspan(last, kLanes + 1);
+    std::array<uint32_t, kLanes> differ{};
+    for (size_t k = 0; k < kLanes; ++k) {
+      differ[k] = ((next_from[k + 1].value() - next_from[k].value()) ^ from_bits) |
+                  ((next_to[k + 1].value() - next_to[k].value()) ^ to_bits);
+    }
+    const uint32_t any = std::accumulate(differ.begin(), differ.end(), 0U, std::bit_or());
+    // Steps that are alike but for 2^32 do not add up.
+    const auto adds_up = [&](std::span<const BlockId> ids, int64_t each) {
+      return int64_t{ids[last + kLanes].value()} - int64_t{ids[last].value()} ==
+             int64_t{kLanes} * each;
+    };
+    if (any != 0 || !adds_up(from, from_step) || !adds_up(to, to_step)) break;
+    last += kLanes;
+  }
   while (last + 1 < from.size() && step(from, last) == from_step && step(to, last) == to_step) {
     ++last;
   }
@@ -209,8 +239,8 @@ Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
   }
   if (batch.from->empty()) return 0;
 
-  const uint64_t last_from = highest(*batch.from);
-  const uint64_t last_to = highest(*batch.to);
+  const uint64_t last_from = highest_id(*batch.from);
+  const uint64_t last_to = highest_id(*batch.to);
   uint64_t total = 0;
   for (const PieceRun& run : batch.pieces.runs()) {
     const PieceForm form = form_of(batch.pieces[run.begin], last_from, last_to, batch.from->size());

@@ -140,6 +140,9 @@ using BlockList = std::shared_ptr<const std::vector<BlockId>>;
 
 [[nodiscard]] BlockList make_block_list(std::vector<BlockId> ids);
 
+/// 0 of none.
+[[nodiscard]] uint32_t highest_id(std::span<const BlockId> ids) noexcept;
+
 /// Fewer rows of a rectangle are cheaper to a copy engine as plain runs.
 inline constexpr uint64_t kLeastRows = 8;
 

@@ -170,5 +170,41 @@ TEST(Fold, KeepsAxesThatTouchOnOneSideAlone) {
   EXPECT_EQ(piece.axes, (StridedAxes{{{}, {}, axes[0], axes[1]}}));
 }
 
+std::vector<BlockId> ids_in_steps(uint32_t first, uint32_t step, size_t count) {
+  std::vector<BlockId> ids;
+  for (size_t i = 0; i < count; ++i) ids.emplace_back(first + static_cast<uint32_t>(i) * step);
+  return ids;
+}
+
+TEST(HighestId, IsFoundWhereverItStands) {
+  EXPECT_EQ(highest_id({}), 0U);
+  for (size_t at = 0; at < 21; ++at) {
+    std::vector<BlockId> ids = ids_in_steps(5, 1, 21);
+    ids[at] = BlockId(1000);
+    EXPECT_EQ(highest_id(ids), 1000U) << at;
+  }
+}
+
+TEST(CountRows, EndsWhereAStepDiffersOnEitherSide) {
+  for (size_t length = 3; length < 40; ++length) {
+    std::vector<BlockId> from = ids_in_steps(3, 2, 60);
+    const std::vector<BlockId> to = ids_in_steps(7, 5, 60);
+    EXPECT_EQ(count_rows(from, to, 0), 60U);
+    from[length] = BlockId(from[length].value() + 1);
+    EXPECT_EQ(count_rows(from, to, 0), length);
+    EXPECT_EQ(count_rows(to, from, 0), length);
+  }
+}
+
+TEST(CountRows, StepsThatDifferByAllIdsAreNotEqual) {
+  // 0, 3 * 2^30, 2^31, 2^30, 0 …: modulo 2^32 in equal steps.
+  const std::vector<BlockId> wraps = ids_in_steps(0, 0xc000'0000, 40);
+  const std::vector<BlockId> rises = ids_in_steps(0, 1, 40);
+  EXPECT_EQ(count_rows(wraps, rises, 0), 1U);
+  // Ten of these are below 2^32.
+  const std::vector<BlockId> later = ids_in_steps(0, 0x1c00'0000, 40);
+  EXPECT_EQ(count_rows(rises, later, 0), 10U);
+}
+
 }  // namespace
 }  // namespace kvbm

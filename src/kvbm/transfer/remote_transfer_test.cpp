@@ -502,6 +502,30 @@ TEST_F(SteppedRemoteTransfers, APeerThatGoesInTheMiddleFailsTheTransferOnce) {
   EXPECT_TRUE(a.holds(mine, ids, ids, 3));
 }
 
+TEST_F(RemoteTransfers, APlanGoesWithItsImport) {
+  Worker a = worker(1);
+  auto b = std::make_optional<Worker>(worker(2));
+  const LayoutHandle mine = a.add(layout_of(), Tier::kG1);
+  const LayoutHandle theirs = b->add(layout_of(), Tier::kG1);
+  introduce(*b, a);
+  const auto ids = all_blocks();
+  ASSERT_TRUE(run(a, mine, ids, theirs, ids).status);
+  ASSERT_TRUE(a.manager->remove_import(WorkerId{2}));
+  const auto code = [&] {
+    return code_of(a.manager->execute_transfer(
+        {.src = mine, .src_ids = ids, .dst = theirs, .dst_ids = ids, .options = {}}));
+  };
+  EXPECT_EQ(code(), ErrorCode::kNotFound);
+  // It comes back with other blocks under the same handle.
+  b.reset();
+  b.emplace(worker(2));
+  LayoutConfig smaller = kConfig;
+  smaller.num_layers = 2;
+  ASSERT_EQ(b->add(layout_of(smaller), Tier::kG1), theirs);
+  introduce(*b, a);
+  EXPECT_EQ(code(), ErrorCode::kInvalidArgument);
+}
+
 TEST_F(SteppedRemoteTransfers, MemoryThatIsUnregisteredIsLeftByOthers) {
   Worker a = worker(1);
   Worker b = worker(2);

@@ -14,6 +14,7 @@
 #include "kvbm/transfer/internal/file_transfer.hpp"
 #include "kvbm/transfer/internal/hop.hpp"
 #include "kvbm/transfer/internal/layout_directory.hpp"
+#include "kvbm/transfer/internal/ready_plan.hpp"
 #include "kvbm/transfer/internal/request_check.hpp"
 #include "kvbm/transfer/internal/staged_transfer.hpp"
 #include "kvbm/transfer/internal/staging.hpp"
@@ -25,6 +26,8 @@ namespace kvbm {
 namespace {
 
 constexpr size_t kMaxLayouts = 65536;
+/// Of ready plans: all layers of a model by themselves, both ways, and some more.
+constexpr size_t kMaxPlans = 1024;
 
 tl::unexpected<Error> invalid(std::string message) {
   return make_error(ErrorCode::kInvalidArgument, std::move(message));
@@ -105,7 +108,8 @@ class TransferManager::Core {
   }
 
   Result<Completion> unregister_layout(LayoutHandle handle) {
-    KVBM_ASSIGN_OR_RETURN(auto last, remove_layout(handle));
+    std::vector<internal::PlanCache::Plan> plans;
+    KVBM_ASSIGN_OR_RETURN(auto last, remove_layout(handle, plans));
     return link_ ? link_->leave(handle.layout, std::move(last)) : Completion::ready();
   }
 
@@ -179,9 +183,11 @@ class TransferManager::Core {
   }
 
   Status remove_import(WorkerId worker) {
+    std::vector<internal::PlanCache::Plan> plans;  // released without the lock
     {
       const MutexLock lock(mutex_);
       KVBM_TRY(directory_.remove(worker));
+      plans = plans_.forget(worker);
       changing_.insert(worker);
     }
     if (link_) link_->disconnect(worker);
@@ -220,19 +226,22 @@ class TransferManager::Core {
       return TransferCompleteNotification();
     }
     const TransferOptions& options = request.options;
+    const internal::ReadyPlan& plan = *checked.plan;
     TransferHop hop = checked.strategy.first;
     if (request.src_ids.empty()) {
       // A notification alone goes by the agent, whatever is between the blocks.
-      hop = {.kind = HopKind::kRemote, .from = checked.src.end, .to = checked.dst.end};
+      hop = {.kind = HopKind::kRemote, .from = plan.src_end, .to = plan.dst_end};
     } else if (checked.strategy.is_staged()) {
       return stage(request, checked);
     }
     return internal::start_hop(context_, {.hop = hop,
-                                          .src = checked.src.layout,
+                                          .src = plan.src,
                                           .from = request.src_ids,
-                                          .dst = checked.dst.layout,
+                                          .dst = plan.dst,
                                           .to = request.dst_ids,
-                                          .plan = &checked.plan,
+                                          .plan = &plan.plan,
+                                          .pieces = plan.pieces,
+                                          .blocks = checked.blocks,
                                           .tags = options.tags,
                                           .stream = options.stream,
                                           .wait_for = options.wait_for,
@@ -249,9 +258,9 @@ class TransferManager::Core {
       return text;
     }
     if (checked.strategy.is_staged()) return text;
-    const MethodChoice choice = internal::choose_method_of(
-        *context_, checked.plan.with_addresses(*checked.src.layout, *checked.dst.layout),
-        request.src_ids, request.dst_ids, checked.strategy.first.route());
+    const MethodChoice choice =
+        internal::choose_method_of(*context_, checked.plan->pieces, request.src_ids,
+                                   request.dst_ids, checked.strategy.first.route());
     return format_text("{}; {}", text, describe(choice));
   }
 
@@ -271,12 +280,14 @@ class TransferManager::Core {
     return LayoutHandle{context_->config().worker, id};
   }
 
-  /// It, to be released without the lock. Errors: kNotFound.
-  Result<std::shared_ptr<const PhysicalLayout>> remove_layout(LayoutHandle handle) {
+  /// It, to be released without the lock, as are the plans that knew it. Errors: kNotFound.
+  Result<std::shared_ptr<const PhysicalLayout>> remove_layout(
+      LayoutHandle handle, std::vector<internal::PlanCache::Plan>& plans) {
     const MutexLock lock(mutex_);
     const auto found =
         handle.worker == context_->config().worker ? layouts_.find(handle.layout) : layouts_.end();
     if (found == layouts_.end()) return unknown(handle);
+    plans = plans_.forget(handle);
     std::shared_ptr<const PhysicalLayout> last = std::move(found->second);
     layouts_.erase(found);
     directory_.forget(handle);
@@ -302,12 +313,16 @@ class TransferManager::Core {
                     to_string(handle), remote->tier));
   }
 
+  struct Side {
+    std::shared_ptr<const PhysicalLayout> layout;
+    TransferEnd end;  ///< a remote one has the storage that its worker says
+  };
+
   /// Errors: kNotFound, kUnsupported (the layout of another worker that cannot be reached).
-  [[nodiscard]] Result<internal::TransferSide> find_side(LayoutHandle handle,
-                                                         std::span<const BlockId> ids) const {
+  [[nodiscard]] Result<Side> find_side(LayoutHandle handle) const {
     if (auto layout = find_layout(handle)) {
       const TransferEnd end{.storage = layout->storage_kind()};
-      return internal::TransferSide{std::move(layout), ids, end};
+      return Side{std::move(layout), end};
     }
     if (!link_) return not_here(handle);
     std::shared_ptr<const LogicalLayoutDescriptor> remote;
@@ -317,10 +332,8 @@ class TransferManager::Core {
     }
     if (!remote) return unknown(handle);
     if (auto layout = link_->find(handle)) {
-      return internal::TransferSide{
-          std::move(layout),
-          ids,
-          {.storage = remote->layout.storage, .locality = Locality::kRemote}};
+      return Side{std::move(layout),
+                  {.storage = remote->layout.storage, .locality = Locality::kRemote}};
     }
     return make_error(
         ErrorCode::kUnsupported,
@@ -334,40 +347,19 @@ class TransferManager::Core {
 
   /// A request that nothing is wrong with.
   struct CheckedTransfer {
-    internal::TransferSide src;
-    internal::TransferSide dst;
-    LayoutView from;  // of src
-    LayoutView to;    // of dst
-    TransferPlan plan;
-    TransferStrategy strategy;
+    internal::PlanCache::Plan plan;
+    TransferStrategy strategy;                     // of the plan, but for lent bounce blocks
     std::shared_ptr<const PhysicalLayout> bounce;  // null: the manager's own
+    std::shared_ptr<internal::TransferBlocks> blocks;
   };
 
   [[nodiscard]] Result<CheckedTransfer> check(const TransferRequest& request) const {
     const TransferOptions& options = request.options;
-    KVBM_ASSIGN_OR_RETURN(const internal::TransferSide src,
-                          find_side(request.src, request.src_ids));
-    KVBM_ASSIGN_OR_RETURN(const internal::TransferSide dst,
-                          find_side(request.dst, request.dst_ids));
-    KVBM_TRY(internal::check_ids(src, dst));
-    KVBM_ASSIGN_OR_RETURN(const LayoutView from,
-                          internal::view_of(*src.layout, options.src_kv_layout, options.layer_range,
-                                            options.src_heads));
-    KVBM_ASSIGN_OR_RETURN(const LayoutView to,
-                          internal::view_of(*dst.layout, options.dst_kv_layout, options.layer_range,
-                                            options.dst_heads));
-    KVBM_ASSIGN_OR_RETURN(TransferPlan plan, TransferPlan::create(from, to));
-    KVBM_TRY(check_apart(request.src, request.dst));
-    KVBM_ASSIGN_OR_RETURN(
-        TransferStrategy strategy,
-        choose_strategy({.src = src.end,
-                         .dst = dst.end,
-                         .match = internal::match_of(from, to),
-                         .device = context_->capabilities(),
-                         .allowed = context_->config().capabilities,
-                         .preferences = context_->config().preferences,
-                         .remote_agent = link_ ? &link_->capabilities() : nullptr}));
-    KVBM_TRY(check_files(strategy, src, dst));
+    KVBM_ASSIGN_OR_RETURN(const internal::PlanCache::Plan plan, find_plan(request));
+    auto blocks = context_->blocks().take();
+    KVBM_TRY(internal::check_ids({*plan->src, request.src_ids}, {*plan->dst, request.dst_ids},
+                                 blocks->scratch));
+    TransferStrategy strategy = plan->strategy;
     KVBM_TRY(internal::check_options(options, strategy, request.src_ids.size()));
     std::shared_ptr<const PhysicalLayout> bounce;
     if (options.bounce_buffer) {
@@ -378,7 +370,65 @@ class TransferManager::Core {
     if (options.deadline <= context_->now()) {
       return make_error(ErrorCode::kTimeout, "the deadline of the transfer has passed already");
     }
-    return CheckedTransfer{src, dst, from, to, std::move(plan), strategy, std::move(bounce)};
+    return CheckedTransfer{plan, strategy, std::move(bounce), std::move(blocks)};
+  }
+
+  [[nodiscard]] Result<internal::PlanCache::Plan> find_plan(const TransferRequest& request) const {
+    const TransferOptions& options = request.options;
+    const internal::PlanKey key{.src = request.src,
+                                .dst = request.dst,
+                                .layers = options.layer_range,
+                                .src_format = options.src_kv_layout,
+                                .dst_format = options.dst_kv_layout,
+                                .src_heads = options.src_heads,
+                                .dst_heads = options.dst_heads};
+    uint64_t generation = 0;
+    {
+      const MutexLock lock(mutex_);
+      if (internal::PlanCache::Plan plan = plans_.find(key)) return plan;
+      generation = plans_.generation();
+    }
+    KVBM_ASSIGN_OR_RETURN(const internal::PlanCache::Plan plan, make_plan(key));
+    internal::PlanCache::Plan last;  // released without the lock
+    const MutexLock lock(mutex_);
+    last = plans_.keep(key, plan, generation);
+    return plan;
+  }
+
+  [[nodiscard]] Result<internal::PlanCache::Plan> make_plan(const internal::PlanKey& key) const {
+    KVBM_ASSIGN_OR_RETURN(const Side src, find_side(key.src));
+    KVBM_ASSIGN_OR_RETURN(const Side dst, find_side(key.dst));
+    KVBM_ASSIGN_OR_RETURN(const LayoutView from, internal::view_of(*src.layout, key.src_format,
+                                                                   key.layers, key.src_heads));
+    KVBM_ASSIGN_OR_RETURN(const LayoutView to, internal::view_of(*dst.layout, key.dst_format,
+                                                                 key.layers, key.dst_heads));
+    KVBM_ASSIGN_OR_RETURN(TransferPlan plan, TransferPlan::create(from, to));
+    KVBM_TRY(check_apart(key.src, key.dst));
+    KVBM_ASSIGN_OR_RETURN(
+        const TransferStrategy strategy,
+        choose_strategy({.src = src.end,
+                         .dst = dst.end,
+                         .match = internal::match_of(from, to),
+                         .device = context_->capabilities(),
+                         .allowed = context_->config().capabilities,
+                         .preferences = context_->config().preferences,
+                         .remote_agent = link_ ? &link_->capabilities() : nullptr}));
+    KVBM_TRY(check_files(strategy, *src.layout, *dst.layout));
+    PieceList pieces;
+    const HopKind kind = strategy.first.kind;
+    if (!strategy.is_staged() && (kind == HopKind::kDevice || kind == HopKind::kHost)) {
+      pieces = plan.with_addresses(*src.layout, *dst.layout);
+    }
+    return std::make_shared<const internal::ReadyPlan>(
+        internal::ReadyPlan{.src = src.layout,
+                            .dst = dst.layout,
+                            .src_end = src.end,
+                            .dst_end = dst.end,
+                            .from = from,
+                            .to = to,
+                            .plan = std::move(plan),
+                            .strategy = strategy,
+                            .pieces = std::move(pieces)});
   }
 
   Status check_apart(LayoutHandle src, LayoutHandle dst) const {
@@ -392,8 +442,8 @@ class TransferManager::Core {
                                   src.layout, dst.layout));
   }
 
-  Status check_files(const TransferStrategy& strategy, const internal::TransferSide& src,
-                     const internal::TransferSide& dst) const {
+  Status check_files(const TransferStrategy& strategy, const PhysicalLayout& src,
+                     const PhysicalLayout& dst) const {
     const bool has_file = strategy.first.kind == HopKind::kFile ||
                           (strategy.second && strategy.second->kind == HopKind::kFile);
     if (!has_file) return {};
@@ -401,10 +451,8 @@ class TransferManager::Core {
       return make_error(ErrorCode::kUnsupported,
                         "the transfer manager was made without a file engine");
     }
-    for (const auto& side : {src, dst}) {
-      if (side.layout->slots() != nullptr) {
-        KVBM_TRY(internal::check_slot_alignment(*side.layout));
-      }
+    for (const PhysicalLayout* const side : {&src, &dst}) {
+      if (side->slots() != nullptr) KVBM_TRY(internal::check_slot_alignment(*side));
     }
     return {};
   }
@@ -433,8 +481,8 @@ class TransferManager::Core {
                                              const CheckedTransfer& checked) {
     const TransferOptions& options = request.options;
     internal::StagingSides sides{.strategy = checked.strategy,
-                                 .from = checked.from,
-                                 .to = checked.to,
+                                 .from = checked.plan->from,
+                                 .to = checked.plan->to,
                                  .num_blocks = request.src_ids.size()};
     internal::StagedSpec spec;
     if (checked.bounce) {
@@ -447,7 +495,7 @@ class TransferManager::Core {
     } else {
       KVBM_ASSIGN_OR_RETURN(auto memory,
                             context_->bounce_memory(checked.strategy.first.to.storage));
-      const bool has_remote = checked.src.end.locality != checked.dst.end.locality;
+      const bool has_remote = checked.plan->src_end.locality != checked.plan->dst_end.locality;
       if (has_remote) KVBM_TRY(link_->enter(memory));
       KVBM_ASSIGN_OR_RETURN(spec, internal::stage_through(sides, std::move(memory)));
     }
@@ -458,10 +506,11 @@ class TransferManager::Core {
         internal::TransferFrame{.context = context_,
                                 .route = checked.strategy.first.route(),
                                 .num_blocks = request.src_ids.size(),
-                                .block_bytes = checked.plan.bytes_per_block(),
+                                .block_bytes = checked.plan->plan.bytes_per_block(),
+                                .blocks = checked.blocks,
                                 .deadline = options.deadline,
                                 .priority = options.priority,
-                                .layouts = {checked.src.layout, checked.dst.layout}},
+                                .layouts = {checked.plan->src, checked.plan->dst}},
         std::move(spec));
     return internal::launch(*context_, transfer, [&](internal::StagedTransfer& staged) {
       return staged.start(options.wait_for);
@@ -477,6 +526,7 @@ class TransferManager::Core {
   uint16_t next_id_ KVBM_GUARDED_BY(mutex_) = 0;
   internal::LayoutDirectory directory_ KVBM_GUARDED_BY(mutex_){address_};
   std::set<WorkerId> changing_ KVBM_GUARDED_BY(mutex_);  // imports that are made or removed
+  mutable internal::PlanCache plans_ KVBM_GUARDED_BY(mutex_){kMaxPlans};
 };
 
 Result<std::unique_ptr<TransferManager>> TransferManager::create(const TransferConfig& config) {

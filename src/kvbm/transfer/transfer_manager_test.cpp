@@ -9,6 +9,7 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -511,6 +512,91 @@ TEST(TransferManager, FindsAnIdThatIsThereTwiceAmongManyOthers) {
         rig.execute(pair.src_handle, block_ids(others), pair.src_handle, block_ids(numbers)),
         ErrorCode::kInvalidArgument,
         "block " + std::to_string(again) + " is a source and a destination");
+  }
+}
+
+// --- ready plans
+// ------------------------------------------------------------------------------------
+
+/// Argument: the destination's kind. 160 runs of each block, or one.
+class ReadyPlan : public ::testing::TestWithParam<LayoutKind> {};
+
+INSTANTIATE_TEST_SUITE_P(Kinds, ReadyPlan,
+                         ::testing::Values(LayoutKind::kFullyContiguous,
+                                           LayoutKind::kLayerSeparateBlockSecond),
+                         [](const auto& kind) { return std::string(to_string(kind.param)); });
+
+TEST_P(ReadyPlan, ATransferByItAllocatesNothingOnAnyThread) {
+  constexpr LayoutConfig kLayers{.num_blocks = 64,
+                                 .num_layers = 80,
+                                 .outer_dim = 2,
+                                 .page_size = 1,
+                                 .inner_dim = 8,
+                                 .dtype_width_bytes = 2};
+  TransferRig rig;
+  const GuardedPlace src(kLayers, LayoutKind::kFullyContiguous);
+  const GuardedPlace dst(kLayers, GetParam());
+  const LayoutHandle from = rig.manager->register_layout(src.layout()).value();
+  const LayoutHandle to = rig.manager->register_layout(dst.layout()).value();
+  std::vector<uint32_t> numbers(kLayers.num_blocks);
+  for (uint32_t i = 0; i < numbers.size(); ++i) numbers[i] = i;
+  const std::vector<BlockId> rising = block_ids(numbers);
+  Random(1).shuffle(std::span(numbers));
+  const std::vector<BlockId> shuffled = block_ids(numbers);
+  std::vector<TransferCompleteNotification> at_a_time(32);
+  const auto round = [&] {
+    for (TransferCompleteNotification& each : at_a_time) {
+      each = rig.execute(from, shuffled, to, &each == &at_a_time[0] ? rising : shuffled).value();
+    }
+    bool all_arrived = true;
+    for (const TransferCompleteNotification& each : at_a_time) {
+      all_arrived = all_arrived && each.wait().has_value();
+    }
+    return all_arrived;
+  };
+  const auto settle = [&] {
+    while (rig.manager->in_flight() > 0) std::this_thread::yield();
+  };
+  // Pools grow until they hold what is ever under way at a time, and that differs from round to
+  // round; an allocation of each transfer leaves no round without one.
+  int quiet_rounds = 0;
+  for (int i = 0; i < 300 && quiet_rounds < 20; ++i) {
+    const testing::ProcessAllocationMeter meter;
+    const bool all_arrived = round();
+    settle();
+    quiet_rounds = meter.count() == 0 ? quiet_rounds + 1 : 0;
+    ASSERT_TRUE(all_arrived);
+  }
+  EXPECT_EQ(quiet_rounds, 20);
+}
+
+TEST(TransferManager, APlanGoesWithItsLayout) {
+  TransferRig rig;
+  Pair pair(rig);
+  const std::vector<BlockId> ids = block_ids({1, 2});
+  GuardedPlace old_place(kConfig, LayoutKind::kFullyContiguous);
+  const LayoutHandle handle = rig.manager->register_layout(old_place.layout()).value();
+  ASSERT_TRUE(rig.execute(pair.src_handle, ids, handle, ids)->wait());
+  ASSERT_TRUE(rig.execute(handle, ids, pair.dst_handle, ids)->wait());
+  while (rig.manager->in_flight() > 0) std::this_thread::yield();
+  const std::weak_ptr<const PhysicalLayout> watch = rig.manager->find_layout(handle);
+  ASSERT_TRUE(rig.manager->unregister_layout(handle));
+  EXPECT_TRUE(watch.expired()) << "something keeps the layout";
+  expect_error(rig.execute(pair.src_handle, ids, handle, ids), ErrorCode::kNotFound, "registered");
+  expect_error(rig.execute(handle, ids, pair.dst_handle, ids), ErrorCode::kNotFound, "registered");
+
+  // The number comes again, for other memory.
+  const GuardedPlace place(kConfig, LayoutKind::kLayerSeparateBlockFirst);
+  for (;;) {
+    const LayoutHandle next = rig.manager->register_layout(place.layout()).value();
+    if (next == handle) break;
+    ASSERT_TRUE(rig.manager->unregister_layout(next));
+  }
+  for (const BlockId id : ids) old_place.fill(id, 99);
+  ASSERT_TRUE(rig.execute(pair.src_handle, ids, handle, ids)->wait());
+  for (const BlockId id : ids) {
+    EXPECT_TRUE(place.holds(id, id.value()));
+    EXPECT_TRUE(old_place.holds(id, 99));
   }
 }
 

@@ -64,28 +64,29 @@ TransferCompleteNotification TransferCompleteNotification::aggregate(
 
 const TransferResult& TransferCompleteNotification::result() const {
   KVBM_CONTRACT(done(), "the result of a transfer was asked for before it was done");
-  return state_ ? state_->result : ready_;
+  return state_ ? state_->outcome() : ready_;
 }
 
 Status TransferCompleteNotification::wait(TimePoint deadline) const {
   return state_ ? state_->completion.wait(deadline) : ready_.status;
 }
 
-TransferSource::TransferSource(Executor& executor)
-    : source_(executor), state_(make_state(source_.completion(), Event(source_.completion()))) {}
-
-std::shared_ptr<TransferCompleteNotification::State> TransferSource::make_state(
-    Completion completion, Event event) {
-  return std::make_shared<TransferCompleteNotification::State>(TransferCompleteNotification::State{
-      .completion = std::move(completion),
-      .event = std::move(event),
-      // What is seen if the source is dropped.
-      .result = {.status = make_error(ErrorCode::kInternal, "a transfer was dropped")}});
+const TransferResult& TransferCompleteNotification::State::outcome() const {
+  static const TransferResult kDropped{
+      .status = make_error(ErrorCode::kInternal, "a transfer was dropped")};
+  return has_result ? result : kDropped;
 }
+
+TransferSource::TransferSource(Executor& executor, const MemoryPool& pool)
+    : source_(executor, pool),
+      state_(make_pooled<TransferCompleteNotification::State>(
+          pool, TransferCompleteNotification::State{.completion = source_.completion(),
+                                                    .event = Event(source_.completion())})) {}
 
 void TransferSource::resolve(TransferResult result) {
   KVBM_CONTRACT(!state_->completion.done(), "a transfer was resolved twice");
   state_->result = std::move(result);
+  state_->has_result = true;
   source_.resolve(internal::copy_of(state_->result.status));  // publishes the result
 }
 

@@ -12,6 +12,7 @@
 #include "kvbm/base/clock.hpp"
 #include "kvbm/base/completion.hpp"
 #include "kvbm/base/executor.hpp"
+#include "kvbm/base/memory_pool.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/device/event.hpp"
 
@@ -83,7 +84,7 @@ class TransferCompleteNotification {
     }
     state_->completion.on_done(
         [state = state_, callback = std::decay_t<F>(std::forward<F>(callback))](
-            const Status&) mutable noexcept { callback(state->result); });
+            const Status&) mutable noexcept { callback(state->outcome()); });
   }
 
   /// For streams and others to wait for. Done when the bytes are where they should be (which may be
@@ -100,7 +101,11 @@ class TransferCompleteNotification {
   struct State {
     Completion completion;
     Event event;
-    TransferResult result;  // written before the completion resolves, never after
+    TransferResult result = {};  // written before the completion resolves, never after
+    bool has_result = false;     // likewise
+
+    /// Contract: the completion is done.
+    [[nodiscard]] const TransferResult& outcome() const;
   };
 
   explicit TransferCompleteNotification(std::shared_ptr<State> state) : state_(std::move(state)) {}
@@ -114,7 +119,8 @@ class TransferCompleteNotification {
 /// Threads: one thread at a time.
 class TransferSource {
  public:
-  explicit TransferSource(Executor& executor);
+  /// With a pool, its memory is from there.
+  explicit TransferSource(Executor& executor, const MemoryPool& pool = nullptr);
   TransferSource(TransferSource&&) noexcept = default;
   TransferSource& operator=(TransferSource&&) = delete;
   TransferSource(const TransferSource&) = delete;
@@ -135,9 +141,6 @@ class TransferSource {
   void resolve(TransferResult result);
 
  private:
-  [[nodiscard]] static std::shared_ptr<TransferCompleteNotification::State> make_state(
-      Completion completion, Event event);
-
   CompletionSource source_;
   std::shared_ptr<TransferCompleteNotification::State> state_;
 };

@@ -37,15 +37,20 @@ TransferFrame frame_of(const std::shared_ptr<TransferContext>& context, const Ho
           .route = request.hop.route(),
           .num_blocks = request.from.size(),
           .block_bytes = block_bytes,
+          .blocks = request.blocks ? request.blocks : context->blocks().take(),
           .deadline = request.deadline,
           .priority = request.priority,
           .layouts = {request.src, request.dst}};
 }
 
-StridedCopyBatch batch_of(const HopRequest& request) {
-  return {.from = make_block_list(copy_of(request.from)),
-          .to = make_block_list(copy_of(request.to)),
-          .pieces = request.plan->with_addresses(*request.src, *request.dst),
+StridedCopyBatch batch_of(const TransferFrame& frame, const HopRequest& request) {
+  frame.blocks->from.assign(request.from.begin(), request.from.end());
+  frame.blocks->to.assign(request.to.begin(), request.to.end());
+  return {.from = share(frame.blocks, &TransferBlocks::from),
+          .to = share(frame.blocks, &TransferBlocks::to),
+          .pieces = request.pieces.empty()
+                        ? PieceList(request.plan->with_addresses(*request.src, *request.dst))
+                        : request.pieces,
           .bytes_moved = nullptr};
 }
 
@@ -67,7 +72,8 @@ Status start_copy(TransferContext& context, MemoryTransfer& copy, const HopReque
 
 Result<TransferCompleteNotification> copy_on_device(const std::shared_ptr<TransferContext>& context,
                                                     const HopRequest& request) {
-  StridedCopyBatch batch = batch_of(request);
+  TransferFrame frame = frame_of(context, request, request.plan->bytes_per_block());
+  StridedCopyBatch batch = batch_of(frame, request);
   // A caller's stream may have no room for what a kernel needs, and cannot wait for it; there the
   // copy engine is left as it is.
   if (!request.stream) {
@@ -77,16 +83,18 @@ Result<TransferCompleteNotification> copy_on_device(const std::shared_ptr<Transf
     batch.max_ctas = choice.max_ctas;
     batch.max_bytes_per_second = choice.max_bytes_per_second;
   }
-  const auto transfer = std::make_shared<MemoryTransfer>(
-      frame_of(context, request, request.plan->bytes_per_block()), std::move(batch));
+  const auto transfer =
+      make_pooled<MemoryTransfer>(context->pool(), std::move(frame), std::move(batch));
   return launch(*context, transfer,
                 [&](MemoryTransfer& copy) { return start_copy(*context, copy, request); });
 }
 
 Result<TransferCompleteNotification> copy_on_host(const std::shared_ptr<TransferContext>& context,
                                                   const HopRequest& request) {
-  const auto transfer = std::make_shared<HostTransfer>(
-      frame_of(context, request, request.plan->bytes_per_block()), batch_of(request));
+  TransferFrame frame = frame_of(context, request, request.plan->bytes_per_block());
+  StridedCopyBatch batch = batch_of(frame, request);
+  const auto transfer =
+      make_pooled<HostTransfer>(context->pool(), std::move(frame), std::move(batch));
   return launch(*context, transfer,
                 [&](HostTransfer& copy) { return copy.start_after(not_done(request.wait_for)); });
 }

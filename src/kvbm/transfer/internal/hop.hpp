@@ -15,6 +15,7 @@
 #include "kvbm/layout/slot_format.hpp"
 #include "kvbm/transfer/copy_choice.hpp"
 #include "kvbm/transfer/internal/transfer.hpp"
+#include "kvbm/transfer/internal/transfer_blocks.hpp"
 #include "kvbm/transfer/internal/transfer_context.hpp"
 #include "kvbm/transfer/transfer_notification.hpp"
 #include "kvbm/transfer/transfer_options.hpp"
@@ -31,7 +32,9 @@ struct HopRequest {
   std::shared_ptr<const PhysicalLayout> dst = nullptr;
   std::span<const BlockId> to = {};
   const TransferPlan* plan = nullptr;  ///< of copies and remote hops: from src to dst
-  std::span<const SlotTag> tags = {};  ///< with a file: one a block
+  PieceList pieces = {};               ///< of a copy: the plan with addresses, if they are there
+  std::shared_ptr<TransferBlocks> blocks = nullptr;  ///< room for lists, if it is there
+  std::span<const SlotTag> tags = {};                ///< with a file: one a block
   std::optional<StreamRef> stream = std::nullopt;
   std::span<const Event> wait_for = {};                       ///< of a whole transfer
   std::optional<uint64_t> write_notification = std::nullopt;  ///< with a remote hop

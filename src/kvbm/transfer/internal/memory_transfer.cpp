@@ -39,9 +39,10 @@ MemoryTransfer::MemoryTransfer(TransferFrame frame, StridedCopyBatch batch)
     : Transfer(std::move(frame)),
       batch_(std::move(batch)),
       planned_bytes_(this->frame().block_bytes * this->frame().num_blocks),
-      end_(std::make_shared<BatchEnd>()) {
+      end_(make_pooled<BatchEnd>(context().pool())) {
   batch_.bytes_moved = {&end_->bytes_moved,
-                        [end = end_](std::atomic<uint64_t>*) noexcept { end->release(); }};
+                        [end = end_](std::atomic<uint64_t>*) noexcept { end->release(); },
+                        PoolAllocator<std::byte>(context().pool())};
 }
 
 Status MemoryTransfer::start_on(StreamRef stream, std::span<const Event> events) {

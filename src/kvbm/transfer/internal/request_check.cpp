@@ -22,11 +22,13 @@ tl::unexpected<Error> unsupported(std::string message) {
 
 /// A set of block ids of one layout: a table of twice as many places as ids, so that its cost is
 /// that of the ids, however large the layout is.
+/// Ownership: borrows the table's memory.
 class BlockSet {
  public:
-  explicit BlockSet(size_t num_ids)
-      : places_(std::bit_ceil(std::max<size_t>(2 * num_ids, 2)), kFree),
-        shift_(static_cast<uint32_t>(64 - std::countr_zero(places_.size()))) {}
+  BlockSet(size_t num_ids, std::vector<uint32_t>& table) : places_(table) {
+    table.assign(std::bit_ceil(std::max<size_t>(2 * num_ids, 2)), kFree);
+    shift_ = static_cast<uint32_t>(64 - std::countr_zero(table.size()));
+  }
 
   /// False if it was there. Requires: no more of them than it was made for.
   bool insert(BlockId id) {
@@ -46,45 +48,50 @@ class BlockSet {
     return at;
   }
 
-  std::vector<uint32_t> places_;
-  uint32_t shift_;
+  std::vector<uint32_t>& places_;
+  uint32_t shift_ = 0;
 };
 
-Status check_range(std::span<const BlockId> ids, uint32_t num_blocks, const char* side) {
-  for (const BlockId id : ids) {
-    if (id.value() >= num_blocks) {
-      return invalid(format_text("{} block {} of a layout of {} blocks", side, id, num_blocks));
-    }
-  }
-  return {};
+/// Whether each id is higher than the one before, so that none is there twice.
+bool rises(std::span<const BlockId> ids) {
+  bool does = true;
+  for (size_t i = 1; i < ids.size(); ++i) does &= ids[i - 1] < ids[i];
+  return does;
 }
 
-/// Requires: ids in range.
-Status check_distinct(const TransferSide& src, const TransferSide& dst) {
-  BlockSet destinations(dst.ids.size());
+Status out_of_range(const TransferSide& side, const char* name) {
+  const uint32_t num_blocks = side.layout.config().num_blocks;
+  const auto outside =
+      std::ranges::find_if(side.ids, [&](BlockId id) { return id.value() >= num_blocks; });
+  return invalid(format_text("{} block {} of a layout of {} blocks", name, *outside, num_blocks));
+}
+
+}  // namespace
+
+Status check_ids(const TransferSide& src, const TransferSide& dst, std::vector<uint32_t>& scratch) {
+  if (src.ids.size() != dst.ids.size()) {
+    return invalid(
+        format_text("{} source blocks and {} destination blocks", src.ids.size(), dst.ids.size()));
+  }
+  if (dst.ids.empty()) return {};
+  if (highest_id(src.ids) >= src.layout.config().num_blocks) return out_of_range(src, "source");
+  if (highest_id(dst.ids) >= dst.layout.config().num_blocks) {
+    return out_of_range(dst, "destination");
+  }
+  const bool same_layout = &src.layout == &dst.layout;
+  if (!same_layout && rises(dst.ids)) return {};
+  BlockSet destinations(dst.ids.size(), scratch);
   for (const BlockId id : dst.ids) {
     if (!destinations.insert(id))
       return invalid(format_text("block {} is a destination twice", id));
   }
-  if (src.layout != dst.layout) return {};
+  if (!same_layout) return {};
   for (const BlockId id : src.ids) {
     if (destinations.contains(id)) {
       return invalid(format_text("block {} is a source and a destination", id));
     }
   }
   return {};
-}
-
-}  // namespace
-
-Status check_ids(const TransferSide& src, const TransferSide& dst) {
-  if (src.ids.size() != dst.ids.size()) {
-    return invalid(
-        format_text("{} source blocks and {} destination blocks", src.ids.size(), dst.ids.size()));
-  }
-  KVBM_TRY(check_range(src.ids, src.layout->config().num_blocks, "source"));
-  KVBM_TRY(check_range(dst.ids, dst.layout->config().num_blocks, "destination"));
-  return check_distinct(src, dst);
 }
 
 Result<LayoutView> view_of(const PhysicalLayout& layout, const std::optional<KvBlockLayout>& format,

@@ -4,9 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "kvbm/base/ids.hpp"
 #include "kvbm/base/result.hpp"
@@ -19,14 +19,14 @@ namespace kvbm::internal {
 
 /// One side of a transfer: a layout and blocks of it.
 struct TransferSide {
-  std::shared_ptr<const PhysicalLayout> layout;
+  const PhysicalLayout& layout;
   std::span<const BlockId> ids;
-  TransferEnd end = {};  ///< a remote one has the storage that its worker says
 };
 
 /// Errors: kInvalidArgument (lists of different lengths; an id out of range; a destination twice;
-/// a destination that is also a source, if both are one layout).
-[[nodiscard]] Status check_ids(const TransferSide& src, const TransferSide& dst);
+/// a destination that is also a source, if both are one layout). `scratch` is memory for it.
+[[nodiscard]] Status check_ids(const TransferSide& src, const TransferSide& dst,
+                               std::vector<uint32_t>& scratch);
 
 /// The part of the blocks that an option names, in the format that one names.
 /// Errors: those of LayoutView.

@@ -84,7 +84,7 @@ void Transfer::cancel() noexcept {
 
 void Transfer::fail_all(const Error& error) noexcept {
   TransferResult result{
-      .status = make_error(copy_of(error)), .bytes = 0, .failed = std::move(failed_)};
+      .status = make_error(copy_of(error)), .bytes = 0, .failed = std::move(failed())};
   result.failed.resize(frame_.num_blocks);  // has room
   std::iota(result.failed.begin(), result.failed.end(), 0U);
   finish(std::move(result));

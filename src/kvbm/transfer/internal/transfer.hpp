@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -16,6 +17,7 @@
 #include "kvbm/base/result.hpp"
 #include "kvbm/device/event.hpp"
 #include "kvbm/layout/physical_layout.hpp"
+#include "kvbm/transfer/internal/transfer_blocks.hpp"
 #include "kvbm/transfer/internal/transfer_context.hpp"
 #include "kvbm/transfer/transfer_notification.hpp"
 #include "kvbm/transfer/transfer_route.hpp"
@@ -34,6 +36,7 @@ struct TransferFrame {
   TransferRoute route = TransferRoute::kHostToHost;
   size_t num_blocks = 0;
   uint64_t block_bytes = 0;
+  std::shared_ptr<TransferBlocks> blocks = nullptr;  ///< never null
   TimePoint deadline = kNever;
   TransferPriority priority = TransferPriority::kNormal;
   /// Kept until the transfer has ended, with the memory that they own.
@@ -46,14 +49,14 @@ struct TransferFrame {
 class Transfer : public std::enable_shared_from_this<Transfer> {
  public:
   explicit Transfer(TransferFrame frame) : frame_(std::move(frame)) {
-    failed_.reserve(frame_.num_blocks);
+    failed().reserve(frame_.num_blocks);
   }
   virtual ~Transfer() = default;
   Transfer(const Transfer&) = delete;
   Transfer& operator=(const Transfer&) = delete;
 
   /// Makes the notification, before anybody else knows the transfer.
-  void open() { source_.emplace(frame_.context->executor()); }
+  void open() { source_.emplace(frame_.context->executor(), frame_.context->pool()); }
 
   /// Schedules run() for when all `events` are done. Errors: kExhausted and others of a lack of
   /// memory, and it has ended without a word.
@@ -100,9 +103,10 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
 
   /// Positions that failed. Has room for all blocks from the start, so that failing needs no
   /// memory. Of whoever runs.
-  [[nodiscard]] std::vector<uint32_t>& failed() noexcept { return failed_; }
+  [[nodiscard]] std::vector<uint32_t>& failed() noexcept { return frame_.blocks->failed; }
 
  private:
+  friend class TransferContext;
   enum class State : uint8_t { kWaiting, kStarted, kEnded };
 
   Status wait_for(std::span<const Event> events);
@@ -113,11 +117,13 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
 
   const TransferFrame frame_;
   std::optional<TransferSource> source_;
-  std::vector<uint32_t> failed_;  ///< see failed()
 
   Mutex mutex_{LockRank::kTransfer, "transfer.state"};
   State state_ KVBM_GUARDED_BY(mutex_) = State::kWaiting;
   size_t pending_ KVBM_GUARDED_BY(mutex_) = 0;
+
+  /// Where the context keeps it, and under the lock of the context. None: nowhere.
+  std::optional<std::list<std::shared_ptr<Transfer>>::iterator> place_;
 };
 
 }  // namespace kvbm::internal

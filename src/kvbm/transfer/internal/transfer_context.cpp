@@ -53,8 +53,10 @@ Status TransferContext::admit(std::shared_ptr<Transfer> transfer) {
     return make_error(ErrorCode::kExhausted,
                       format_text("{} transfers are under way; wait for some to end", in_flight_));
   }
-  const Transfer* key = transfer.get();
-  transfers_.emplace(key, std::move(transfer));
+  if (places_.empty()) places_.emplace_back();
+  transfers_.splice(transfers_.begin(), places_, places_.begin());
+  transfer->place_ = transfers_.begin();
+  transfers_.front() = std::move(transfer);
   if (counts) ++in_flight_;
   return {};
 }
@@ -64,13 +66,13 @@ void TransferContext::ending() noexcept {
   --in_flight_;
 }
 
-void TransferContext::forget(const Transfer& transfer) noexcept {
+void TransferContext::forget(Transfer& transfer) noexcept {
   std::shared_ptr<Transfer> last;  // released without the lock
   const MutexLock lock(mutex_);
-  const auto found = transfers_.find(&transfer);
-  if (found == transfers_.end()) return;
-  last = std::move(found->second);
-  transfers_.erase(found);
+  if (!transfer.place_) return;
+  const auto place = *std::exchange(transfer.place_, std::nullopt);
+  last = std::move(*place);
+  places_.splice(places_.begin(), transfers_, place);
   timers_.erase(TimerKey{transfer.deadline(), &transfer});
 }
 
@@ -169,7 +171,7 @@ void TransferContext::close() {
   {
     const MutexLock lock(mutex_);
     if (std::exchange(closed_, true)) return;
-    for (const auto& [key, transfer] : transfers_) transfers.push_back(transfer);
+    transfers.assign(transfers_.begin(), transfers_.end());
   }
   for (const std::shared_ptr<Transfer>& transfer : transfers) transfer->cancel();
   for (const std::shared_ptr<Transfer>& transfer : transfers) {

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <list>
 #include <map>
 #include <memory>
 #include <utility>
@@ -13,11 +14,13 @@
 #include "kvbm/base/clock.hpp"
 #include "kvbm/base/executor.hpp"
 #include "kvbm/base/log.hpp"
+#include "kvbm/base/memory_pool.hpp"
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/transfer/internal/bounce_ring.hpp"
 #include "kvbm/transfer/internal/page_pool.hpp"
 #include "kvbm/transfer/internal/stream_pool.hpp"
+#include "kvbm/transfer/internal/transfer_blocks.hpp"
 #include "kvbm/transfer/internal/transfer_metrics.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
 
@@ -51,6 +54,9 @@ class TransferContext {
   [[nodiscard]] const std::shared_ptr<BounceLoans>& bounce_loans() const noexcept {
     return bounce_loans_;
   }
+  /// Of what a transfer is made of: with it one that is like those before allocates nothing.
+  [[nodiscard]] const MemoryPool& pool() const noexcept { return pool_; }
+  [[nodiscard]] TransferBlocksPool& blocks() noexcept { return blocks_; }
   /// Buffers of file transfers.
   [[nodiscard]] PagePool& pages() noexcept { return pages_; }
   [[nodiscard]] TimePoint now() const noexcept { return config_.executor.clock().now(); }
@@ -61,7 +67,7 @@ class TransferContext {
   /// It is about to be done: counts no more.
   void ending() noexcept;
   /// It is done.
-  void forget(const Transfer& transfer) noexcept;
+  void forget(Transfer& transfer) noexcept;
   [[nodiscard]] size_t in_flight() const;
 
   /// Calls transfer->run() in a task, those of a higher priority first, else in the order of these
@@ -98,13 +104,16 @@ class TransferContext {
   const DeviceCapabilities capabilities_;
   const TransferMetrics metrics_;
   const std::unique_ptr<StreamPool> streams_;
+  const MemoryPool pool_ = make_memory_pool();
+  TransferBlocksPool blocks_{pool_};
   PagePool pages_{kMaxKeptBytes};
   const std::shared_ptr<BounceLoans> bounce_loans_ = std::make_shared<BounceLoans>();
 
   mutable Mutex mutex_{LockRank::kTransfer, "transfer.context"};
   bool closed_ KVBM_GUARDED_BY(mutex_) = false;
   size_t in_flight_ KVBM_GUARDED_BY(mutex_) = 0;
-  std::map<const Transfer*, std::shared_ptr<Transfer>> transfers_ KVBM_GUARDED_BY(mutex_);
+  std::list<std::shared_ptr<Transfer>> transfers_ KVBM_GUARDED_BY(mutex_);
+  std::list<std::shared_ptr<Transfer>> places_ KVBM_GUARDED_BY(mutex_);  // empty, for the next ones
   std::map<TimerKey, std::weak_ptr<Transfer>> timers_ KVBM_GUARDED_BY(mutex_);
   TimePoint alarm_ KVBM_GUARDED_BY(mutex_) = kNever;
   std::map<StorageKind, std::shared_ptr<BounceMemory>> bounce_ KVBM_GUARDED_BY(mutex_);

@@ -80,7 +80,7 @@ void note_copy(CudaStream& stream, const Status& copied, bool queued, Arrival ar
   stream.native_since_mark = stream.native_since_mark || queued;
   stream.bytes_since_mark += arrival.bytes;
   if (arrival.counter != nullptr || !arrival.ids.bytes().empty()) {
-    stream.arrivals.push_back(std::move(arrival));
+    stream.add(std::move(arrival));
   }
 }
 

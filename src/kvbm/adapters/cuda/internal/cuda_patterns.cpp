@@ -174,7 +174,7 @@ Status CudaPatterns::launch_part(CudaStream& stream, const PatternBatch& batch, 
   };
   {
     const MutexLock lock(stream.mutex);
-    stream.arrivals.push_back(std::move(arrival));
+    stream.add(std::move(arrival));
   }
   if (code != 0) return make_error(cuda_error("a pattern was not launched", code));
   return {};

@@ -17,10 +17,10 @@
 #include "kvbm/adapters/cuda/internal/cuda_events.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_ring.hpp"
 #include "kvbm/adapters/cuda/internal/pinned_ring.hpp"
-#include "kvbm/adapters/cuda/internal/ring.hpp"
 #include "kvbm/base/clock.hpp"
 #include "kvbm/base/completion.hpp"
 #include "kvbm/base/mutex.hpp"
+#include "kvbm/base/ring.hpp"
 #include "kvbm/base/unique_function.hpp"
 #include "kvbm/device/device.hpp"
 
@@ -69,8 +69,8 @@ struct Arrival {
 /// A recorded event that somebody waits for, and what follows from it.
 struct CudaMark {
   std::shared_ptr<NativeCudaEvent> event;
-  std::vector<Arrival> arrivals;
-  uint64_t bytes = 0;  ///< copied since the mark before
+  size_t num_arrivals = 0;  ///< of those before it, since the mark before
+  uint64_t bytes = 0;       ///< copied since the mark before
   TimePoint recorded_at = {};
   std::optional<CompletionSource> source;  ///< of record()
   Status outcome;                          ///< what `source` resolves with, unless the GPU failed
@@ -110,8 +110,7 @@ struct CudaStream {
 
   /// Where kernels find their ids; null before the first. A ring for each stream: whoever waits for
   /// room in it waits for copies before its own.
-  /// Threads: whoever calls the driver for this stream. Outlives the slices in `marks` and
-  /// `arrivals`.
+  /// Threads: whoever calls the driver for this stream. Outlives the slices in `arrivals`.
   std::unique_ptr<PinnedRing> ids;
 
   Mutex mutex{LockRank::kDevice, "device.cuda_stream", 2};
@@ -119,9 +118,11 @@ struct CudaStream {
   State state KVBM_GUARDED_BY(mutex) = State::kIdle;
   bool destroyed KVBM_GUARDED_BY(mutex) = false;
 
-  Ring<CudaMark> marks KVBM_GUARDED_BY(mutex);           // only the watcher takes them out
-  std::vector<Arrival> arrivals KVBM_GUARDED_BY(mutex);  // since the last mark
-  std::vector<Arrival> spare KVBM_GUARDED_BY(mutex);     // a vector with memory, for the next
+  Ring<CudaMark> marks KVBM_GUARDED_BY(mutex);  // only the watcher takes them out
+  // Those of the marks, in their order, then `num_unmarked` since the last one. Only the watcher
+  // takes them out.
+  Ring<Arrival> arrivals KVBM_GUARDED_BY(mutex);
+  size_t num_unmarked KVBM_GUARDED_BY(mutex) = 0;
   bool native_since_mark KVBM_GUARDED_BY(mutex) = false;
   uint64_t bytes_since_mark KVBM_GUARDED_BY(mutex) = 0;
   bool watched KVBM_GUARDED_BY(mutex) = false;
@@ -169,6 +170,11 @@ struct CudaStream {
       ++segment;
     }
     return segment - 1;
+  }
+
+  void add(Arrival arrival) KVBM_REQUIRES(mutex) {
+    arrivals.push(std::move(arrival));
+    ++num_unmarked;
   }
 
   /// Whether the GPU may still be at work here.

@@ -332,7 +332,7 @@ Event CudaStreams::record(StreamRef ref) {
       return Event::ready(std::move(accepted));
     }
     if (stream->state != CudaStream::State::kIdle) {
-      CompletionSource source(options_.executor);
+      CompletionSource source(options_.executor, pool_);
       Event event(source.completion());
       stream->operations.emplace_back(QueuedRecord{std::move(source)});
       return event;
@@ -344,7 +344,7 @@ Event CudaStreams::record(StreamRef ref) {
   }
   const CudaContext::Scope scope(*context_);
   if (Status taken = stream->check_not_capturing(); !taken) return Event::ready(std::move(taken));
-  CompletionSource source(options_.executor);
+  CompletionSource source(options_.executor, pool_);
   const Completion completion = source.completion();
   auto native = watcher_.record_mark(stream, std::move(source));
   if (!native) return Event::ready(make_error(std::move(native).error()));

@@ -19,6 +19,7 @@
 #include "kvbm/adapters/cuda/internal/cuda_stream.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_watcher.hpp"
 #include "kvbm/base/executor.hpp"
+#include "kvbm/base/memory_pool.hpp"
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/device/device.hpp"
@@ -126,8 +127,9 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   CudaGates gates_;
   CudaCopier copier_;
   CudaPatterns patterns_;
-  Status patterns_loaded_;  // of create(), never changed afterwards
-  Status ring_made_;        // of create() too
+  Status patterns_loaded_;                      // of create(), never changed afterwards
+  Status ring_made_;                            // of create() too
+  const MemoryPool pool_ = make_memory_pool();  // of completions
 
   Mutex mutex_{LockRank::kDevice, "device.cuda", 4};
   std::map<uint64_t, StreamPointer> streams_ KVBM_GUARDED_BY(mutex_);

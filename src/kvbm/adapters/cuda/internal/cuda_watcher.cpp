@@ -18,6 +18,10 @@ namespace {
 /// that is expected until how long after it.
 constexpr Duration kSpin = std::chrono::microseconds(60);
 constexpr Duration kSpinBefore = std::chrono::microseconds(40);
+/// A long copy ends this part of its time earlier or later than expected, up to so long: both ways
+/// it is spun for as well.
+constexpr int64_t kDoubtOfTime = 32;
+constexpr Duration kMostDoubt = std::chrono::microseconds(500);
 /// How long it sleeps otherwise. Where a nap takes longer than kLongNap (a virtual machine whose
 /// timers are late) it spins for longer.
 constexpr Duration kLongSpin = std::chrono::milliseconds(20);
@@ -34,10 +38,12 @@ struct CudaWatcher::Round {
   bool end_is_near = false;  ///< of copies
   Duration nap = kNap;       ///< until one may be
 
-  void expect(TimePoint end) {
+  void expect(TimePoint begin, TimePoint end) {
     const Duration left = end - start;
-    end_is_near = end_is_near || (left <= kSpinBefore && left >= -kSpin);
-    if (left > kSpinBefore) nap = std::min(nap, left - kSpinBefore);
+    const Duration doubt = std::min<Duration>((end - begin) / kDoubtOfTime, kMostDoubt);
+    const Duration before = std::max(kSpinBefore, doubt);
+    end_is_near = end_is_near || (left <= before && left >= -std::max(kSpin, doubt));
+    if (left > before) nap = std::min(nap, left - before);
   }
 };
 
@@ -98,7 +104,7 @@ Result<std::shared_ptr<const NativeEvent>> CudaWatcher::record_mark(const Stream
 }
 
 bool CudaWatcher::push(CudaStream& stream, CudaMark mark) const {
-  mark.arrivals = std::exchange(stream.arrivals, std::exchange(stream.spare, {}));
+  mark.num_arrivals = std::exchange(stream.num_unmarked, 0);
   mark.bytes = std::exchange(stream.bytes_since_mark, 0);
   mark.recorded_at = now();
   stream.native_since_mark = false;
@@ -119,7 +125,7 @@ void CudaWatcher::watch_arrivals(const StreamPointer& stream) {
   bool wake = false;
   {
     const MutexLock lock(stream->mutex);
-    if (!stream->arrivals.empty()) wake = !std::exchange(stream->watched, true);
+    if (stream->num_unmarked > 0) wake = !std::exchange(stream->watched, true);
   }
   if (wake) watch_too(stream);
 }
@@ -169,7 +175,7 @@ void CudaWatcher::watch() {
     }
     round = {.start = now()};
     std::erase_if(active, [&](const StreamPointer& stream) { return look_at(stream, round); });
-    if (!round.progress) std::this_thread::yield();
+    if (!round.progress && !round.end_is_near) std::this_thread::yield();
   }
 }
 
@@ -177,6 +183,7 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
   for (;;) {
     std::shared_ptr<NativeCudaEvent> oldest;
     std::optional<TimePoint> end;
+    TimePoint begin;
     bool gone = false;
     {
       const MutexLock lock(stream->mutex);
@@ -192,6 +199,7 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
       } else {
         const CudaMark& mark = stream->marks.front();
         oldest = mark.event;
+        begin = mark.recorded_at;
         end = stream->pace.expected_end(mark.recorded_at, mark.bytes);
       }
     }
@@ -208,7 +216,7 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
       const cudaError_t code = ::cudaEventQuery(oldest->handle);
       if (code == cudaErrorNotReady) {
         static_cast<void>(::cudaGetLastError());
-        if (end.has_value()) round.expect(*end);
+        if (end.has_value()) round.expect(begin, *end);
         return false;
       }
       if (code != cudaSuccess) outcome = health_.lose(cuda_error("the GPU failed", code));
@@ -216,16 +224,16 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
       static_cast<void>(::cudaEventSynchronize(oldest->handle));
     }
     oldest.reset();
-    std::vector<Arrival> arrivals;
+    size_t num_arrivals = 0;
     {
       const MutexLock lock(stream->mutex);
-      CudaMark& mark = stream->marks.front();
-      arrivals.swap(mark.arrivals);
+      const CudaMark& mark = stream->marks.front();
+      num_arrivals = mark.num_arrivals;
       stream->pace.on_end(mark.recorded_at, mark.bytes, now());
     }
     round.progress = true;
     // Before the mark goes: who finds none takes what was copied for counted.
-    finish(stream, std::move(arrivals), outcome.has_value());
+    finish(*stream, num_arrivals, outcome.has_value());
     CudaMark mark;
     {
       const MutexLock lock(stream->mutex);
@@ -240,25 +248,31 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
   }
 }
 
-/// Copies have no event behind them after a while: gives them one. What is in `arrivals` is on
+/// Copies have no event behind them after a while: gives them one. What is among `arrivals` is on
 /// the native stream already, so the event comes behind it.
 void CudaWatcher::mark_arrivals(const StreamPointer& stream) {
-  std::vector<Arrival> lost;
+  Ring<Arrival> lost;
   const MutexLock lock(stream->mutex);
   stream->polls_without_mark = 0;
-  if (stream->arrivals.empty() || (health_.alive() && !stream->check_not_capturing())) return;
+  if (stream->num_unmarked == 0 || (health_.alive() && !stream->check_not_capturing())) return;
   CudaMark mark;
   if (auto event = record_native(*stream)) {
     mark.event = *std::move(event);
     static_cast<void>(push(*stream, std::move(mark)));
-  } else if (!health_.alive()) {
-    lost.swap(stream->arrivals);  // the GPU is gone, and touches nothing any more
+  } else if (!health_.alive() && stream->marks.empty()) {
+    // The GPU is gone, and touches nothing any more.
+    std::swap(lost, stream->arrivals);
+    stream->num_unmarked = 0;
   }
 }
 
-void CudaWatcher::finish(const StreamPointer& stream, std::vector<Arrival> arrivals, bool arrived) {
-  if (arrivals.capacity() == 0) return;
-  for (Arrival& arrival : arrivals) {
+void CudaWatcher::finish(CudaStream& stream, size_t count, bool arrived) {
+  for (; count > 0; --count) {
+    Arrival arrival;  // let go of without the lock
+    {
+      const MutexLock lock(stream.mutex);
+      arrival = stream.arrivals.pop();
+    }
     arrival.ids.reset();
     if (arrived && arrival.counter != nullptr) {
       arrival.counter->fetch_add(arrival.bytes, std::memory_order_relaxed);
@@ -266,9 +280,6 @@ void CudaWatcher::finish(const StreamPointer& stream, std::vector<Arrival> arriv
     arrival.counter.reset();
     if (arrival.on_end) arrival.on_end(arrived);
   }
-  arrivals.clear();
-  const MutexLock lock(stream->mutex);
-  if (stream->spare.capacity() < arrivals.capacity()) stream->spare.swap(arrivals);
 }
 
 }  // namespace kvbm::internal

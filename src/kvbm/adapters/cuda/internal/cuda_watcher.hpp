@@ -2,6 +2,7 @@
 // CudaWatcher: events on native streams, and the thread that finds out when the GPU has come there.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <vector>
 
@@ -71,7 +72,8 @@ class CudaWatcher {
   /// Whether the watcher does not know the stream yet.
   [[nodiscard]] bool push(CudaStream& stream, CudaMark mark) const KVBM_REQUIRES(stream.mutex);
   void mark_arrivals(const StreamPointer& stream);
-  void finish(const StreamPointer& stream, std::vector<Arrival> arrivals, bool arrived);
+  /// Of the oldest `count` arrivals.
+  static void finish(CudaStream& stream, size_t count, bool arrived);
 
   Listener& listener_;
   const std::shared_ptr<const CudaContext> context_;

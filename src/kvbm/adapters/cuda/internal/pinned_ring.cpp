@@ -18,7 +18,7 @@ std::optional<PinnedRing::Slice> PinnedRing::take(uint64_t size_bytes) {
     start = 0;
   }
   head_ = start + size;
-  lent_.push_back({.end = head_, .is_free = false});
+  lent_.push({.end = head_, .is_free = false});
   return Slice(*this, first_ticket_ + lent_.size() - 1, memory_.subspan(start, size_bytes));
 }
 
@@ -26,8 +26,7 @@ void PinnedRing::give_back(uint64_t ticket) noexcept {
   const MutexLock lock(mutex_);
   lent_[ticket - first_ticket_].is_free = true;
   while (!lent_.empty() && lent_.front().is_free) {
-    tail_ = lent_.front().end;
-    lent_.pop_front();
+    tail_ = lent_.pop().end;
     ++first_ticket_;
   }
 }

@@ -4,12 +4,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <span>
 #include <utility>
 
 #include "kvbm/base/mutex.hpp"
+#include "kvbm/base/ring.hpp"
 
 namespace kvbm::internal {
 
@@ -68,15 +68,15 @@ class PinnedRing {
 
  private:
   struct Lent {
-    uint64_t end;  ///< offset behind it
-    bool is_free;
+    uint64_t end = 0;  ///< offset behind it
+    bool is_free = false;
   };
 
   void give_back(uint64_t ticket) noexcept;
 
   const std::span<std::byte> memory_;
   Mutex mutex_{LockRank::kDevice, "device.pinned_ring", 0};
-  std::deque<Lent> lent_ KVBM_GUARDED_BY(mutex_);  // the oldest first
+  Ring<Lent> lent_ KVBM_GUARDED_BY(mutex_);  // the oldest first
   uint64_t first_ticket_ KVBM_GUARDED_BY(mutex_) = 0;
   uint64_t head_ KVBM_GUARDED_BY(mutex_) = 0;  // where the next slice may start
   uint64_t tail_ KVBM_GUARDED_BY(mutex_) = 0;  // where the oldest lent byte is

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kvbm/adapters/cuda/internal/ring.hpp"
+#include "kvbm/base/ring.hpp"
 
 #include <deque>
 #include <memory>
@@ -8,7 +8,7 @@
 
 #include "kvbm/base/random.hpp"
 
-namespace kvbm::internal {
+namespace kvbm {
 namespace {
 
 TEST(RingTest, AgreesWithADeque) {
@@ -17,7 +17,7 @@ TEST(RingTest, AgreesWithADeque) {
   std::deque<uint64_t> model;
   for (uint64_t step = 0; step < 20'000; ++step) {
     if (random.chance(step < 10'000 ? 0.6 : 0.4)) {
-      ring.push(step);
+      ring.push(uint64_t{step});
       model.push_back(step);
     } else if (!model.empty()) {
       ASSERT_EQ(ring.pop(), model.front());
@@ -36,10 +36,10 @@ TEST(RingTest, AgreesWithADeque) {
 TEST(RingTest, KeepsNothingOfWhatWasTakenOut) {
   Ring<std::shared_ptr<int>> ring;
   const auto value = std::make_shared<int>(1);
-  ring.push(value);
+  ring.push(std::shared_ptr(value));
   static_cast<void>(ring.pop());
   EXPECT_EQ(value.use_count(), 1);
 }
 
 }  // namespace
-}  // namespace kvbm::internal
+}  // namespace kvbm

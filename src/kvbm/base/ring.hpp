@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-namespace kvbm::internal {
+namespace kvbm {
 
 /// First in, first out; grows, never shrinks, so a queue of steady length allocates nothing.
 /// Requires: T is default constructible; front() and pop() of one that is not empty.
@@ -20,7 +20,8 @@ class Ring {
   /// The i-th oldest.
   [[nodiscard]] T& operator[](size_t i) noexcept { return slots_[(first_ + i) % slots_.size()]; }
 
-  void push(T value) {
+  /// Where there is no memory for one more, `value` is untouched.
+  void push(T&& value) {
     if (count_ == slots_.size()) grow();
     slots_[(first_ + count_) % slots_.size()] = std::move(value);
     ++count_;
@@ -45,4 +46,4 @@ class Ring {
   size_t count_ = 0;
 };
 
-}  // namespace kvbm::internal
+}  // namespace kvbm
