@@ -78,6 +78,10 @@ Result<StreamRef> CudaDevice::adopt_stream(uintptr_t native_stream, std::string_
 
 std::shared_ptr<HostPinner> CudaDevice::pinner() const { return pinner_; }
 
+std::shared_ptr<const void> CudaDevice::enter() const {
+  return std::make_shared<CudaContext::Scope>(*context_);
+}
+
 DeviceInfo CudaDevice::info() const {
   return {.name = context_->gpu().name,
           .kind = DeviceKind::kCuda,
@@ -86,6 +90,7 @@ DeviceInfo CudaDevice::info() const {
           .free_bytes = memory_->free_bytes(),
           .capabilities = {.kernel_copies = streams_->kernels() != KernelSupport::kNone,
                            .patterns = streams_->patterns().has_value(),
+                           .checksums = streams_->checksums().has_value(),
                            .kernels_from_ptx = streams_->kernels() == KernelSupport::kFromPtx,
                            .page_bytes = 256}};
 }
@@ -122,6 +127,12 @@ Status CudaDevice::pattern(StreamRef stream, PatternBatch batch) {
   KVBM_TRY(planned_bytes(batch));
   KVBM_TRY(streams_->patterns());
   return streams_->pattern(stream, std::move(batch));
+}
+
+Status CudaDevice::checksum(StreamRef stream, ChecksumBatch batch) {
+  KVBM_TRY(planned_bytes(batch));
+  KVBM_TRY(streams_->checksums());
+  return streams_->checksum(stream, std::move(batch));
 }
 
 Status CudaDevice::launch(StreamRef stream, StreamTask task) {

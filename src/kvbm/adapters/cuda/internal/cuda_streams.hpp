@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "kvbm/adapters/cuda/internal/cuda_checksums.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_context.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_copier.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_gates.hpp"
@@ -52,6 +53,7 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   /// `bytes`: of planned_bytes().
   Status copy(StreamRef ref, StridedCopyBatch batch, uint64_t bytes);
   Status pattern(StreamRef ref, PatternBatch batch);
+  Status checksum(StreamRef ref, ChecksumBatch batch);
   Status launch(StreamRef ref, StreamTask task);
   [[nodiscard]] Event record(StreamRef ref);
   Status wait(StreamRef ref, const Event& event);
@@ -59,6 +61,8 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   [[nodiscard]] KernelSupport kernels() const noexcept { return copier_.kernels(); }
   /// Why there is no pattern(), if there is none.
   [[nodiscard]] const Status& patterns() const noexcept { return patterns_loaded_; }
+  /// Why there is no checksum(), if there is none.
+  [[nodiscard]] const Status& checksums() const noexcept { return checksums_loaded_; }
   [[nodiscard]] Executor& executor() const noexcept { return options_.executor; }
 
   /// Lets what runs finish and drops the rest.
@@ -122,6 +126,8 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   CudaCopier copier_;
   CudaPatterns patterns_;
   Status patterns_loaded_;  // of create(), never changed afterwards
+  CudaChecksums checksums_;
+  Status checksums_loaded_;  // likewise
 
   Mutex mutex_{LockRank::kDevice, "device.cuda", 4};
   std::map<uint64_t, StreamPointer> streams_ KVBM_GUARDED_BY(mutex_);
