@@ -617,6 +617,51 @@ TEST_F(KernelsGpu, PatternsAreThoseOfTheHost) {
   }
 }
 
+TEST_F(KernelsGpu, ChecksumsAreThoseOfTheHost) {
+  constexpr size_t kUnit = 1024;
+  constexpr uint64_t kSeed = 0x6b76626d2d73756d;
+  // From one unit to more pieces than one launch takes, and to runs of many tiles.
+  for (const size_t num_pieces : {1, 2, 3, 90, 91, 200}) {
+    for (const size_t units : {1, 7, 64, 65, 300}) {
+      for (const size_t num_blocks : {1, 3, 400}) {
+        const size_t block_bytes = num_pieces * (2 * units + 1) * kUnit;
+        if (num_blocks * block_bytes > (size_t{64} << 20)) continue;
+        SCOPED_TRACE(std::to_string(num_pieces) + " pieces, " + std::to_string(units) + " units, " +
+                     std::to_string(num_blocks) + " blocks");
+        const std::vector<char> bytes = random_bytes(num_blocks * block_bytes, units);
+        Buffer memory(bytes, Memory::kDevice);
+        std::vector<uint32_t> order(num_blocks);
+        for (size_t i = 0; i < num_blocks; ++i) {
+          order[i] = static_cast<uint32_t>(num_blocks - 1 - i);
+        }
+        Buffer ids(order, Memory::kPinned);
+        Buffer sums(num_blocks * 8 * sizeof(uint64_t), Memory::kDevice);
+        const auto place = [&](const char* base) {
+          std::vector<kvbm_checksum_piece> pieces;
+          for (size_t i = 0; i < num_pieces; ++i) {
+            pieces.push_back({base + i * (2 * units + 1) * kUnit, block_bytes, units * kUnit,
+                              (units + 1) * kUnit, i % 3 == 2 ? 1U : 2U});
+          }
+          return pieces;
+        };
+        const auto here = place(memory.as());
+        KVBM_CUDA(kvbm_kernels_launch_checksum(here.data(), here.size(), ids.as<uint32_t>(),
+                                               num_blocks, kSeed, sums.as<uint64_t>(), stream_));
+        KVBM_CUDA(cudaStreamSynchronize(stream_));
+        const std::vector<uint64_t> found = sums.read<uint64_t>();
+        const auto there = place(bytes.data());
+        for (size_t i = 0; i < num_blocks; ++i) {
+          uint64_t expected = 0;
+          ASSERT_EQ(
+              kvbm_kernels_checksum_on_host(there.data(), there.size(), order[i], kSeed, &expected),
+              0);
+          ASSERT_EQ(found[8 * i], expected) << "block " << i;
+        }
+      }
+    }
+  }
+}
+
 TEST_F(KernelsGpu, ComparesWhereEveryByteIsWrong) {
   constexpr size_t kBytes = size_t{8} << 20;
   Buffer memory(kBytes, Memory::kDevice);

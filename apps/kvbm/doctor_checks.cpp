@@ -17,6 +17,7 @@
 #include "kvbm/base/units.hpp"
 #include "kvbm/replay/machine.hpp"
 #include "kvbm/runtime/devices.hpp"
+#include "kvbm/runtime/gds.hpp"
 
 #include "apps/kvbm/build_info.hpp"
 #include "apps/kvbm/console.hpp"
@@ -167,6 +168,17 @@ DoctorFinding look_at_gpus(const DoctorOptions& /*options*/) {
   return mend.empty() ? ok(std::move(found)) : warn(std::move(found), std::move(mend));
 }
 
+DoctorFinding look_at_gds(const DoctorOptions& /*options*/) {
+  // Starting the library without a GPU says less than that.
+  const auto gpus = find_accelerators();
+  if (!gpus) return missing("needs a GPU", "files go through host memory");
+  const auto found = find_gds();
+  if (!found) return missing(explain(found.error()), "without it, files go through host memory");
+  if (found->is_direct) return ok(fmt::format("{}, GPU Direct Storage", found->version));
+  return missing(fmt::format("{}, its compatibility mode: through host memory", found->version),
+                 "load nvidia-fs; without it, allow_gds changes nothing");
+}
+
 DoctorFinding look_at_uring(const DoctorOptions& /*options*/) {
 #if defined(SYS_io_uring_setup)
   // Without parameters the call fails in one way or another; how tells whether it is there.
@@ -193,6 +205,7 @@ constexpr DoctorCheck kChecks[] = {
     {"adapters", look_at_adapters},
     {"nvidia driver", look_at_driver},
     {"gpus", look_at_gpus},
+    {"gds", look_at_gds},
     {"io_uring", look_at_uring},
 };
 

@@ -3,6 +3,7 @@
 // work.
 #include <kvbm/kernels.h>
 
+#include "checksum_plan.hpp"
 #include "pattern_plan.hpp"
 #include "strided_plan.hpp"
 #include "table_plan.hpp"
@@ -62,6 +63,13 @@ int kvbm_kernels_launch_pattern(const kvbm_pattern_piece* pieces, size_t num_pie
                                 const uint32_t* ids, const uint64_t* seeds, size_t num_blocks,
                                 uint64_t* first_wrong, kvbm_kernels_stream) {
   const PatternPlan plan(pieces, num_pieces, ids, seeds, num_blocks, first_wrong);
+  return answer(plan.check(), plan.has_work());
+}
+
+int kvbm_kernels_launch_checksum(const kvbm_checksum_piece* pieces, size_t num_pieces,
+                                 const uint32_t* ids, size_t num_blocks, uint64_t seed,
+                                 uint64_t* sums, kvbm_kernels_stream) {
+  const ChecksumPlan plan(pieces, num_pieces, ids, num_blocks, seed, sums);
   return answer(plan.check(), plan.has_work());
 }
 

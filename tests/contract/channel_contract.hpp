@@ -243,6 +243,9 @@ class FailingFiles final : public FileEngine {
   [[nodiscard]] FileEngineCapabilities capabilities() const override {
     return inner_->capabilities();
   }
+  [[nodiscard]] Status reach_device(const FileRef& file) override {
+    return inner_->reach_device(file);
+  }
   [[nodiscard]] Result<FileBatch> submit(std::vector<FileRequest> requests) override {
     const FileBatchSource source(executor_, requests.size());
     for (size_t i = 0; i < requests.size(); ++i) {

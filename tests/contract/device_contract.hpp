@@ -22,6 +22,7 @@
 #include <gtest/gtest.h>
 
 #include "kvbm/base/executor.hpp"
+#include "kvbm/base/hash.hpp"
 #include "kvbm/base/ids.hpp"
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/random.hpp"
@@ -859,6 +860,155 @@ TYPED_TEST_P(DeviceContract, RefusesPatternsThatMakeNoSense) {
   EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
 }
 
+TYPED_TEST_P(DeviceContract, ChecksumsAreThoseOfTheHost) {
+  ASSERT_TRUE(this->device().info().capabilities.checksums);
+  for (uint64_t seed = 1; seed <= 30; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Random random(seed);
+    // From one unit to a few hundred, in one run or in many.
+    const uint64_t num_blocks = random.uniform_between(1, 9);
+    struct Part {
+      uint64_t start, bytes, count, stride;
+    };
+    std::vector<Part> parts;
+    uint64_t block_bytes = 16 * random.uniform(4);
+    for (uint64_t piece = random.uniform_between(1, 5); piece > 0; --piece) {
+      const uint64_t bytes = kChecksumUnit * random.uniform_between(1, random.chance(0.3) ? 90 : 4);
+      const uint64_t count = random.uniform_between(1, 4);
+      const uint64_t stride = bytes + 16 * random.uniform(5);
+      parts.push_back({block_bytes, bytes, count, stride});
+      block_bytes += count * stride + 16 * random.uniform(3);
+    }
+    const std::vector<std::byte> bytes = this->noise(random, (num_blocks + 1) * block_bytes);
+    const DeviceMemory memory = this->filled(bytes);
+    ChecksumBatch batch{.checksums = std::make_shared<BlockChecksums>(num_blocks)};
+    for (uint32_t i = 0; i < num_blocks; ++i) batch.blocks.emplace_back(i + 1);
+    random.shuffle(std::span(batch.blocks));
+    for (const Part& part : parts) {
+      batch.pieces.push_back({.data = memory.data() + part.start,
+                              .block_stride = block_bytes,
+                              .bytes = part.bytes,
+                              .count = static_cast<uint32_t>(part.count),
+                              .stride = part.stride});
+    }
+    // A piece of no byte, which needs no address.
+    batch.pieces.insert(batch.pieces.begin() + static_cast<ptrdiff_t>(random.uniform(parts.size())),
+                        ChecksumPiece{});
+    const StreamRef stream = this->stream();
+    ASSERT_TRUE(this->device().checksum(stream, batch));
+    ASSERT_TRUE(this->device().synchronize(stream, this->soon()));
+    ASSERT_EQ(batch.checksums->num_known(), num_blocks);
+    for (size_t i = 0; i < num_blocks; ++i) {
+      std::vector<std::byte> joined;
+      for (const Part& part : parts) {
+        for (uint64_t run = 0; run < part.count; ++run) {
+          const auto begin =
+              bytes.begin() + static_cast<ptrdiff_t>(batch.blocks[i].value() * block_bytes +
+                                                     part.start + run * part.stride);
+          joined.insert(joined.end(), begin, begin + static_cast<ptrdiff_t>(part.bytes));
+        }
+      }
+      EXPECT_EQ(batch.checksums->at(i), checksum(joined)) << "block " << i;
+    }
+    EXPECT_EQ(this->content(memory), bytes) << "a checksum wrote";
+    ASSERT_TRUE(this->device().destroy_stream(stream));
+  }
+}
+
+TYPED_TEST_P(DeviceContract, ChecksumsFollowTheOrderOfTheirStream) {
+  constexpr uint64_t kBytes = 4096;
+  const DeviceMemory memory = this->device().allocate(kBytes, 256).value();
+  const auto fill = [&](uint64_t seed) {
+    return PatternBatch{.blocks = {BlockId(0)},
+                        .seeds = {seed},
+                        .pieces = {{.data = memory.data(), .bytes = kBytes}}};
+  };
+  const auto sum = [&] {
+    return ChecksumBatch{.blocks = {BlockId(0)},
+                         .pieces = {{.data = memory.data(), .bytes = kBytes}},
+                         .checksums = std::make_shared<BlockChecksums>(1)};
+  };
+  for (const bool held : {false, true}) {
+    const StreamRef stream = this->stream();
+    EventSource gate = this->device().create_event();
+    if (held) {
+      ASSERT_TRUE(this->device().wait(stream, gate.event()));
+    }
+    const ChecksumBatch first = sum();
+    const ChecksumBatch second = sum();
+    ASSERT_TRUE(this->device().pattern(stream, fill(1)));
+    ASSERT_TRUE(this->device().checksum(stream, first));
+    ASSERT_TRUE(this->device().pattern(stream, fill(2)));
+    ASSERT_TRUE(this->device().checksum(stream, second));
+    const Event end = this->device().record(stream);
+    gate.signal();
+    ASSERT_TRUE(end.wait(this->soon()));
+    std::vector<std::byte> expected(kBytes);
+    fill_pattern(1, expected);
+    EXPECT_EQ(first.checksums->at(0), checksum(expected));
+    fill_pattern(2, expected);
+    EXPECT_EQ(second.checksums->at(0), checksum(expected));
+  }
+}
+
+TYPED_TEST_P(DeviceContract, ChecksumsTakeMoreBlocksThanOneLaunch) {
+  constexpr uint32_t kBlocks = 20'000;
+  const DeviceMemory memory = this->device().allocate(kBlocks * kChecksumUnit, 256).value();
+  PatternBatch fill{
+      .pieces = {{.data = memory.data(), .block_stride = kChecksumUnit, .bytes = kChecksumUnit}}};
+  ChecksumBatch batch{
+      .pieces = {{.data = memory.data(), .block_stride = kChecksumUnit, .bytes = kChecksumUnit}},
+      .checksums = std::make_shared<BlockChecksums>(kBlocks)};
+  for (uint32_t i = 0; i < kBlocks; ++i) {
+    fill.blocks.emplace_back(i);
+    fill.seeds.push_back(i);
+    batch.blocks.emplace_back(kBlocks - 1 - i);
+  }
+  const StreamRef stream = this->stream();
+  ASSERT_TRUE(this->device().pattern(stream, fill));
+  ASSERT_TRUE(this->device().checksum(stream, batch));
+  ASSERT_TRUE(this->device().synchronize(stream, this->soon()));
+  ASSERT_EQ(batch.checksums->num_known(), kBlocks);
+  std::vector<std::byte> expected(kChecksumUnit);
+  for (const uint32_t i : {0U, 9'999U, 16'383U, 16'384U, kBlocks - 1}) {
+    fill_pattern(kBlocks - 1 - i, expected);
+    EXPECT_EQ(batch.checksums->at(i), checksum(expected)) << i;
+  }
+}
+
+/// Who waits for checksums alone hears of their end without an event, and also of a bad one.
+TYPED_TEST_P(DeviceContract, LetsGoOfChecksumsWhateverBecomesOfThem) {
+  const DeviceMemory memory = this->device().allocate(kChecksumUnit, 256).value();
+  for (const bool fails : {false, true}) {
+    const auto sums = std::make_shared<BlockChecksums>(1);
+    std::atomic<int> let_go{0};
+    ChecksumBatch batch{.blocks = {BlockId(0)},
+                        .pieces = {{.data = memory.data(), .bytes = kChecksumUnit}},
+                        .checksums = {sums.get(), [&](BlockChecksums*) { ++let_go; }}};
+    const StreamRef stream = this->stream();
+    EventSource gate = this->device().create_event();
+    ASSERT_TRUE(this->device().wait(stream, gate.event()));
+    ASSERT_TRUE(this->device().checksum(stream, std::move(batch)));
+    const Event end = this->device().record(stream);
+    EXPECT_EQ(let_go, 0);
+    gate.signal(fails ? Status(make_error(ErrorCode::kIo, "what fills the block failed"))
+                      : Status());
+    EXPECT_EQ(end.wait(this->soon()).has_value(), !fails);
+    EXPECT_EQ(let_go, 1);
+    EXPECT_EQ(sums->num_known(), fails ? 0U : 1U);
+  }
+}
+
+TYPED_TEST_P(DeviceContract, RefusesChecksumsThatMakeNoSense) {
+  const StreamRef stream = this->stream();
+  EXPECT_EQ(code_of(this->device().checksum(stream, {})), ErrorCode::kInvalidArgument);
+  const ChecksumBatch none{.checksums = std::make_shared<BlockChecksums>(0)};
+  EXPECT_EQ(code_of(this->device().checksum(StreamRef{0x7fff'0000'0000}, none)),
+            ErrorCode::kNotFound);
+  EXPECT_TRUE(this->device().checksum(stream, none));
+  EXPECT_TRUE(this->device().synchronize(stream, this->soon()));
+}
+
 TYPED_TEST_P(DeviceContract, ThousandsOfEventsPassBetweenTwoStreams) {
   constexpr uint64_t kRounds = 4000;
   const StreamRef ping = this->stream("ping");
@@ -996,7 +1146,10 @@ REGISTER_TYPED_TEST_SUITE_P(
     CopiesFollowTheOrderOfTheirStream, RefusesBatchesThatMakeNoSense, TakesEmptyBatches,
     PatternsAreThoseOfTheHost, PatternsFollowTheOrderOfTheirStream,
     PatternsTakeMoreBlocksThanOneLaunch, APatternThatWasLeftOutComparedNothing,
-    RefusesPatternsThatMakeNoSense, ThousandsOfEventsPassBetweenTwoStreams,
+    RefusesPatternsThatMakeNoSense, ChecksumsAreThoseOfTheHost,
+    ChecksumsFollowTheOrderOfTheirStream, ChecksumsTakeMoreBlocksThanOneLaunch,
+    LetsGoOfChecksumsWhateverBecomesOfThem, RefusesChecksumsThatMakeNoSense,
+    ThousandsOfEventsPassBetweenTwoStreams,
     RandomWorkKeepsEveryOrderThatEventsAskFor, ADeviceThatIsDestroyedEndsEverythingThatIsQueued,
     MemoryMayOutliveItsDevice);
 

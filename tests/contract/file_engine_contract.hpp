@@ -100,6 +100,24 @@ TYPED_TEST_P(FileEngineContract, DescribesItself) {
   EXPECT_GT(capabilities.preferred.offset, 0u);
 }
 
+TYPED_TEST_P(FileEngineContract, ReachesDevicesAsItSays) {
+  const FileEngineCapabilities capabilities = this->engine().capabilities();
+  EXPECT_FALSE(capabilities.device_memory_note.empty());
+  const FileMemory file = this->file_of(kKiB);
+  std::vector<std::byte> bytes(64, std::byte{7});
+  if (capabilities.device_memory) {
+    EXPECT_TRUE(this->engine().reach_device(file.file()));
+    return;
+  }
+  EXPECT_EQ(code_of(this->engine().reach_device(file.file())), ErrorCode::kUnsupported);
+  FileRequest read = this->request(FileOp::kRead, file.file(), 0, bytes);
+  read.buffers[0].place = BufferPlace::kDevice;
+  const FileResult result = this->run(read);
+  EXPECT_EQ(code_of(result.status), ErrorCode::kUnsupported);
+  EXPECT_EQ(result.bytes, 0u);
+  EXPECT_EQ(bytes, std::vector<std::byte>(64, std::byte{7}));
+}
+
 TYPED_TEST_P(FileEngineContract, ReadsBackWhatItWrote) {
   Random random(1);
   const FileMemory file = this->file_of(kMiB);
@@ -417,9 +435,9 @@ TYPED_TEST_P(FileEngineContract, AnEngineThatIsDestroyedAnswersEverything) {
 }
 
 REGISTER_TYPED_TEST_SUITE_P(
-    FileEngineContract, DescribesItself, ReadsBackWhatItWrote, WritesNothingOutsideTheRange,
-    GathersAndScattersOverMoreBuffersThanOneCallTakes, ARequestOfNoByteSucceeds,
-    ABatchOfNoRequestIsDone, AnswersEachRequestOfABatchByItself,
+    FileEngineContract, DescribesItself, ReachesDevicesAsItSays, ReadsBackWhatItWrote,
+    WritesNothingOutsideTheRange, GathersAndScattersOverMoreBuffersThanOneCallTakes,
+    ARequestOfNoByteSucceeds, ABatchOfNoRequestIsDone, AnswersEachRequestOfABatchByItself,
     AReadPastTheEndIsAnErrorWithTheBytesThatThereWere, RefusesRequestsThatMakeNoSense,
     AFileThatCannotBeWrittenIsAnIoError, AFullFileSystemIsExhausted, ReachesOffsetsBeyond32Bits,
     MovesRandomRangesAsAnOracleDoes, DirectFilesWorkAndInsistOnTheirAlignment,

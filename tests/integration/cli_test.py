@@ -598,7 +598,7 @@ class KvbenchTest(CliTest):
 
 
 class DoctorTest(CliTest):
-    NAMES = ["cpu cores", "memory", "huge pages", "locked memory", "disk", "adapters", "nvidia driver", "gpus", "io_uring"]
+    NAMES = ["cpu cores", "memory", "huge pages", "locked memory", "disk", "adapters", "nvidia driver", "gpus", "gds", "io_uring"]
 
     def test_every_check_is_one_line(self):
         out = self.assert_succeeds(kvbm("doctor", "--disk-dir", self.folder))

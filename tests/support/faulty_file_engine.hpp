@@ -62,6 +62,10 @@ class FaultyFileEngine final : public FileEngine {
     return capabilities;
   }
 
+  [[nodiscard]] Status reach_device(const FileRef& file) override {
+    return inner_->reach_device(file);
+  }
+
   [[nodiscard]] Result<FileBatch> submit(std::vector<FileRequest> requests) override {
     if (requests.empty()) return inner_->submit({});
     const auto work = std::make_shared<Work>(executor_, std::move(requests));

@@ -70,6 +70,13 @@ class HiddenDevice final : public WrappedDevice {
     }
     return inner().pattern(stream, std::move(batch));
   }
+  Status checksum(StreamRef stream, ChecksumBatch batch) override {
+    for (ChecksumPiece& piece : batch.pieces) {
+      if (piece.bytes == 0 || piece.data == nullptr) continue;
+      KVBM_ASSIGN_OR_RETURN(piece.data, reach(piece.data));
+    }
+    return inner().checksum(stream, std::move(batch));
+  }
 
  private:
   class Memory final : public DeviceAllocator {

@@ -71,6 +71,7 @@ struct TransferRigOptions {
   uint32_t bounce_slots = 4;
   uint64_t bounce_slot_bytes = uint64_t{1} << 20;
   std::shared_ptr<HostPinner> pinner = nullptr;
+  TransferCapabilities capabilities = {};
 };
 
 /// Members go in reverse order, as the rules of ownership ask; tests may reset them earlier.
@@ -110,6 +111,7 @@ struct TransferRig {
                    .max_waiting_streams = config.max_waiting_streams,
                    .file_requests_per_transfer = config.file_requests_per_transfer,
                    .max_transfers = config.max_transfers,
+                   .capabilities = config.capabilities,
                    .bounce_slots = config.bounce_slots,
                    .bounce_slot_bytes = config.bounce_slot_bytes,
                    .pinner = config.pinner,

@@ -62,6 +62,9 @@ class TwoMethodDevice final : public Device {
   Status pattern(StreamRef stream, PatternBatch batch) override {
     return inner_.pattern(stream, std::move(batch));
   }
+  Status checksum(StreamRef stream, ChecksumBatch batch) override {
+    return inner_.checksum(stream, std::move(batch));
+  }
   Status launch(StreamRef stream, StreamTask task) override {
     return inner_.launch(stream, std::move(task));
   }

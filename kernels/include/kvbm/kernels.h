@@ -195,6 +195,35 @@ int kvbm_kernels_launch_pattern(const kvbm_pattern_piece* pieces, size_t num_pie
 int kvbm_kernels_pattern_on_host(const kvbm_pattern_piece* piece, uint32_t block, uint64_t seed,
                                  uint64_t* first_wrong);
 
+/* --- checksums of blocks
+ * ---------------------------------------------------------------------------------------------- */
+
+/* One part of every block: `count` runs of `bytes` bytes, the first at data + id * block_stride,
+ * the others `stride` apart, device-accessible. bytes is a multiple of 1024, all others are
+ * multiples of
+ * 16. Without bytes or runs it is empty. */
+typedef struct kvbm_checksum_piece {
+  const void* data;
+  uint64_t block_stride;
+  uint64_t bytes;
+  uint64_t stride;
+  uint32_t count;
+} kvbm_checksum_piece;
+
+/* XXH3, 64 bits, with a seed, of every block: of the runs of its pieces one behind the other.
+ *
+ * pieces: host memory, read during the call. ids: device-accessible, num_blocks entries. sums:
+ * device memory, [num_blocks][8]; afterwards the first of each eight is the checksum, the others
+ * have no meaning. Errors: KVBM_KERNELS_INVALID_VALUE: a null pointer where there is work, a size
+ * or an address that is no such multiple, no byte in a block, 2^40 bytes and more in one. */
+int kvbm_kernels_launch_checksum(const kvbm_checksum_piece* pieces, size_t num_pieces,
+                                 const uint32_t* ids, size_t num_blocks, uint64_t seed,
+                                 uint64_t* sums, kvbm_kernels_stream stream);
+
+/* The same of one block in host memory, by the calling thread. In every build. */
+int kvbm_kernels_checksum_on_host(const kvbm_checksum_piece* pieces, size_t num_pieces,
+                                  uint32_t block, uint64_t seed, uint64_t* checksum);
+
 /* --- permutations by pointer tables
  * ----------------------------------------------------------------------------- */
 

@@ -86,6 +86,8 @@ std::string_view to_string(NativeDomain domain) noexcept {
       return "errno";
     case NativeDomain::kCuda:
       return "cuda";
+    case NativeDomain::kCufile:
+      return "cufile";
     case NativeDomain::kUcx:
       return "ucx";
     case NativeDomain::kNixl:

@@ -30,7 +30,7 @@ enum class ErrorCode : uint8_t {
 [[nodiscard]] std::string_view to_string(ErrorCode code) noexcept;
 
 /// Which library the native code of an error belongs to.
-enum class NativeDomain : uint8_t { kNone, kErrno, kCuda, kUcx, kNixl };
+enum class NativeDomain : uint8_t { kNone, kErrno, kCuda, kCufile, kUcx, kNixl };
 
 [[nodiscard]] std::string_view to_string(NativeDomain domain) noexcept;
 

@@ -11,6 +11,7 @@
 #include "kvbm/base/executor.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/base/unique_function.hpp"
+#include "kvbm/device/checksum.hpp"
 #include "kvbm/device/device_memory.hpp"
 #include "kvbm/device/event.hpp"
 #include "kvbm/device/pattern.hpp"
@@ -33,6 +34,7 @@ struct DeviceCapabilities {
   bool ring_is_missing = false;       ///< it would, but had no memory for the ring
   uint64_t ring_block_bytes = 0;      ///< of a BlockImage, that a ring takes at most
   bool patterns = false;              ///< pattern() is there
+  bool checksums = false;             ///< checksum() is there
   bool kernels_from_ptx = false;      ///< its driver had to compile the kernels: see CUDA_ARCHS
   uint64_t page_bytes = 0;            ///< allocations start at multiples of it
 };
@@ -54,8 +56,8 @@ using StreamTask = UniqueFunction<Status()>;
 
 /// Streams, events, memory and batch copies.
 ///
-/// Stream: operations (copy, pattern, launch, wait, record) return at once and run later, on one
-/// stream in the
+/// Stream: operations (copy, pattern, checksum, launch, wait, record) return at once and run later,
+/// on one stream in the
 ///   order of the calls, between streams in any order that events do not forbid. None of them waits
 ///   on the host.
 /// Errors: what is wrong with a call comes back from the call, and nothing is queued:
@@ -64,9 +66,9 @@ using StreamTask = UniqueFunction<Status()>;
 ///   see the implementation), kUnavailable (the device is being destroyed). What fails later fails
 ///   the next event recorded on that stream, with the first failure; an event says nothing about
 ///   operations before the previous record(). With nothing in between, record() repeats the
-///   previous outcome. After a failure, copies and patterns up to the next record() may be left
-///   out; launched tasks run all the same. A wait for an event that failed is a failure of the
-///   stream that waits.
+///   previous outcome. After a failure, copies, patterns and checksums up to the next record() may
+///   be left out; launched tasks run all the same. A wait for an event that failed is a failure of
+///   the stream that waits.
 /// Ownership: the executor outlives the device. On destruction what has started is finished, what
 /// has
 ///   not started may be dropped (its events fail as kCancelled); after it nothing is touched.
@@ -102,6 +104,10 @@ class Device {
   /// findings tell. Addresses as for copy(). Errors: kInvalidArgument, kUnsupported (see the
   /// capabilities).
   virtual Status pattern(StreamRef stream, PatternBatch batch) = 0;
+
+  /// Queues the checksums of the batch's blocks. Addresses as for copy(). Errors: kInvalidArgument,
+  /// kUnsupported (see the capabilities).
+  virtual Status checksum(StreamRef stream, ChecksumBatch batch) = 0;
 
   /// Runs `task` on a host thread in stream order; it must not wait. What it returns or throws
   /// counts as the operation's outcome. Dropped with the device it is destroyed without having run.

@@ -27,6 +27,9 @@ struct QueuedCopy {
 struct QueuedPattern {
   PatternBatch batch;
 };
+struct QueuedChecksum {
+  ChecksumBatch batch;
+};
 struct QueuedLaunch {
   StreamTask task;
 };
@@ -37,7 +40,8 @@ struct QueuedRecord {
 struct QueuedWait {
   Event event;
 };
-using Operation = std::variant<QueuedCopy, QueuedPattern, QueuedLaunch, QueuedRecord, QueuedWait>;
+using Operation =
+    std::variant<QueuedCopy, QueuedPattern, QueuedChecksum, QueuedLaunch, QueuedRecord, QueuedWait>;
 
 void copy_piece(const StridedPiece& piece, const std::vector<BlockId>& from,
                 const std::vector<BlockId>& to) {
@@ -324,6 +328,9 @@ class HostDevice::Core : public std::enable_shared_from_this<Core> {
     } else if (auto* pattern = std::get_if<QueuedPattern>(&operation)) {
       stream.anything_since_record = true;
       if (!stream.failure.has_value()) run_pattern(pattern->batch);
+    } else if (auto* checksum = std::get_if<QueuedChecksum>(&operation)) {
+      stream.anything_since_record = true;
+      if (!stream.failure.has_value()) run_checksum(checksum->batch);
     } else if (auto* launch = std::get_if<QueuedLaunch>(&operation)) {
       stream.note(run_task(launch->task));
     } else if (auto* wait = std::get_if<QueuedWait>(&operation)) {
@@ -393,6 +400,7 @@ DeviceInfo HostDevice::info() const {
           .capabilities = {.host_accessible = true,
                            .copies_pageable_host = true,
                            .patterns = true,
+                           .checksums = true,
                            .page_bytes = HostPages::page_bytes()}};
 }
 
@@ -424,6 +432,11 @@ Status HostDevice::copy(StreamRef stream, StridedCopyBatch batch) {
 Status HostDevice::pattern(StreamRef stream, PatternBatch batch) {
   KVBM_TRY(planned_bytes(batch));
   return core_->enqueue(stream, QueuedPattern{std::move(batch)});
+}
+
+Status HostDevice::checksum(StreamRef stream, ChecksumBatch batch) {
+  KVBM_TRY(planned_bytes(batch));
+  return core_->enqueue(stream, QueuedChecksum{std::move(batch)});
 }
 
 Status HostDevice::launch(StreamRef stream, StreamTask task) {

@@ -46,6 +46,7 @@ class HostDevice final : public Device {
   [[nodiscard]] Result<DeviceMemory> allocate(uint64_t size_bytes, uint64_t alignment) override;
   Status copy(StreamRef stream, StridedCopyBatch batch) override;
   Status pattern(StreamRef stream, PatternBatch batch) override;
+  Status checksum(StreamRef stream, ChecksumBatch batch) override;
   Status launch(StreamRef stream, StreamTask task) override;
   [[nodiscard]] Event record(StreamRef stream) override;
   Status wait(StreamRef stream, const Event& event) override;

@@ -25,10 +25,11 @@ class PosixFileEngine final : public FileEngine {
  public:
   /// Errors: kInvalidArgument (an option that is zero or empty), kExhausted (no thread).
   [[nodiscard]] static Result<std::unique_ptr<PosixFileEngine>> create(
-      PosixFileEngineOptions options);
+      const PosixFileEngineOptions& options);
   ~PosixFileEngine() override;
 
   [[nodiscard]] FileEngineCapabilities capabilities() const override;
+  [[nodiscard]] Status reach_device(const FileRef& file) override;
   [[nodiscard]] Result<FileBatch> submit(std::vector<FileRequest> requests) override;
 
  private:

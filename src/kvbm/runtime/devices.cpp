@@ -67,7 +67,8 @@ Result<OpenedDevice> open_device(const OpenDeviceOptions& options) {
     return OpenedDevice{.device = std::move(device),
                         .pinner = nullptr,
                         .identity = {.name = options.queue_name},
-                        .adopt_stream = nullptr};
+                        .adopt_stream = nullptr,
+                        .enter = nullptr};
   }
   if (const std::optional<int32_t> ordinal = gpu_ordinal(options.name)) {
     return internal::open_cuda_device(*ordinal, options);

@@ -87,6 +87,9 @@ struct OpenedDevice {
   /// which outlives what is queued on it. Empty for the host, which knows no native streams.
   std::function<Result<StreamRef>(uintptr_t native_stream, std::string_view name)> adopt_stream =
       nullptr;
+  /// Makes the GPU's context the calling thread's own for as long as the result lives. Empty for
+  /// the host. Valid as long as the device.
+  std::function<std::shared_ptr<const void>()> enter = nullptr;
 };
 
 /// Errors: kInvalidArgument (no such name; a pool or a ring of a host device), those of

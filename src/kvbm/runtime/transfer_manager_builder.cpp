@@ -24,7 +24,7 @@ struct OwnedTransferManager::Parts {
   LogSink& log;
   ThreadExecutor executor{log};
   OpenedDevice device;
-  std::unique_ptr<PosixFileEngine> files;
+  std::unique_ptr<FileEngine> files;
   std::unique_ptr<TransferManager> transfers;
 };
 
@@ -111,6 +111,10 @@ TransferManagerBuilder& TransferManagerBuilder::capabilities(const TransferCapab
   capabilities_ = allowed;
   return *this;
 }
+TransferManagerBuilder& TransferManagerBuilder::gds(GdsOptions options) {
+  gds_ = std::move(options);
+  return *this;
+}
 TransferManagerBuilder& TransferManagerBuilder::preferences(const TransferPreferences& wishes) {
   preferences_ = wishes;
   return *this;
@@ -133,6 +137,11 @@ TransferManagerBuilder& TransferManagerBuilder::log(LogSink& sink) {
 }
 
 Result<std::unique_ptr<OwnedTransferManager>> TransferManagerBuilder::build() const {
+  if (gds_ && !capabilities_.allow_gds) {
+    return make_error(
+        ErrorCode::kInvalidArgument,
+        "options of GPU Direct Storage have no effect: set allow_gds of capabilities()");
+  }
   auto parts = std::make_unique<OwnedTransferManager::Parts>(log_);
   KVBM_ASSIGN_OR_RETURN(parts->device,
                         open_device({.name = device_.empty() ? default_device() : device_,
@@ -152,6 +161,15 @@ Result<std::unique_ptr<OwnedTransferManager>> TransferManagerBuilder::build() co
                         PosixFileEngine::create({.executor = parts->executor,
                                                  .num_threads = file_threads_,
                                                  .name = format_text("w{}-file", worker_)}));
+  // The host addresses the memory of any other device.
+  if (capabilities_.allow_gds && parts->device.device->info().kind == DeviceKind::kCuda) {
+    KVBM_ASSIGN_OR_RETURN(parts->files, with_gds({.files = std::move(parts->files),
+                                                  .device = parts->device,
+                                                  .executor = parts->executor,
+                                                  .gds = gds_.value_or(GdsOptions{}),
+                                                  .num_threads = file_threads_,
+                                                  .name = format_text("w{}-cufile", worker_)}));
+  }
   TransferConfig config{.worker = worker_,
                         .device = *parts->device.device,
                         .executor = parts->executor,

@@ -20,6 +20,7 @@
 #include "kvbm/device/device.hpp"
 #include "kvbm/layout/layout_builder.hpp"
 #include "kvbm/layout/owned_region.hpp"
+#include "kvbm/runtime/gds.hpp"
 #include "kvbm/transfer/remote_agent.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
 #include "kvbm/transfer/transfer_preferences.hpp"
@@ -88,7 +89,12 @@ class TransferManagerBuilder {
 
   TransferManagerBuilder& worker_id(WorkerId worker);
   TransferManagerBuilder& agent_name(std::string name);
+  /// With allow_gds, blocks go between files and memory of a GPU by libcufile where that reaches
+  /// both. Where it does not they are staged, as without: the log says so once, and
+  /// explain_transfer() why.
   TransferManagerBuilder& capabilities(const TransferCapabilities& allowed);
+  /// Which libcufile, and in which mode. build() refuses it without allow_gds.
+  TransferManagerBuilder& gds(GdsOptions options);
   TransferManagerBuilder& preferences(const TransferPreferences& wishes);
   TransferManagerBuilder& streams_per_direction(size_t count);
   /// That serve files.
@@ -112,6 +118,7 @@ class TransferManagerBuilder {
   WorkerId worker_{0};
   std::string agent_name_;
   TransferCapabilities capabilities_;
+  std::optional<GdsOptions> gds_;
   TransferPreferences preferences_;
   std::optional<size_t> streams_per_direction_;
   size_t file_threads_ = 4;

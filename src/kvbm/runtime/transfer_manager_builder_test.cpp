@@ -8,6 +8,8 @@
 #include <gtest/gtest.h>
 
 #include "kvbm/base/thread_executor.hpp"
+#include "kvbm/memory/posix_file_engine.hpp"
+#include "kvbm/runtime/gds.hpp"
 #include "kvbm/transfer/fill.hpp"
 #include "kvbm/transfer/loopback_agent.hpp"
 
@@ -159,6 +161,42 @@ TEST(TransferManagerBuilder, ManagersOfOneProcessReachEachOtherByAgents) {
   ASSERT_TRUE(read) << read.error();
   ASSERT_TRUE(read->wait());
   EXPECT_FALSE(find_fill_mismatch(here, to, from, pattern).value().has_value());
+}
+
+TEST(TransferManagerBuilder, OptionsOfGdsNeedAllowGds) {
+  const auto built = TransferManagerBuilder().device("host").gds({}).build();
+  ASSERT_FALSE(built);
+  EXPECT_EQ(built.error().code(), ErrorCode::kInvalidArgument);
+  EXPECT_THAT(built.error().message(), HasSubstr("allow_gds"));
+}
+
+TEST(TransferManagerBuilder, TheHostNeedsNoGdsForItsOwnMemory) {
+  testing::RecordingLogSink log{LogLevel::kWarning};
+  auto built = TransferManagerBuilder()
+                   .device("host")
+                   .capabilities({.allow_gds = true})
+                   .gds({.library = "libno-such-thing.so.7"})
+                   .log(log)
+                   .build();
+  ASSERT_TRUE(built) << built.error();
+  EXPECT_THAT(log.records(), IsEmpty());
+}
+
+TEST(Gds, WithoutTheLibraryTheFileEngineIsAsGoodAsItWasAndSaysWhy) {
+  testing::RecordingLogSink log;
+  ThreadExecutor executor{log};
+  const OpenedDevice host = open_device({.name = "host", .executor = executor}).value();
+  const auto engine = with_gds({.files = PosixFileEngine::create({.executor = executor}).value(),
+                                .device = host,
+                                .executor = executor,
+                                .gds = {.library = "libno-such-thing.so.7"}});
+  ASSERT_TRUE(engine) << engine.error();
+  const FileEngineCapabilities capabilities = (*engine)->capabilities();
+  EXPECT_FALSE(capabilities.device_memory);
+  EXPECT_THAT(capabilities.device_memory_note, HasSubstr("libno-such-thing.so.7"));
+  const auto found = find_gds("libno-such-thing.so.7");
+  ASSERT_FALSE(found);
+  EXPECT_EQ(found.error().code(), ErrorCode::kUnsupported);
 }
 
 TEST(TransferManagerBuilder, RefusesWhatIsNotThere) {

@@ -55,6 +55,9 @@ class CountingFileEngine final : public FileEngine {
   [[nodiscard]] FileEngineCapabilities capabilities() const override {
     return inner_.capabilities();
   }
+  [[nodiscard]] Status reach_device(const FileRef& file) override {
+    return inner_.reach_device(file);
+  }
   [[nodiscard]] Result<FileBatch> submit(std::vector<FileRequest> requests) override {
     if (refuse_with) return make_error(*refuse_with);
     for (const FileRequest& request : requests) requests_.push_back(request);
@@ -360,6 +363,9 @@ TEST(FileTransfer, AnEngineWithoutMemoryFailsTheBlocks) {
    public:
     [[nodiscard]] FileEngineCapabilities capabilities() const override {
       return {.name = "none", .max_parallel = 1, .max_pending = 8};
+    }
+    [[nodiscard]] Status reach_device(const FileRef& /*file*/) override {
+      return make_error(ErrorCode::kUnsupported, "none");
     }
     [[nodiscard]] Result<FileBatch> submit(std::vector<FileRequest> /*requests*/) override {
       throw std::bad_alloc();

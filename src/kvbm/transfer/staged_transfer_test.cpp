@@ -64,6 +64,9 @@ class StrictFileEngine final : public FileEngine {
   [[nodiscard]] FileEngineCapabilities capabilities() const override {
     return inner_.capabilities();
   }
+  [[nodiscard]] Status reach_device(const FileRef& file) override {
+    return inner_.reach_device(file);
+  }
   [[nodiscard]] Result<FileBatch> submit(std::vector<FileRequest> requests) override {
     num_requests += requests.size();
     for (const FileRequest& request : requests) {

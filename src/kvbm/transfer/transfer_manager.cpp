@@ -10,6 +10,7 @@
 #include "kvbm/base/text.hpp"
 #include "kvbm/transfer/copy_choice.hpp"
 #include "kvbm/transfer/internal/agent_link.hpp"
+#include "kvbm/transfer/internal/direct_files.hpp"
 #include "kvbm/transfer/internal/failure.hpp"
 #include "kvbm/transfer/internal/file_transfer.hpp"
 #include "kvbm/transfer/internal/hop.hpp"
@@ -79,7 +80,9 @@ void warn_of_a_missing_ring(const TransferConfig& config) {
 class TransferManager::Core {
  public:
   explicit Core(std::shared_ptr<internal::TransferContext> context)
-      : context_(std::move(context)), address_(address_of(context_->config())) {
+      : context_(std::move(context)),
+        address_(address_of(context_->config())),
+        direct_files_(context_->config(), context_->capabilities()) {
     RemoteAgent* const agent = context_->config().remote_agent;
     if (agent != nullptr) link_ = std::make_unique<internal::AgentLink>(*agent);
   }
@@ -99,6 +102,13 @@ class TransferManager::Core {
       return invalid("a layout of another worker is imported, not registered");
     }
     const auto shared = std::make_shared<const PhysicalLayout>(std::move(layout));
+    direct_files_.enter(*shared);
+    Result<LayoutHandle> handle = register_shared(shared);
+    if (!handle) direct_files_.leave(*shared);
+    return handle;
+  }
+
+  Result<LayoutHandle> register_shared(const std::shared_ptr<const PhysicalLayout>& shared) {
     if (!link_) return add_layout(shared);
     KVBM_ASSIGN_OR_RETURN(const std::optional<AgentMemoryId> memory, link_->enter(*shared));
     Result<LayoutHandle> handle = add_layout(shared);
@@ -110,6 +120,7 @@ class TransferManager::Core {
   Result<Completion> unregister_layout(LayoutHandle handle) {
     std::vector<internal::PlanCache::Plan> plans;
     KVBM_ASSIGN_OR_RETURN(auto last, remove_layout(handle, plans));
+    direct_files_.leave(*last);
     return link_ ? link_->leave(handle.layout, std::move(last)) : Completion::ready();
   }
 
@@ -412,6 +423,7 @@ class TransferManager::Core {
                          .device = context_->capabilities(),
                          .allowed = context_->config().capabilities,
                          .preferences = context_->config().preferences,
+                         .not_direct = direct_files_.why_not(*src.layout, *dst.layout),
                          .remote_agent = link_ ? &link_->capabilities() : nullptr}));
     KVBM_TRY(check_files(strategy, *src.layout, *dst.layout));
     PieceList pieces;
@@ -520,6 +532,7 @@ class TransferManager::Core {
   const std::shared_ptr<internal::TransferContext> context_;
   const WorkerAddress address_;
   std::unique_ptr<internal::AgentLink> link_;  // null: no remote agent
+  internal::DirectFiles direct_files_;
   mutable Mutex mutex_{LockRank::kTransfer, "transfer.layouts"};
   std::map<uint16_t, std::shared_ptr<const PhysicalLayout>> layouts_ KVBM_GUARDED_BY(mutex_);
   std::set<std::pair<uint16_t, uint16_t>> aliases_ KVBM_GUARDED_BY(mutex_);

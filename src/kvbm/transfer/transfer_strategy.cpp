@@ -60,12 +60,12 @@ TransferStrategy then_copy(HopKind begin, const StrategyQuestion& question,
 
 bool files_take(const TransferEnd& end, const StrategyQuestion& question) {
   return !is_device(end) || question.device.host_accessible ||
-         (question.allowed.allow_gds && question.files_reach_device);
+         (question.allowed.allow_gds && question.not_direct.empty());
 }
 
 std::string_view why_no_file(const StrategyQuestion& question) {
   return question.allowed.allow_gds
-             ? "the host cannot address this device memory, and the file engine cannot either"
+             ? question.not_direct
              : "the host cannot address this device memory, and allow_gds is off";
 }
 

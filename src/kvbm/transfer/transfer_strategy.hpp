@@ -68,8 +68,9 @@ struct StrategyQuestion {
   const DeviceCapabilities& device;
   TransferCapabilities allowed = {};
   TransferPreferences preferences = {};
-  /// Whether the file engine takes memory of a device that the host cannot address.
-  bool files_reach_device = false;
+  /// Why these blocks do not go between a file and memory of a device that the host cannot address
+  /// in one hop, if allow_gds lets them; empty: they do. Outlives the strategy.
+  std::string_view not_direct = "the file engine does not reach it";
   /// Null: there is none.
   const RemoteAgentCapabilities* remote_agent = nullptr;
 };
@@ -78,7 +79,7 @@ struct StrategyQuestion {
 struct TransferStrategy {
   TransferHop first;
   std::optional<TransferHop> second = std::nullopt;
-  std::string_view reason = {};  ///< why it is staged, or not; a literal
+  std::string_view reason = {};  ///< why it is staged, or not; a literal, or not_direct
   std::string_view note = {};    ///< which wish was not met; a literal, empty if there is none
 
   [[nodiscard]] bool is_staged() const noexcept { return second.has_value(); }

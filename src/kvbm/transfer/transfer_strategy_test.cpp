@@ -62,7 +62,7 @@ void expect_possible(const TransferHop& hop, const StrategyQuestion& question) {
       EXPECT_NE(memory(hop.from), memory(hop.to));
       const TransferEnd& other = memory(hop.from) ? hop.from : hop.to;
       EXPECT_TRUE(host_reaches(other) ||
-                  (question.allowed.allow_gds && question.files_reach_device));
+                  (question.allowed.allow_gds && question.not_direct.empty()));
       return;
     }
     case HopKind::kRemote:
@@ -95,7 +95,7 @@ TEST(TransferStrategy, EveryPairOfPlacesHasAStrategyOrAReason) {
               .match = match,
               .device = device,
               .allowed = {.allow_gds = is_set(2), .allow_gpu_rdma = is_set(3)},
-              .files_reach_device = is_set(4),
+              .not_direct = is_set(4) ? "" : "no file engine reaches it",
               .remote_agent = is_set(5) ? &agent : nullptr};
           SCOPED_TRACE(to_string(src) + " to " + to_string(dst) + ", flags " +
                        std::to_string(flags));
@@ -183,17 +183,36 @@ TEST(TransferStrategy, ASlotOfAFileIsWrittenWhole) {
 }
 
 TEST(TransferStrategy, GpuDirectStorageIsTakenOnlyIfItIsAllowedAndThere) {
+  constexpr std::string_view kMissing = "libcufile is not found";
   for (const bool allowed : {false, true}) {
-    for (const bool there : {false, true}) {
-      const auto strategy = choose_strategy({.src = here(StorageKind::kDevice),
-                                             .dst = here(StorageKind::kFile),
-                                             .device = kGpu,
-                                             .allowed = {.allow_gds = allowed},
-                                             .files_reach_device = there});
-      ASSERT_TRUE(strategy);
-      EXPECT_EQ(strategy->is_staged(), !(allowed && there));
-      EXPECT_EQ(strategy->reason.find("allow_gds is off") != std::string_view::npos, !allowed);
+    for (const std::string_view not_direct : {std::string_view(), kMissing}) {
+      StrategyQuestion question{.src = here(StorageKind::kDevice),
+                                .dst = here(StorageKind::kFile),
+                                .device = kGpu,
+                                .allowed = {.allow_gds = allowed},
+                                .not_direct = not_direct};
+      for (int way = 0; way < 2; ++way) {
+        const auto strategy = choose_strategy(question);
+        ASSERT_TRUE(strategy);
+        EXPECT_EQ(strategy->is_staged(), !(allowed && not_direct.empty()));
+        EXPECT_EQ(strategy->reason.find("allow_gds is off") != std::string_view::npos, !allowed);
+        EXPECT_EQ(strategy->reason == kMissing, allowed && !not_direct.empty());
+        std::swap(question.src, question.dst);
+      }
     }
+  }
+}
+
+TEST(TransferStrategy, GpuDirectStorageMovesWholeBlocksOfOneFormat) {
+  for (const BlockMatch match : {BlockMatch::kSameBytes, BlockMatch::kReshaped}) {
+    const auto strategy = choose_strategy({.src = here(StorageKind::kFile),
+                                           .dst = here(StorageKind::kDevice),
+                                           .match = match,
+                                           .device = kGpu,
+                                           .allowed = {.allow_gds = true},
+                                           .not_direct = ""});
+    ASSERT_TRUE(strategy);
+    EXPECT_EQ(strategy->is_staged(), match != BlockMatch::kSameBytes);
   }
 }
 

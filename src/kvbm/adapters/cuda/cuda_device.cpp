@@ -91,6 +91,10 @@ Result<StreamRef> CudaDevice::adopt_stream(uintptr_t native_stream, std::string_
 
 std::shared_ptr<HostPinner> CudaDevice::pinner() const { return pinner_; }
 
+std::shared_ptr<const void> CudaDevice::enter() const {
+  return std::make_shared<CudaContext::Scope>(*context_);
+}
+
 DeviceInfo CudaDevice::info() const {
   return {.name = context_->gpu().name,
           .kind = DeviceKind::kCuda,
@@ -102,6 +106,7 @@ DeviceInfo CudaDevice::info() const {
                            .ring_is_missing = !streams_->ring(),
                            .ring_block_bytes = streams_->ring_block_bytes(),
                            .patterns = streams_->patterns().has_value(),
+                           .checksums = streams_->checksums().has_value(),
                            .kernels_from_ptx = streams_->kernels() == KernelSupport::kFromPtx,
                            .page_bytes = 256}};
 }
@@ -145,6 +150,12 @@ Status CudaDevice::pattern(StreamRef stream, PatternBatch batch) {
   KVBM_TRY(planned_bytes(batch));
   KVBM_TRY(streams_->patterns());
   return streams_->pattern(stream, std::move(batch));
+}
+
+Status CudaDevice::checksum(StreamRef stream, ChecksumBatch batch) {
+  KVBM_TRY(planned_bytes(batch));
+  KVBM_TRY(streams_->checksums());
+  return streams_->checksum(stream, std::move(batch));
 }
 
 Status CudaDevice::launch(StreamRef stream, StreamTask task) {

@@ -105,6 +105,10 @@ class CudaDevice final : public Device {
   /// For PinnedMemory that this device copies; the memory may outlive the device.
   [[nodiscard]] std::shared_ptr<HostPinner> pinner() const;
 
+  /// For calls of libraries that work in the thread's current context: it is this GPU's for as long
+  /// as the result lives, on this thread. Valid as long as the device.
+  [[nodiscard]] std::shared_ptr<const void> enter() const;
+
   [[nodiscard]] DeviceInfo info() const override;
   [[nodiscard]] Result<StreamRef> create_stream(std::string_view name) override;
   Status destroy_stream(StreamRef stream) override;
@@ -113,6 +117,7 @@ class CudaDevice final : public Device {
   [[nodiscard]] Result<DeviceMemory> allocate(uint64_t size_bytes, uint64_t alignment) override;
   Status copy(StreamRef stream, StridedCopyBatch batch) override;
   Status pattern(StreamRef stream, PatternBatch batch) override;
+  Status checksum(StreamRef stream, ChecksumBatch batch) override;
   Status launch(StreamRef stream, StreamTask task) override;
   [[nodiscard]] Event record(StreamRef stream) override;
   Status wait(StreamRef stream, const Event& event) override;

@@ -64,10 +64,12 @@ Result<OpenedDevice> open_cuda_device(int32_t ordinal, const OpenDeviceOptions& 
   const auto adopt = [gpu = device.get()](uintptr_t native_stream, std::string_view name) {
     return gpu->adopt_stream(native_stream, name);
   };
+  const auto enter = [gpu = device.get()] { return gpu->enter(); };
   return OpenedDevice{.device = std::move(device),
                       .pinner = std::move(pinner),
                       .identity = std::move(identity),
-                      .adopt_stream = adopt};
+                      .adopt_stream = adopt,
+                      .enter = enter};
 }
 
 }  // namespace kvbm::internal

@@ -2,6 +2,7 @@
 #include "kvbm/transfer/internal/file_transfer.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <numeric>
@@ -27,7 +28,7 @@ uint64_t buffer_bytes(const SlotGeometry& slots, bool through_buffers) {
   return through_buffers ? slots.slot_bytes : slots.header_bytes;
 }
 
-bool is_aligned(uint64_t value, uint32_t unit) { return value % unit == 0; }
+bool is_aligned(uint64_t value, uint64_t unit) { return value % unit == 0; }
 
 }  // namespace
 
@@ -70,10 +71,41 @@ bool takes_runs(const PhysicalLayout& file, const std::vector<AddressedRun>& run
   });
 }
 
+Status check_device_runs(const PhysicalLayout& file, const std::vector<AddressedRun>& runs) {
+  if (!file.page_maps().front().region().file().alignment.direct()) {
+    return make_error(ErrorCode::kUnsupported,
+                      "GPU Direct Storage takes files that are open for direct I/O, which this one "
+                      "is not: try DirectIo::kTry on a file system that has it");
+  }
+  const bool fits = std::ranges::all_of(runs, [](const AddressedRun& run) {
+    return is_aligned(run.bytes, kChecksumUnit) &&
+           is_aligned(reinterpret_cast<uintptr_t>(run.base), kChecksumAlignment) &&
+           is_aligned(run.block_stride, kChecksumAlignment) &&
+           is_aligned(run.stride, kChecksumAlignment);
+  });
+  if (fits && takes_runs(file, runs)) return {};
+  return make_error(ErrorCode::kUnsupported,
+                    "the runs of the blocks in device memory are not what direct I/O and checksums "
+                    "of the device take: choose a format with runs of multiples of 4 KiB");
+}
+
+/// Some blocks of which the device computes checksums.
+struct FileTransfer::Round {
+  explicit Round(size_t num_blocks) : sums(std::make_shared<BlockChecksums>(num_blocks)) {}
+
+  std::vector<uint32_t> positions = {};
+  const std::shared_ptr<BlockChecksums> sums;
+  Status refusal = {};         ///< of the call
+  std::optional<Event> event;  ///< behind them, if they were queued
+  /// Who may still touch it: the device, the event, and whoever asks the device.
+  std::atomic<int> parts{3};
+};
+
 Result<std::shared_ptr<FileTransfer>> FileTransfer::create(TransferFrame frame,
                                                            FileTransferSpec spec) {
   const FileEngineCapabilities engine = frame.context->config().files->capabilities();
-  const bool through_buffers = !takes_runs(spec.file, spec.runs);
+  const bool through_buffers =
+      spec.place == BufferPlace::kHost && !takes_runs(spec.file, spec.runs);
   const uint64_t each = buffer_bytes(*spec.file.slots(), through_buffers);
   size_t window = std::min(
       {frame.context->config().file_requests_per_transfer, engine.max_pending, frame.num_blocks});
@@ -97,6 +129,10 @@ FileTransfer::FileTransfer(TransferFrame frame, FileTransferSpec spec, size_t wi
   // Answers arrive where nothing may fail: there is room for all that can be outstanding.
   prepared_.reserve(window);
   answers_.reserve(window);
+  if (on_device()) {
+    checksums_.resize(spec_.blocks.size());
+    unchecked_.reserve(spec_.blocks.size());
+  }
   const MutexLock lock(mutex_);
   inbox_.reserve(window);
 }
@@ -112,13 +148,21 @@ void FileTransfer::run() noexcept {
       answers_.swap(inbox_);
     }
   }
+  if (round_ != nullptr) take_round();
   bool engine_full = false;
   try {
+    if (on_device() && spec_.op == FileOp::kWrite && !knows_checksums_ && !stopped && next_ == 0 &&
+        context().now() < deadline()) {
+      std::vector<uint32_t> all(num_blocks());
+      std::iota(all.begin(), all.end(), 0U);
+      return begin_round(std::move(all));
+    }
     turn(stopped, engine_full);
   } catch (...) {
     give_up(current_failure());
   }
   if (num_submitted_ == 0 && prepared_.empty() && next_ == num_blocks()) {
+    if (!unchecked_.empty()) return begin_round(std::exchange(unchecked_, {}));
     conclude();
   } else {
     go_on(engine_full, stopped);
@@ -260,7 +304,9 @@ void FileTransfer::deliver(Answer answer) noexcept {
 void FileTransfer::take_answer(const Answer& answer) noexcept {
   --num_submitted_;
   const Status status = guarded([&] { return check_answer(answer); });
-  if (status) {
+  if (status && on_device() && spec_.op == FileOp::kRead) {
+    unchecked_.push_back(answer.block.position);  // has room
+  } else if (status) {
     bytes_ += geometry_.payload_bytes;
   } else {
     fail(answer.block.position, status.error());
@@ -268,7 +314,7 @@ void FileTransfer::take_answer(const Answer& answer) noexcept {
   free_buffers_.push_back(answer.block.buffer);
 }
 
-Status FileTransfer::check_answer(const Answer& answer) const {
+Status FileTransfer::check_answer(const Answer& answer) {
   if (!answer.result.status) return copy_of(answer.result.status);
   const uint64_t planned =
       through_buffers_ ? geometry_.slot_bytes : geometry_.header_bytes + geometry_.payload_bytes;
@@ -281,10 +327,14 @@ Status FileTransfer::check_answer(const Answer& answer) const {
 }
 
 /// Whatever the header says instead of what it should, the block is not there: kCorrupt.
-Status FileTransfer::check_read(const Prepared& block) const {
+Status FileTransfer::check_read(const Prepared& block) {
   const Result<SlotHeader> header = decode_slot_header(header_of(block));
   if (!header) return make_error(ErrorCode::kCorrupt, header.error().message());
   KVBM_TRY(check_slot_header(*header, geometry_, spec_.tags[block.position]));
+  if (on_device()) {
+    checksums_[block.position] = header->payload_checksum;
+    return {};
+  }
   if (payload_checksum(block) != header->payload_checksum) {
     return make_error(ErrorCode::kCorrupt, "the checksum of the block does not match its bytes");
   }
@@ -296,6 +346,115 @@ Status FileTransfer::check_read(const Prepared& block) const {
     });
   }
   return {};
+}
+
+void FileTransfer::begin_round(std::vector<uint32_t> positions) noexcept {
+  const Status begun = guarded([&]() -> Status {
+    auto round = std::make_shared<Round>(positions.size());
+    round->positions.swap(positions);
+    round_ = std::move(round);
+    return put_round_on_stream();
+  });
+  if (begun) return;
+  // Not on its way, and none will come.
+  if (round_ != nullptr) {
+    round_->refusal = copy_of(begun);
+    take_round();
+  } else if (spec_.op == FileOp::kWrite) {
+    give_up(begun.error());
+  } else {
+    for (const uint32_t position : positions) fail(position, begun.error());
+  }
+  conclude();
+}
+
+/// Errors: only if it is not on its way.
+Status FileTransfer::put_round_on_stream() {
+  const Result<StreamPool::Held> held = context().streams().take(frame().route);
+  if (!held) {
+    return context().post_after(kEngineFullPause, [weak = weak_from_this()] {
+      const auto self = std::static_pointer_cast<FileTransfer>(weak.lock());
+      if (self == nullptr) return;
+      const Status again = guarded([&] { return self->put_round_on_stream(); });
+      if (again) return;
+      self->round_->refusal = copy_of(again);
+      self->run();
+    });
+  }
+  const std::shared_ptr<Round> round = round_;
+  bool has_event = false;
+  round->refusal = put_round_on(round, held->stream, has_event);
+  context().streams().give_back(*held);
+  leave_round(*round, has_event ? 1 : 2);
+  return {};
+}
+
+/// The device keeps its share of the checksums until it has computed or dropped them, so their end
+/// is known even where no event can be recorded.
+Status FileTransfer::put_round_on(const std::shared_ptr<Round>& round, StreamRef stream,
+                                  bool& has_event) noexcept {
+  return guarded([&]() -> Status {
+    const auto self = std::static_pointer_cast<FileTransfer>(shared_from_this());
+    ChecksumBatch batch;
+    // First of all: from here on this part is left, whatever happens; without memory for the share
+    // at once.
+    batch.checksums = std::shared_ptr<BlockChecksums>(
+        round->sums.get(),
+        [self, round](BlockChecksums*) noexcept { self->leave_round(*round, 1); });
+    for (const uint32_t position : round->positions) {
+      batch.blocks.push_back(spec_.blocks[position]);
+    }
+    for (const AddressedRun& run : spec_.runs) {
+      batch.pieces.push_back({.data = run.base,
+                              .block_stride = run.block_stride,
+                              .bytes = run.bytes,
+                              .count = run.count,
+                              .stride = run.stride});
+    }
+    KVBM_TRY(context().device().checksum(stream, std::move(batch)));
+    // Closes the group, so that its failure does not fail whoever comes next.
+    round->event = context().device().record(stream);
+    round->event->on_done([self, round](const Status&) noexcept { self->leave_round(*round, 1); });
+    has_event = true;
+    return {};
+  });
+}
+
+void FileTransfer::leave_round(Round& round, int parts) noexcept {
+  if (round.parts.fetch_sub(parts, std::memory_order_acq_rel) == parts) {
+    context().schedule(shared_from_this());
+  }
+}
+
+void FileTransfer::take_round() noexcept {
+  const std::shared_ptr<Round> round = std::exchange(round_, nullptr);
+  const size_t num_known = round->sums->num_known();
+  const Status missing = guarded([&]() -> Status {
+    if (num_known == round->positions.size()) return {};
+    if (!round->refusal) return copy_of(round->refusal);
+    if (round->event && round->event->done() && !round->event->status()) {
+      return round->event->status();
+    }
+    return make_error(ErrorCode::kDevice, "the device dropped the checksums of the blocks");
+  });
+  if (spec_.op == FileOp::kWrite) {
+    if (!missing) return give_up(missing.error());
+    for (size_t i = 0; i < num_known; ++i) checksums_[round->positions[i]] = round->sums->at(i);
+    knows_checksums_ = true;
+    return;
+  }
+  const Error differs = failure(ErrorCode::kCorrupt,
+                                "the checksum of the block does not match its bytes in the device");
+  for (size_t i = 0; i < round->positions.size(); ++i) {
+    const uint32_t position = round->positions[i];
+    if (i >= num_known) {
+      fail(position, missing.error());
+    } else if (round->sums->at(i) != checksums_[position]) {
+      fail(position, differs);
+    } else {
+      bytes_ += geometry_.payload_bytes;
+    }
+  }
 }
 
 void FileTransfer::give_up(const Error& error) noexcept {
@@ -359,13 +518,14 @@ FileRequest FileTransfer::request_for(const Prepared& block) const {
   request.buffers.push_back({buffer.data(), buffer.size()});
   if (through_buffers_) return request;
   for_each_piece(spec_.blocks[block.position], [&](std::byte* data, uint64_t bytes) {
-    request.buffers.push_back({data, bytes});
+    request.buffers.push_back({data, bytes, spec_.place});
   });
   return request;
 }
 
 uint64_t FileTransfer::payload_checksum(const Prepared& prepared) const {
   if (through_buffers_) return checksum(payload_of(prepared));
+  if (on_device()) return checksums_[prepared.position];
   const BlockId block = spec_.blocks[prepared.position];
   if (spec_.runs.size() == 1 && spec_.runs.front().count == 1) {
     const AddressedRun& run = spec_.runs.front();

@@ -11,6 +11,8 @@
 
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/result.hpp"
+#include "kvbm/device/checksum.hpp"
+#include "kvbm/device/stream.hpp"
 #include "kvbm/layout/physical_layout.hpp"
 #include "kvbm/memory/file_engine.hpp"
 #include "kvbm/transfer/internal/page_pool.hpp"
@@ -35,8 +37,14 @@ struct AddressedRun {
 /// Whether the file takes these addresses and lengths; those of a direct file are to be aligned.
 [[nodiscard]] bool takes_runs(const PhysicalLayout& file, const std::vector<AddressedRun>& runs);
 
+/// The same for memory of a device that the host cannot address, which goes without buffers and has
+/// its checksums computed by the device. Errors: kUnsupported (says what to choose).
+[[nodiscard]] Status check_device_runs(const PhysicalLayout& file,
+                                       const std::vector<AddressedRun>& runs);
+
 struct FileTransferSpec {
   FileOp op = FileOp::kRead;
+  BufferPlace place = BufferPlace::kHost;  ///< of the memory; kDevice: see check_device_runs()
   PhysicalLayout file;
   std::vector<AddressedRun> runs;
   std::vector<BlockId> slots;   ///< of the file
@@ -45,6 +53,9 @@ struct FileTransferSpec {
 };
 
 /// What a direct file does not take goes through buffers of whole slots.
+///
+/// Memory of a device that the host cannot address: before anything is written the device computes
+/// all checksums, after everything is read it does again, and only then blocks have arrived.
 ///
 /// Each turn takes the answers that have come, then prepares and submits some more blocks.
 /// Checksums are computed in turns, so on the threads of the manager's queue, never on those of the
@@ -81,16 +92,26 @@ class FileTransfer final : public Transfer {
   void submitted(const FileBatch& batch) noexcept;
   void deliver(Answer answer) noexcept;
   void take_answer(const Answer& answer) noexcept;
+
+  // Checksums of the device, for some positions at a time; meanwhile nothing else is under way.
+  struct Round;
+  void begin_round(std::vector<uint32_t> positions) noexcept;
+  Status put_round_on_stream();
+  Status put_round_on(const std::shared_ptr<Round>& round, StreamRef stream,
+                      bool& has_event) noexcept;
+  void leave_round(Round& round, int parts) noexcept;
+  void take_round() noexcept;
   void give_up(const Error& error) noexcept;
   void fail(uint32_t position, const Error& error) noexcept;
   void conclude() noexcept;
 
+  [[nodiscard]] bool on_device() const noexcept { return spec_.place == BufferPlace::kDevice; }
   [[nodiscard]] uint32_t num_blocks() const noexcept {
     return static_cast<uint32_t>(spec_.blocks.size());
   }
   [[nodiscard]] FileRequest request_for(const Prepared& block) const;
-  [[nodiscard]] Status check_answer(const Answer& answer) const;
-  [[nodiscard]] Status check_read(const Prepared& block) const;
+  [[nodiscard]] Status check_answer(const Answer& answer);
+  [[nodiscard]] Status check_read(const Prepared& block);
   [[nodiscard]] uint64_t payload_checksum(const Prepared& block) const;
   [[nodiscard]] std::span<std::byte> buffer_of(const Prepared& block) const;
   [[nodiscard]] std::span<std::byte> header_of(const Prepared& block) const;
@@ -113,6 +134,11 @@ class FileTransfer final : public Transfer {
   std::vector<Answer> answers_;
   size_t num_taken_ = 0;  ///< of answers_
   uint64_t bytes_ = 0;
+  /// Of a device's blocks by position: computed before a write, in the header after a read.
+  std::vector<uint64_t> checksums_;
+  bool knows_checksums_ = false;     ///< before a write
+  std::vector<uint32_t> unchecked_;  ///< positions that were read, with checksums still to compare
+  std::shared_ptr<Round> round_;     ///< null unless the device computes checksums
   std::optional<Error> first_failure_;
   uint32_t first_failed_ = 0;
 

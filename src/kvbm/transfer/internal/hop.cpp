@@ -103,14 +103,18 @@ Result<TransferCompleteNotification> ask_file(const std::shared_ptr<TransferCont
                                               const HopRequest& request) {
   const bool writes = request.hop.route() == TransferRoute::kMemoryToFile;
   const PhysicalLayout& file = writes ? *request.dst : *request.src;
+  const PhysicalLayout& memory = writes ? *request.src : *request.dst;
+  const bool hidden =
+      memory.storage_kind() == StorageKind::kDevice && !context->capabilities().host_accessible;
   KVBM_TRY(check_slot_alignment(file));
   KVBM_ASSIGN_OR_RETURN(
       const auto transfer,
       FileTransfer::create(
           frame_of(context, request, file.config().block_bytes()),
           FileTransferSpec{.op = writes ? FileOp::kWrite : FileOp::kRead,
+                           .place = hidden ? BufferPlace::kDevice : BufferPlace::kHost,
                            .file = file,
-                           .runs = addressed_runs(writes ? *request.src : *request.dst),
+                           .runs = addressed_runs(memory),
                            .slots = copy_of(writes ? request.to : request.from),
                            .blocks = copy_of(writes ? request.from : request.to),
                            .tags = {request.tags.begin(), request.tags.end()}}));

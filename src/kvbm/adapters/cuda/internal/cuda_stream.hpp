@@ -43,6 +43,9 @@ struct QueuedCopy {
 struct QueuedPattern {
   PatternBatch batch;
 };
+struct QueuedChecksum {
+  ChecksumBatch batch;
+};
 struct QueuedLaunch {
   StreamTask task;
 };
@@ -54,7 +57,7 @@ struct QueuedWait {
   Event event;
 };
 using CudaOperation =
-    std::variant<QueuedCopy, QueuedPattern, QueuedLaunch, QueuedRecord, QueuedWait>;
+    std::variant<QueuedCopy, QueuedPattern, QueuedChecksum, QueuedLaunch, QueuedRecord, QueuedWait>;
 
 /// A batch on its way: the counter, if there is one, grows when it has arrived, and is let go of
 /// when it has ended, as are the ids that a kernel reads.
@@ -62,7 +65,8 @@ struct Arrival {
   std::shared_ptr<std::atomic<uint64_t>> counter;
   uint64_t bytes = 0;
   PinnedRing::Slice ids = {};
-  /// Of a pattern: called with whether it has arrived, where the GPU is known to have ended it.
+  /// Of a pattern or of checksums: called with whether it has arrived, where the GPU is known to
+  /// have ended it.
   UniqueFunction<void(bool arrived)> on_end = {};
 };
 

@@ -57,6 +57,7 @@ Result<std::shared_ptr<CudaStreams>> CudaStreams::create(const CudaStreamsOption
   {
     const CudaContext::Scope scope(*streams->context_);
     streams->patterns_loaded_ = streams->patterns_.load();
+    streams->checksums_loaded_ = streams->checksums_.load();
     if (options.ring_bytes > 0 && streams->kernels() != KernelSupport::kNone) {
       streams->ring_made_ = streams->copier_.make_rings(options.ring_bytes);
     }
@@ -75,6 +76,7 @@ CudaStreams::CudaStreams(const CudaStreamsOptions& options,
       gates_(context_),
       copier_(context_, std::move(pinner)),
       patterns_(context_),
+      checksums_(context_),
       tasks_(std::move(tasks)),
       watcher_(*this, context_, health_, options_.executor, std::move(watch)) {}
 
@@ -275,6 +277,26 @@ Status CudaStreams::pattern(StreamRef ref, PatternBatch batch) {
     const CudaContext::Scope scope(*context_);
     KVBM_TRY(stream->check_not_capturing());
     KVBM_TRY(patterns_.launch(*stream, batch));
+  }
+  watcher_.watch_arrivals(stream);
+  return {};
+}
+
+Status CudaStreams::checksum(StreamRef ref, ChecksumBatch batch) {
+  KVBM_ASSIGN_OR_RETURN(const StreamPointer stream, find(ref));
+  {
+    const MutexLock submit(stream->submit);
+    {
+      const MutexLock lock(stream->mutex);
+      KVBM_TRY(accepts_locked(*stream));
+      if (stream->state != CudaStream::State::kIdle) {
+        stream->operations.emplace_back(QueuedChecksum{std::move(batch)});
+        return {};
+      }
+    }
+    const CudaContext::Scope scope(*context_);
+    KVBM_TRY(stream->check_not_capturing());
+    KVBM_TRY(checksums_.launch(*stream, batch));
   }
   watcher_.watch_arrivals(stream);
   return {};
@@ -524,6 +546,13 @@ void CudaStreams::run(const StreamPointer& stream, CudaOperation& operation) {
       note(*stream, launched);
     }
     watcher_.watch_arrivals(stream);
+  } else if (auto* checksum = std::get_if<QueuedChecksum>(&operation)) {
+    if (Status launched = checksums_.launch(*stream, checksum->batch); !launched) {
+      note(*stream, launched);
+    }
+    // Its share of the checksums goes before anybody hears of the end.
+    operation = QueuedLaunch{};
+    watcher_.watch_arrivals(stream);
   } else if (auto* launch = std::get_if<QueuedLaunch>(&operation)) {
     Status outcome = run_task(launch->task);
     launch->task.reset();
@@ -626,6 +655,7 @@ void CudaStreams::close() {
   gates_.close();
   copier_.close();
   patterns_.close();
+  checksums_.close();
 }
 
 }  // namespace kvbm::internal

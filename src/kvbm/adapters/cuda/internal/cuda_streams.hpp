@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "kvbm/adapters/cuda/internal/cuda_checksums.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_context.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_copier.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_gates.hpp"
@@ -54,6 +55,7 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   /// `bytes`: of planned_bytes().
   Status copy(StreamRef ref, StridedCopyBatch batch, uint64_t bytes);
   Status pattern(StreamRef ref, PatternBatch batch);
+  Status checksum(StreamRef ref, ChecksumBatch batch);
   Status launch(StreamRef ref, StreamTask task);
   [[nodiscard]] Event record(StreamRef ref);
   Status wait(StreamRef ref, const Event& event);
@@ -65,6 +67,8 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   [[nodiscard]] const Status& ring() const noexcept { return ring_made_; }
   /// Why there is no pattern(), if there is none.
   [[nodiscard]] const Status& patterns() const noexcept { return patterns_loaded_; }
+  /// Why there is no checksum(), if there is none.
+  [[nodiscard]] const Status& checksums() const noexcept { return checksums_loaded_; }
   [[nodiscard]] Executor& executor() const noexcept { return options_.executor; }
 
   /// Lets what runs finish and drops the rest.
@@ -127,8 +131,10 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   CudaGates gates_;
   CudaCopier copier_;
   CudaPatterns patterns_;
-  Status patterns_loaded_;                      // of create(), never changed afterwards
-  Status ring_made_;                            // of create() too
+  Status patterns_loaded_;  // of create(), never changed afterwards
+  CudaChecksums checksums_;
+  Status checksums_loaded_;                     // likewise
+  Status ring_made_;                            // likewise
   const MemoryPool pool_ = make_memory_pool();  // of completions
 
   Mutex mutex_{LockRank::kDevice, "device.cuda", 4};
