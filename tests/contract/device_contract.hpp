@@ -1149,8 +1149,7 @@ REGISTER_TYPED_TEST_SUITE_P(
     RefusesPatternsThatMakeNoSense, ChecksumsAreThoseOfTheHost,
     ChecksumsFollowTheOrderOfTheirStream, ChecksumsTakeMoreBlocksThanOneLaunch,
     LetsGoOfChecksumsWhateverBecomesOfThem, RefusesChecksumsThatMakeNoSense,
-    ThousandsOfEventsPassBetweenTwoStreams,
-    RandomWorkKeepsEveryOrderThatEventsAskFor, ADeviceThatIsDestroyedEndsEverythingThatIsQueued,
-    MemoryMayOutliveItsDevice);
+    ThousandsOfEventsPassBetweenTwoStreams, RandomWorkKeepsEveryOrderThatEventsAskFor,
+    ADeviceThatIsDestroyedEndsEverythingThatIsQueued, MemoryMayOutliveItsDevice);
 
 }  // namespace kvbm::testing

@@ -25,8 +25,8 @@ constexpr size_t kSums = 8;
 
 /// The same memory as a copy onto itself, which is what the check of a kernel's addresses takes.
 StridedCopyBatch as_copy(const ChecksumBatch& batch) {
-  StridedCopyBatch copy{.from = make_block_list(batch.blocks), .to = nullptr};
-  copy.to = copy.from;
+  std::vector<StridedPiece> pieces;
+  pieces.reserve(batch.pieces.size());
   for (const ChecksumPiece& piece : batch.pieces) {
     StridedPiece same{.src = piece.data,
                       .dst = const_cast<std::byte*>(piece.data),
@@ -35,9 +35,10 @@ StridedCopyBatch as_copy(const ChecksumBatch& batch) {
                       .bytes = piece.count == 0 ? 0 : piece.bytes};
     same.axes.back() = {
         .count = std::max(piece.count, 1U), .src_stride = piece.stride, .dst_stride = piece.stride};
-    copy.pieces.push_back(same);
+    pieces.push_back(same);
   }
-  return copy;
+  const BlockList blocks = make_block_list(batch.blocks);
+  return {.from = blocks, .to = blocks, .pieces = std::move(pieces)};
 }
 
 std::vector<kvbm_checksum_piece> native_pieces(const ChecksumBatch& batch) {
@@ -164,7 +165,7 @@ Status CudaChecksums::launch_part(CudaStream& stream, const ChecksumBatch& batch
   };
   {
     const MutexLock lock(stream.mutex);
-    stream.arrivals.push_back(std::move(arrival));
+    stream.add(std::move(arrival));
   }
   if (code != 0) return make_error(cuda_error("checksums were not launched", code));
   return {};

@@ -63,8 +63,7 @@ KernelIds write_ids(const StridedCopyBatch& batch, size_t first, size_t count, u
 }
 
 /// On the side of the slot each group counts anew.
-void write_ring_ids(const QueuedCopy& copy, size_t count, uint64_t slot_bytes,
-                    uint32_t* memory) {
+void write_ring_ids(const QueuedCopy& copy, size_t count, uint64_t slot_bytes, uint32_t* memory) {
   write_ids(copy.batch, copy.done_pairs, count, memory);
   uint32_t* const inside = copy.ring->host == CopySide::kSource ? memory : memory + count;
   for (size_t done = 0; done < count;) {
