@@ -14,7 +14,8 @@ namespace kvbm {
 /// The room a lock belongs to. A thread takes locks from the highest rank down: while it holds a
 /// lock it may only take one of a lower rank, as a room only calls rooms below it.
 enum class LockRank : uint8_t {
-  kLog,       // base: taken last, whatever else is held
+  kPool,      // base: memory pools; taken last, whatever else is held
+  kLog,       // base: nothing else is taken but memory
   kMetrics,   // base
   kLatch,     // base: completions and latches
   kExecutor,  // base: task queues

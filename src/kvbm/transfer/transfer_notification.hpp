@@ -106,6 +106,8 @@ class TransferCompleteNotification {
 
     /// Contract: the completion is done.
     [[nodiscard]] const TransferResult& outcome() const;
+    /// That of a source that was dropped.
+    [[nodiscard]] static const TransferResult& dropped();
   };
 
   explicit TransferCompleteNotification(std::shared_ptr<State> state) : state_(std::move(state)) {}
