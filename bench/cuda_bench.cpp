@@ -312,7 +312,9 @@ void spin_until_done(benchmark::State& state,
 
 /// `share`: of the rate of one plain pinned copy of as many bytes, with a thread that looks at
 /// done(); `waiting_share`: with one that blocks in wait(). `added_us`: to the plain copy's time.
-/// `submit_us`: until execute_transfer() returns; `allocations`: in there.
+/// `submit_us`: until execute_transfer() returns, on a thread that was awake before (the plain copy
+/// before it is waited for by spinning); `submit_after_sleep_us`: on one that had slept;
+/// `allocations`: in there.
 void run_transfer(benchmark::State& state, const LayoutConfig& config, size_t num_blocks, Way way,
                   Shape shape, Mover mover) {
   Rig rig(state);
@@ -323,33 +325,37 @@ void run_transfer(benchmark::State& state, const LayoutConfig& config, size_t nu
   const uint64_t bytes = num_blocks * config.block_bytes();
   const Plain plain(ends, bytes);
   if (plain.host == nullptr) return state.SkipWithError("no memory");
+  std::vector<double> submits_after_sleep;
   std::vector<double> submits;
   size_t allocations = 0;
-  const auto start = [&] {
+  const auto start = [&](std::vector<double>& times) {
     const testing::AllocationMeter meter;
     const auto begin = WallClock::now();
     auto transfer = scene.start(way, used);
-    submits.push_back(microseconds_since(begin));
+    const double us = microseconds_since(begin);
     allocations = meter.count();
+    times.push_back(us);
     return transfer;
   };
-  const std::vector<double> us = medians(state, {[&] {
-                                                   plain.start(way);
-                                                   plain.finish();
-                                                 },
-                                                 [&] {
-                                                   const auto transfer = start();
-                                                   if (!transfer || !transfer->wait()) {
-                                                     state.SkipWithError("the transfer failed");
-                                                   }
-                                                 },
-                                                 [&] { spin_until_done(state, start()); }});
+  const std::vector<double> us =
+      medians(state, {[&] {
+                        plain.start(way);
+                        plain.finish();
+                      },
+                      [&] {
+                        const auto transfer = start(submits);
+                        if (!transfer || !transfer->wait()) {
+                          state.SkipWithError("the transfer failed");
+                        }
+                      },
+                      [&] { spin_until_done(state, start(submits_after_sleep)); }});
   state.counters["gbps"] = gbps(bytes, us[2]);
   state.counters["plain_gbps"] = gbps(bytes, us[0]);
   state.counters["share"] = us[0] / us[2];
   state.counters["waiting_share"] = us[0] / us[1];
   state.counters["added_us"] = us[2] - us[0];
   state.counters["submit_us"] = median(submits);
+  state.counters["submit_after_sleep_us"] = median(submits_after_sleep);
   state.counters["allocations"] = static_cast<double>(allocations);
 }
 

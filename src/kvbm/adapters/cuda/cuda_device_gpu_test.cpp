@@ -401,19 +401,21 @@ TEST_F(CudaDeviceTest, KernelsGatherAndScatterLayersInPinnedMemory) {
 TEST_F(CudaDeviceTest, AKernelIsGivenNoMemoryThatItCannotReach) {
   const StreamRef stream = device_->create_stream("s").value();
   const DeviceMemory device = memory(65 * kMiB);
-  const PinnedMemory host = pinned(4 * kMiB);
-  std::vector<std::byte> pageable(kMiB);
+  // What follows the pinned part is pageable for certain.
+  const HostPages host = HostPages::map({.size_bytes = 128 * kMiB, .alignment = 4096}).value();
+  ASSERT_TRUE(device_->pinner()->pin(host.data(), 4 * kMiB));
+  std::byte* const pageable = host.data() + 8 * kMiB;
   const auto refused = [&](StridedCopyBatch batch) {
     batch.method = CopyMethod::kKernel;
     return code_of(device_->copy(stream, std::move(batch)));
   };
-  EXPECT_EQ(refused(plain_copy(pageable.data(), device.data(), kMiB)), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(refused(plain_copy(device.data(), pageable.data(), kMiB)), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(refused(plain_copy(pageable, device.data(), kMiB)), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(refused(plain_copy(device.data(), pageable, kMiB)), ErrorCode::kInvalidArgument);
   EXPECT_EQ(refused(plain_copy(device.data(), host.data(), 64 * kMiB)),
             ErrorCode::kInvalidArgument);
   // A list that leads out of it, whose first id does not.
   StridedCopyBatch beyond = plain_copy(device.data(), host.data(), kKiB);
-  beyond.to = make_block_list({BlockId(0), BlockId(1000)});
+  beyond.to = make_block_list({BlockId(0), BlockId(100)});
   beyond.from = make_block_list({BlockId(0), BlockId(1)});
   set_block_strides(beyond, kKiB, kMiB);
   EXPECT_EQ(refused(beyond), ErrorCode::kInvalidArgument);
@@ -426,6 +428,7 @@ TEST_F(CudaDeviceTest, AKernelIsGivenNoMemoryThatItCannotReach) {
   EXPECT_EQ(::cudaGetLastError(), cudaSuccess) << "the engine would find our error";
   EXPECT_TRUE(device_->copy(stream, plain_copy(host.data(), device.data(), 4 * kMiB)));
   EXPECT_TRUE(device_->synchronize(stream, soon())) << "the context is lost";
+  device_->pinner()->unpin(host.data(), 4 * kMiB);
 }
 
 /// `count` blocks of 16 bytes, the first of them the last.

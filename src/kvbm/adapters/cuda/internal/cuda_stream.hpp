@@ -19,6 +19,7 @@
 #include "kvbm/adapters/cuda/internal/pinned_ring.hpp"
 #include "kvbm/base/clock.hpp"
 #include "kvbm/base/completion.hpp"
+#include "kvbm/base/memory_pool.hpp"
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/ring.hpp"
 #include "kvbm/base/unique_function.hpp"
@@ -58,6 +59,8 @@ struct QueuedWait {
 };
 using CudaOperation =
     std::variant<QueuedCopy, QueuedPattern, QueuedChecksum, QueuedLaunch, QueuedRecord, QueuedWait>;
+
+using CudaOperations = std::deque<CudaOperation, PoolAllocator<CudaOperation>>;
 
 /// A batch on its way: the counter, if there is one, grows when it has arrived, and is let go of
 /// when it has ended, as are the ids that a kernel reads.
@@ -100,8 +103,12 @@ struct CudaStream {
   };
 
   CudaStream(uint64_t stream_id, std::string_view stream_name, CUstream_st* native_stream,
-             bool is_adopted)
-      : id(stream_id), name(stream_name), native(native_stream), adopted(is_adopted) {}
+             bool is_adopted, const MemoryPool& pool)
+      : id(stream_id),
+        name(stream_name),
+        native(native_stream),
+        adopted(is_adopted),
+        operations(PoolAllocator<CudaOperation>(pool)) {}
 
   const uint64_t id;
   const std::string name;
@@ -118,7 +125,7 @@ struct CudaStream {
   std::unique_ptr<PinnedRing> ids;
 
   Mutex mutex{LockRank::kDevice, "device.cuda_stream", 2};
-  std::deque<CudaOperation> operations KVBM_GUARDED_BY(mutex);  // not of adopted streams
+  CudaOperations operations KVBM_GUARDED_BY(mutex);  // not of adopted streams
   State state KVBM_GUARDED_BY(mutex) = State::kIdle;
   bool destroyed KVBM_GUARDED_BY(mutex) = false;
 

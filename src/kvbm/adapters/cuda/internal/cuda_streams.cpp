@@ -92,7 +92,7 @@ Result<StreamRef> CudaStreams::create_stream(std::string_view name) {
   if (const cudaError_t code = ::cudaStreamCreateWithFlags(&native, cudaStreamNonBlocking)) {
     return make_error(cuda_error("no stream", code));
   }
-  return add(std::make_shared<CudaStream>(++last_id_, name, native, false));
+  return add(std::make_shared<CudaStream>(++last_id_, name, native, false, pool_));
 }
 
 Result<StreamRef> CudaStreams::adopt_stream(uintptr_t handle, std::string_view name) {
@@ -118,7 +118,7 @@ Result<StreamRef> CudaStreams::adopt_stream(uintptr_t handle, std::string_view n
   }
   KVBM_TRY(has_room());
   KVBM_ASSIGN_OR_RETURN(volatile uint32_t* const word, gates_.take_word());
-  auto stream = std::make_shared<CudaStream>(++last_id_, name, native, true);
+  auto stream = std::make_shared<CudaStream>(++last_id_, name, native, true, pool_);
   {
     const MutexLock stream_lock(stream->mutex);
     stream->gate_word = word;
@@ -611,7 +611,7 @@ void CudaStreams::close() {
   }
   tasks_->stop();
   for (const StreamPointer& stream : streams) {
-    std::deque<CudaOperation> dropped;
+    CudaOperations dropped{PoolAllocator<CudaOperation>(pool_)};
     size_t closed_gates = 0;
     uint32_t first = 0;
     {
