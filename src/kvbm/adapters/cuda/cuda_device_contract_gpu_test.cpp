@@ -51,6 +51,10 @@ class CudaDeviceHarness {
 
  private:
   static void copy(void* to, const void* from, size_t bytes) {
+    // Memory of a pool is its own GPU's alone.
+    if (::cudaSetDevice(testing::test_gpu()) != cudaSuccess) {
+      throw std::runtime_error("cudaSetDevice");
+    }
     if (::cudaMemcpy(to, from, bytes, cudaMemcpyDefault) != cudaSuccess) {
       throw std::runtime_error("cudaMemcpy");
     }
