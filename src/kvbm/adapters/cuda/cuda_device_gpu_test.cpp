@@ -944,6 +944,7 @@ TEST_F(CudaDeviceTest, OurWorkOnAnEngineStreamIsInTheOrderOfTheEngine) {
     ASSERT_EQ(host.data()[0], static_cast<std::byte>(round));
     ASSERT_EQ(host.data()[kSize - 1], static_cast<std::byte>(round));
   }
+  EXPECT_EQ(::cudaStreamSynchronize(engine.native()), cudaSuccess);  // before its memory goes
 }
 
 TEST_F(CudaDeviceTest, AThreadsDefaultStreamIsNotAdopted) {
