@@ -534,6 +534,7 @@ import os, signal, threading, time
 import numpy as np
 import kvbm
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 made = kvbm.LayoutConfig(4096, 32, 2, 16, 64)
 source = kvbm.PhysicalLayout.allocate(made, "layer_separate_block_second")
 destination = kvbm.PhysicalLayout.allocate(made, "layer_separate_block_first")
