@@ -26,12 +26,15 @@ class PoolAllocator {
   PoolAllocator(const PoolAllocator<U>& other) noexcept  // NOLINT(google-explicit-constructor)
       : pool_(other.pool()) {}
 
+  // A container may ask for pointers, which is what is meant then.
+  // NOLINTBEGIN(bugprone-sizeof-expression)
   [[nodiscard]] T* allocate(size_t count) {
     return static_cast<T*>(resource().allocate(count * sizeof(T), alignof(T)));
   }
   void deallocate(T* data, size_t count) noexcept {
     resource().deallocate(data, count * sizeof(T), alignof(T));
   }
+  // NOLINTEND(bugprone-sizeof-expression)
 
   [[nodiscard]] const MemoryPool& pool() const noexcept { return pool_; }
   friend bool operator==(const PoolAllocator&, const PoolAllocator&) = default;
