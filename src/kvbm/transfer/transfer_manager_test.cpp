@@ -541,15 +541,15 @@ TEST_P(ReadyPlan, ATransferByItAllocatesNothingOnAnyThread) {
   const GuardedPlace dst(kLayers, GetParam());
   const LayoutHandle from = rig.manager->register_layout(src.layout()).value();
   const LayoutHandle to = rig.manager->register_layout(dst.layout()).value();
-  std::vector<uint32_t> numbers(kLayers.num_blocks);
-  for (uint32_t i = 0; i < numbers.size(); ++i) numbers[i] = i;
-  const std::vector<BlockId> rising = block_ids(numbers);
-  Random(1).shuffle(std::span(numbers));
-  const std::vector<BlockId> shuffled = block_ids(numbers);
   std::vector<TransferCompleteNotification> at_a_time(32);
+  // Blocks of its own for each, rising and falling.
+  std::vector<std::vector<BlockId>> blocks;
+  for (uint32_t i = 0; i < at_a_time.size(); ++i) {
+    blocks.push_back(i % 2 == 0 ? block_ids({2 * i, 2 * i + 1}) : block_ids({2 * i + 1, 2 * i}));
+  }
   const auto round = [&] {
-    for (TransferCompleteNotification& each : at_a_time) {
-      each = rig.execute(from, shuffled, to, &each == &at_a_time[0] ? rising : shuffled).value();
+    for (size_t i = 0; i < at_a_time.size(); ++i) {
+      at_a_time[i] = rig.execute(from, blocks[i], to, blocks[i]).value();
     }
     bool all_arrived = true;
     for (const TransferCompleteNotification& each : at_a_time) {
