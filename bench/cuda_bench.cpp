@@ -381,6 +381,70 @@ BENCHMARK(BM_CudaContiguous)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
+/// A processor that has slept comes to its pace within some tenths of a second of work.
+void come_to_pace() {
+  const auto begin = WallClock::now();
+  while (microseconds_since(begin) < 300'000) {
+  }
+}
+
+/// Arguments: way, mover, transfers under way at a time. Each of 1,024 contiguous blocks, one after
+/// another, by a thread that never sleeps. `submit_us`: until execute_transfer() returns;
+/// `driver_us`: what the driver takes for such a copy and an event behind it, in turns with ours.
+void BM_CudaSubmission(benchmark::State& state) {
+  Rig rig(state);
+  if (rig.device == nullptr) return;
+  const auto way = static_cast<Way>(state.range(0));
+  const auto at_a_time = static_cast<uint32_t>(state.range(2));
+  const uint32_t num_blocks = kSmallConfig.num_blocks;
+  LayoutConfig config = kSmallConfig;
+  config.num_blocks *= at_a_time;
+  Ends ends(rig, config, kContiguous);
+  const Scene scene(rig, ends, calibration_for(rig, static_cast<Mover>(state.range(1)), state));
+  const Plain plain(ends, num_blocks * config.block_bytes());
+  cudaEvent_t event = nullptr;
+  static_cast<void>(::cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  if (plain.host == nullptr || event == nullptr) return state.SkipWithError("no memory");
+  const std::span<const BlockId> ids(ends.ids);
+  std::vector<double> submits;
+  std::vector<double> driver;
+  const auto round = [&] {
+    for (uint32_t i = 0; i < at_a_time; ++i) {
+      const auto begin = WallClock::now();
+      plain.start(way);
+      static_cast<void>(::cudaEventRecord(event, plain.stream));
+      driver.push_back(microseconds_since(begin));
+    }
+    while (::cudaEventQuery(event) == cudaErrorNotReady) {
+    }
+    std::vector<Result<TransferCompleteNotification>> transfers;
+    transfers.reserve(at_a_time);
+    for (uint32_t i = 0; i < at_a_time; ++i) {
+      const auto begin = WallClock::now();
+      transfers.push_back(scene.start(way, ids.subspan(size_t{i} * num_blocks, num_blocks)));
+      submits.push_back(microseconds_since(begin));
+    }
+    for (const auto& transfer : transfers) spin_until_done(state, transfer);
+  };
+  come_to_pace();
+  for (int i = 0; i < 20; ++i) round();
+  submits.clear();
+  driver.clear();
+  for (auto _ : state) {
+    round();
+    state.SetIterationTime(submits.back() * 1e-6);
+  }
+  static_cast<void>(::cudaEventDestroy(event));
+  if (submits.empty()) return;
+  state.counters["submit_us"] = median(std::move(submits));
+  state.counters["driver_us"] = median(std::move(driver));
+}
+BENCHMARK(BM_CudaSubmission)
+    ->ArgsProduct({{kDown, kUp}, {kByEngine, kAsChosen}, {1, 4}})
+    ->Iterations(300)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
 /// Arguments: blocks, way, mover. 160 runs of 32 KiB in a block, in any order of blocks.
 void BM_CudaChunks(benchmark::State& state) {
   run_transfer(state, kConfig, static_cast<size_t>(state.range(0)),
@@ -413,7 +477,7 @@ kvbm_strided_piece native(const StridedPiece& piece) {
 /// Arguments: blocks, way, mover. Contiguous blocks by the engine, or blocks of 160 runs by a
 /// kernel, on the levels that a transfer goes through, each until a spinning thread sees its end:
 /// `raw_us`, the call of the runtime or of the kernels' library, with ids in device memory, and
-/// cudaStreamSynchronize; `device_us`, CudaDevice::copy and record; `managed_us`,
+/// cudaStreamSynchronize; `device_us`, CudaDevice::copy_and_record; `managed_us`,
 /// execute_transfer. `…_call_us`: until the call returns.
 void BM_CudaLevels(benchmark::State& state) {
   Rig rig(state);
@@ -471,11 +535,11 @@ void BM_CudaLevels(benchmark::State& state) {
                                 .to = list,
                                 .pieces = shared,
                                 .method = by_kernel ? CopyMethod::kKernel : CopyMethod::kEngine};
-         const Status copied =
-             timed("device_call_us", [&] { return rig.device->copy(stream, std::move(batch)); });
-         const Event event = timed("record_call_us", [&] { return rig.device->record(stream); });
-         if (!copied) state.SkipWithError("the copy failed");
-         while (!event.done()) {
+         const Result<Event> event = timed("device_call_us", [&] {
+           return rig.device->copy_and_record(stream, std::move(batch));
+         });
+         if (!event) return state.SkipWithError("the copy failed");
+         while (!event->done()) {
          }
        },
        [&] {

@@ -113,9 +113,8 @@ def manager_added(run):
 
 
 def submission(run):
-    for each, (_, shape, *_), name in run.bench("BM_CudaContiguous"):
-        if shape == 0:  # one after another; in any order it is the driver's time for 1,024 copies
-            yield each["submit_us"], name
+    for each, _, name in run.bench("BM_CudaSubmission"):
+        yield each["submit_us"], name
 
 
 def allocations(run):

@@ -683,6 +683,53 @@ TYPED_TEST_P(DeviceContract, CopiesFollowTheOrderOfTheirStream) {
   EXPECT_EQ(this->content(chain.back()), image);
 }
 
+TYPED_TEST_P(DeviceContract, CopiesAndRecordsInOneCall) {
+  Random random(13);
+  const std::vector<std::byte> image = this->noise(random, 4096);
+  const DeviceMemory src = this->filled(image);
+  const StreamRef stream = this->stream();
+  const DeviceMemory first = this->device().allocate(4096, 1).value();
+  const Event copied =
+      this->device()
+          .copy_and_record(stream, this->plain_copy(src.data(), first.data(), 4096))
+          .value();
+  ASSERT_TRUE(copied.wait(this->soon()));
+  EXPECT_EQ(this->content(first), image);
+
+  EventSource gate = this->device().create_event();
+  ASSERT_TRUE(this->device().wait(stream, gate.event()));
+  const DeviceMemory second = this->device().allocate(4096, 1).value();
+  const Event behind =
+      this->device()
+          .copy_and_record(stream, this->plain_copy(first.data(), second.data(), 4096))
+          .value();
+  EXPECT_FALSE(behind.done());
+  gate.signal();
+  ASSERT_TRUE(behind.wait(this->soon()));
+  EXPECT_EQ(this->content(second), image);
+
+  // Like any record(): of all since the one before, the first failure.
+  this->launch_failure(stream, ErrorCode::kCorrupt);
+  const Event failed =
+      this->device()
+          .copy_and_record(stream, this->plain_copy(src.data(), second.data(), 4096))
+          .value();
+  EXPECT_EQ(code_of(failed.wait(this->soon())), ErrorCode::kCorrupt);
+  EXPECT_TRUE(this->device()
+                  .copy_and_record(stream, this->plain_copy(src.data(), second.data(), 4096))
+                  .value()
+                  .wait(this->soon()));
+
+  StridedCopyBatch bad = this->plain_copy(src.data(), second.data(), 4096);
+  bad.to = nullptr;
+  EXPECT_EQ(code_of(this->device().copy_and_record(stream, std::move(bad))),
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of(this->device().copy_and_record(
+                StreamRef{999}, this->plain_copy(src.data(), second.data(), 4096))),
+            ErrorCode::kNotFound);
+  EXPECT_TRUE(this->device().synchronize(stream, this->soon())) << "a refused call left a trace";
+}
+
 TYPED_TEST_P(DeviceContract, RefusesBatchesThatMakeNoSense) {
   const DeviceMemory memory = this->device().allocate(4096, 1).value();
   const StreamRef stream = this->stream();
@@ -1143,8 +1190,8 @@ REGISTER_TYPED_TEST_SUITE_P(
     RefusesMemoryOfNoByteOrOddAlignment, StridedCopiesMatchAnElementWiseOracle,
     CopiesThroughTheRingMatchAnElementWiseOracle, RefusesAMethodThatItLacks,
     RefusesALimitOfKernelsForTheCopyEngine, ABatchKeepsItsBlockListsUntilItIsDone,
-    CopiesFollowTheOrderOfTheirStream, RefusesBatchesThatMakeNoSense, TakesEmptyBatches,
-    PatternsAreThoseOfTheHost, PatternsFollowTheOrderOfTheirStream,
+    CopiesFollowTheOrderOfTheirStream, CopiesAndRecordsInOneCall, RefusesBatchesThatMakeNoSense,
+    TakesEmptyBatches, PatternsAreThoseOfTheHost, PatternsFollowTheOrderOfTheirStream,
     PatternsTakeMoreBlocksThanOneLaunch, APatternThatWasLeftOutComparedNothing,
     RefusesPatternsThatMakeNoSense, ChecksumsAreThoseOfTheHost,
     ChecksumsFollowTheOrderOfTheirStream, ChecksumsTakeMoreBlocksThanOneLaunch,

@@ -2,6 +2,8 @@
 #include "kvbm/device/device.hpp"
 
 #include <exception>
+#include <string>
+#include <utility>
 
 #include "kvbm/base/text.hpp"
 
@@ -15,6 +17,20 @@ std::string_view to_string(DeviceKind kind) noexcept {
       return "cuda";
   }
   return "unknown";
+}
+
+Result<Event> Device::copy_and_record(StreamRef stream, StridedCopyBatch batch) {
+  KVBM_TRY(copy(stream, std::move(batch)));
+  try {
+    return record(stream);
+  } catch (...) {
+    return unrecorded();
+  }
+}
+
+Event unrecorded() noexcept {
+  // As a string it needs no memory.
+  return Event::ready(make_error(Error(ErrorCode::kExhausted, "out of memory")));
 }
 
 Status run_task(StreamTask& task) {

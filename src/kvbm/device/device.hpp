@@ -51,6 +51,9 @@ struct DeviceInfo {
 /// What launch() runs: a stand-in for a kernel.
 using StreamTask = UniqueFunction<Status()>;
 
+/// The event of a record() for which there was no memory.
+[[nodiscard]] Event unrecorded() noexcept;
+
 /// The outcome of a task for a device that runs it: what it throws counts as kInternal.
 [[nodiscard]] Status run_task(StreamTask& task);
 
@@ -116,6 +119,11 @@ class Device {
   /// An event that is done when all operations queued before have ended. Refused, it is a failed
   /// event.
   [[nodiscard]] virtual Event record(StreamRef stream) = 0;
+
+  /// copy() and record() behind it, for less than the two cost. Errors: those of copy(). Once the
+  /// copies are queued there is an event, and nothing throws: where record() is refused, or lacks
+  /// memory, that is a failed one.
+  [[nodiscard]] virtual Result<Event> copy_and_record(StreamRef stream, StridedCopyBatch batch);
 
   /// What is queued after runs once `event`, of whatever origin, is done.
   virtual Status wait(StreamRef stream, const Event& event) = 0;

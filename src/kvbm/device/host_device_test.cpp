@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <memory>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +19,7 @@
 
 #include "tests/support/error_code.hpp"
 #include "tests/support/temporary_folder.hpp"
+#include "tests/support/wrapped_device.hpp"
 
 namespace kvbm {
 namespace {
@@ -326,6 +328,29 @@ TEST(HostDevice, JoinsBlocksThatTouchWithoutChangingTheResult) {
       {{0, 2}, {1, 3}, {4, 0}, {5, 1}, {6, 7}, {2, 6}}};
   for (const auto& [from, to] : pairs) std::copy_n(&src[from * 8], 8, &expected[to * 8]);
   EXPECT_EQ(dst, expected);
+}
+
+TEST(HostDevice, WhatIsCopiedAndCannotBeRecordedIsNoRefusedCopy) {
+  class ForgetfulDevice final : public testing::WrappedDevice {
+   public:
+    using WrappedDevice::WrappedDevice;
+    [[nodiscard]] Event record(StreamRef /*stream*/) override { throw std::bad_alloc(); }
+  };
+  SteppedExecutor executor(1);
+  const auto device = HostDevice::create({.executor = executor}).value();
+  ForgetfulDevice forgetful(*device);
+  const StreamRef stream = device->create_stream("stream").value();
+  const std::byte src{7};
+  std::byte dst{0};
+  const auto event =
+      forgetful.copy_and_record(stream, {.from = make_block_list({BlockId(0)}),
+                                         .to = make_block_list({BlockId(0)}),
+                                         .pieces = {{.src = &src, .dst = &dst, .bytes = 1}}});
+  ASSERT_TRUE(event) << "the copy is on its way";
+  ASSERT_TRUE(event->done());
+  EXPECT_EQ(code_of(event->status()), ErrorCode::kExhausted);
+  ASSERT_TRUE(device->synchronize(stream));
+  EXPECT_EQ(dst, src);
 }
 
 }  // namespace

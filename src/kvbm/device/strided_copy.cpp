@@ -189,28 +189,41 @@ size_t count_rows(std::span<const BlockId> from, std::span<const BlockId> to,
   size_t last = first + 1;
   const auto from_bits = static_cast<uint32_t>(from_step);
   const auto to_bits = static_cast<uint32_t>(to_step);
-  while (last + kLanes < from.size()) {
-    const std::span next_from = from.subspan(last, kLanes + 1);
-    const std::span next_to = to.subspan(last, kLanes + 1);
+  constexpr size_t kPairs = 8 * kLanes;  // so that adding up the lanes is little of the work
+  while (last + kPairs < from.size()) {
     std::array<uint32_t, kLanes> differ{};
-    for (size_t k = 0; k < kLanes; ++k) {
-      differ[k] = ((next_from[k + 1].value() - next_from[k].value()) ^ from_bits) |
-                  ((next_to[k + 1].value() - next_to[k].value()) ^ to_bits);
+    for (size_t i = last; i < last + kPairs; i += kLanes) {
+      const std::span next_from = from.subspan(i, kLanes + 1);
+      const std::span next_to = to.subspan(i, kLanes + 1);
+      for (size_t k = 0; k < kLanes; ++k) {
+        differ[k] |= ((next_from[k + 1].value() - next_from[k].value()) ^ from_bits) |
+                     ((next_to[k + 1].value() - next_to[k].value()) ^ to_bits);
+      }
     }
     const uint32_t any = std::accumulate(differ.begin(), differ.end(), 0U, std::bit_or());
     // Steps that are alike but for 2^32 do not add up.
     const auto adds_up = [&](std::span<const BlockId> ids, int64_t each) {
-      return int64_t{ids[last + kLanes].value()} - int64_t{ids[last].value()} ==
-             int64_t{kLanes} * each;
+      return int64_t{ids[last + kPairs].value()} - int64_t{ids[last].value()} ==
+             int64_t{kPairs} * each;
     };
     if (any != 0 || !adds_up(from, from_step) || !adds_up(to, to_step)) break;
-    last += kLanes;
+    last += kPairs;
   }
   while (last + 1 < from.size() && step(from, last) == from_step && step(to, last) == to_step) {
     ++last;
   }
   const size_t length = last - first + 1;
   return length == 2 && (from_step != 1 || to_step != 1) ? 1 : length;
+}
+
+PairSummary summary_of(std::span<const BlockId> from, std::span<const BlockId> to) noexcept {
+  if (from.empty()) return {};
+  if (count_rows(from, to, 0) == from.size()) {
+    return {.highest_from = from.back().value(),
+            .highest_to = to.back().value(),
+            .in_equal_steps = true};
+  }
+  return {.highest_from = highest_id(from), .highest_to = highest_id(to)};
 }
 
 Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
@@ -239,11 +252,11 @@ Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
   }
   if (batch.from->empty()) return 0;
 
-  const uint64_t last_from = highest_id(*batch.from);
-  const uint64_t last_to = highest_id(*batch.to);
+  const PairSummary pairs = summary_of(*batch.from, *batch.to);
   uint64_t total = 0;
   for (const PieceRun& run : batch.pieces.runs()) {
-    const PieceForm form = form_of(batch.pieces[run.begin], last_from, last_to, batch.from->size());
+    const PieceForm form =
+        form_of(batch.pieces[run.begin], pairs.highest_from, pairs.highest_to, batch.from->size());
     if (form.is_empty) continue;
     const auto invalid = [&run](const char* what) {
       return make_error(ErrorCode::kInvalidArgument,

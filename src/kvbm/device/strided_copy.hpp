@@ -152,6 +152,17 @@ inline constexpr uint64_t kLeastRows = 8;
 [[nodiscard]] size_t count_rows(std::span<const BlockId> from, std::span<const BlockId> to,
                                 size_t first) noexcept;
 
+/// What is asked of all pairs (from[i], to[i]) before they are copied.
+struct PairSummary {
+  uint32_t highest_from = 0;  ///< 0 of none
+  uint32_t highest_to = 0;
+  bool in_equal_steps = false;  ///< all, upwards: each id is there once
+};
+
+/// Requires: lists of one length.
+[[nodiscard]] PairSummary summary_of(std::span<const BlockId> from,
+                                     std::span<const BlockId> to) noexcept;
+
 /// Every piece for every pair (from[i], to[i]).
 /// Ownership: keeps its lists until the copies have ended; the memory is the caller's, and stays
 /// until an event recorded after the batch is done. Requires: what is written overlaps neither

@@ -186,10 +186,10 @@ TEST(HighestId, IsFoundWhereverItStands) {
 }
 
 TEST(CountRows, EndsWhereAStepDiffersOnEitherSide) {
-  for (size_t length = 3; length < 40; ++length) {
-    std::vector<BlockId> from = ids_in_steps(3, 2, 60);
-    const std::vector<BlockId> to = ids_in_steps(7, 5, 60);
-    EXPECT_EQ(count_rows(from, to, 0), 60U);
+  for (size_t length = 3; length < 200; ++length) {
+    std::vector<BlockId> from = ids_in_steps(3, 2, 230);
+    const std::vector<BlockId> to = ids_in_steps(7, 5, 230);
+    EXPECT_EQ(count_rows(from, to, 0), 230U);
     from[length] = BlockId(from[length].value() + 1);
     EXPECT_EQ(count_rows(from, to, 0), length);
     EXPECT_EQ(count_rows(to, from, 0), length);
@@ -198,12 +198,34 @@ TEST(CountRows, EndsWhereAStepDiffersOnEitherSide) {
 
 TEST(CountRows, StepsThatDifferByAllIdsAreNotEqual) {
   // 0, 3 * 2^30, 2^31, 2^30, 0 …: modulo 2^32 in equal steps.
-  const std::vector<BlockId> wraps = ids_in_steps(0, 0xc000'0000, 40);
-  const std::vector<BlockId> rises = ids_in_steps(0, 1, 40);
+  const std::vector<BlockId> wraps = ids_in_steps(0, 0xc000'0000, 400);
+  const std::vector<BlockId> rises = ids_in_steps(0, 1, 400);
   EXPECT_EQ(count_rows(wraps, rises, 0), 1U);
   // Ten of these are below 2^32.
-  const std::vector<BlockId> later = ids_in_steps(0, 0x1c00'0000, 40);
+  const std::vector<BlockId> later = ids_in_steps(0, 0x1c00'0000, 400);
   EXPECT_EQ(count_rows(rises, later, 0), 10U);
+  const std::vector<BlockId> much_later = ids_in_steps(0, 0x0100'0000, 400);
+  EXPECT_EQ(count_rows(rises, much_later, 0), 256U);
+}
+
+TEST(SummaryOf, FindsTheHighestOfBothInAnyOrder) {
+  EXPECT_EQ(summary_of({}, {}).highest_from, 0U);
+  for (const size_t count : {1U, 2U, 3U, 64U, 200U}) {
+    const std::vector<BlockId> from = ids_in_steps(4, 1, count);
+    const std::vector<BlockId> to = ids_in_steps(9, 3, count);
+    const auto highest_from = static_cast<uint32_t>(3 + count);
+    const auto highest_to = static_cast<uint32_t>(9 + 3 * (count - 1));
+    const PairSummary rising = summary_of(from, to);
+    EXPECT_EQ(rising.highest_from, highest_from);
+    EXPECT_EQ(rising.highest_to, highest_to);
+    EXPECT_EQ(rising.in_equal_steps, count != 2) << "two in steps of three are no row";
+    std::vector<BlockId> swapped = to;
+    std::swap(swapped.front(), swapped.back());
+    const PairSummary other = summary_of(from, swapped);
+    EXPECT_EQ(other.highest_from, highest_from);
+    EXPECT_EQ(other.highest_to, highest_to);
+    EXPECT_EQ(other.in_equal_steps, count == 1);
+  }
 }
 
 }  // namespace

@@ -129,6 +129,16 @@ Result<DeviceMemory> CudaDevice::allocate(uint64_t size_bytes, uint64_t alignmen
 }
 
 Status CudaDevice::copy(StreamRef stream, StridedCopyBatch batch) {
+  KVBM_ASSIGN_OR_RETURN(const uint64_t bytes, check(batch));
+  return streams_->copy(stream, std::move(batch), bytes);
+}
+
+Result<Event> CudaDevice::copy_and_record(StreamRef stream, StridedCopyBatch batch) {
+  KVBM_ASSIGN_OR_RETURN(const uint64_t bytes, check(batch));
+  return streams_->copy_and_record(stream, std::move(batch), bytes);
+}
+
+Result<uint64_t> CudaDevice::check(const StridedCopyBatch& batch) const {
   KVBM_ASSIGN_OR_RETURN(const uint64_t bytes, planned_bytes(batch));
   if (batch.method == CopyMethod::kRing && streams_->ring_block_bytes() == 0) {
     return make_error(
@@ -143,7 +153,7 @@ Status CudaDevice::copy(StreamRef stream, StridedCopyBatch batch) {
         format_text("this build has no kernels for {} (SM {}.{}); copy by the engine",
                     context_->gpu().name, context_->gpu().sm / 10, context_->gpu().sm % 10));
   }
-  return streams_->copy(stream, std::move(batch), bytes);
+  return bytes;
 }
 
 Status CudaDevice::pattern(StreamRef stream, PatternBatch batch) {

@@ -120,10 +120,14 @@ class CudaDevice final : public Device {
   Status checksum(StreamRef stream, ChecksumBatch batch) override;
   Status launch(StreamRef stream, StreamTask task) override;
   [[nodiscard]] Event record(StreamRef stream) override;
+  [[nodiscard]] Result<Event> copy_and_record(StreamRef stream, StridedCopyBatch batch) override;
   Status wait(StreamRef stream, const Event& event) override;
   [[nodiscard]] Executor& executor() const noexcept override;
 
  private:
+  /// The bytes of the batch. Errors: those of copy().
+  [[nodiscard]] Result<uint64_t> check(const StridedCopyBatch& batch) const;
+
   CudaDevice(std::shared_ptr<const internal::CudaContext> context,
              std::shared_ptr<internal::CudaMemory> memory,
              std::shared_ptr<internal::CudaPinner> pinner,

@@ -47,17 +47,17 @@ MemoryTransfer::MemoryTransfer(TransferFrame frame, StridedCopyBatch batch)
 
 Status MemoryTransfer::start_on(StreamRef stream, std::span<const Event> events) {
   callers_stream_ = true;
-  KVBM_TRY(put_on(stream, events));
-  close_group(stream, EventOf::kDevice);
+  KVBM_ASSIGN_OR_RETURN(Event end, put_on(stream, events));
+  await(std::move(end), stream, EventOf::kDevice);
   return {};
 }
 
 Status MemoryTransfer::start_on_waiting(StreamRef stream, std::span<const Event> events) {
   waits_for_ = std::vector<Event>(events.begin(), events.end());
-  KVBM_TRY(put_on(stream, events));
+  KVBM_ASSIGN_OR_RETURN(Event end, put_on(stream, events));
   stream_ = stream;
   lease_ = Lease::kWaiting;
-  close_group(stream, EventOf::kDevice);
+  await(std::move(end), stream, EventOf::kDevice);
   return {};
 }
 
@@ -90,18 +90,20 @@ bool MemoryTransfer::ends_by_itself() const noexcept {
 }
 
 Status MemoryTransfer::put_on_pool(const StreamPool::Held& held, EventOf event_of) noexcept {
-  Status put = put_on(held.stream, {});
-  if (put) close_group(held.stream, event_of);
+  Result<Event> end = put_on(held.stream, {});
+  if (end) await(*std::move(end), held.stream, event_of);
   context().streams().give_back(held);
-  return put;
+  return end ? Status() : make_error(std::move(end).error());
 }
 
 /// Waits and copies; what a refused call leaves on the stream is closed off, so that it does not
 /// fail whoever comes next.
-Status MemoryTransfer::put_on(StreamRef stream, std::span<const Event> events) noexcept {
+Result<Event> MemoryTransfer::put_on(StreamRef stream, std::span<const Event> events) noexcept {
+  Event end;
   Status put = guarded([&]() -> Status {
     for (const Event& event : events) KVBM_TRY(context().device().wait(stream, event));
-    return context().device().copy(stream, std::move(batch_));
+    KVBM_ASSIGN_OR_RETURN(end, context().device().copy_and_record(stream, std::move(batch_)));
+    return {};
   });
   if (!put && !events.empty()) {
     static_cast<void>(guarded([&]() -> Status {
@@ -109,21 +111,21 @@ Status MemoryTransfer::put_on(StreamRef stream, std::span<const Event> events) n
       return {};
     }));
   }
-  return put;
+  if (!put) return make_error(std::move(put).error());
+  return end;
 }
 
-/// Finds the end of the copies.
-void MemoryTransfer::close_group(StreamRef stream, EventOf event_of) noexcept {
+/// `end`: of the copies.
+void MemoryTransfer::await(Event end, StreamRef stream, EventOf event_of) noexcept {
   started();
   try {
-    Event event = context().device().record(stream);
-    if (!event.done() || event.status()) {
-      event.on_done([self = std::static_pointer_cast<MemoryTransfer>(shared_from_this())](
-                        const Status& status) noexcept { self->copied(status); });
-      if (event_of == EventOf::kDevice) use_event(std::move(event));
+    if (!end.done() || end.status()) {
+      end.on_done([self = std::static_pointer_cast<MemoryTransfer>(shared_from_this())](
+                      const Status& status) noexcept { self->copied(status); });
+      if (event_of == EventOf::kDevice) use_event(std::move(end));
       return;
     }
-    refusal_ = event.status();
+    refusal_ = end.status();
   } catch (...) {
     refusal_ = make_error(current_failure());
     await_batch();

@@ -41,10 +41,10 @@ class MemoryTransfer final : public Transfer {
   enum class EventOf : uint8_t { kTransfer, kDevice };  ///< of the notification
   struct BatchEnd;
 
-  Status put_on(StreamRef stream, std::span<const Event> events) noexcept;
+  [[nodiscard]] Result<Event> put_on(StreamRef stream, std::span<const Event> events) noexcept;
   Status put_on_pool(const StreamPool::Held& held, EventOf event_of) noexcept;
   Status try_later();
-  void close_group(StreamRef stream, EventOf event_of) noexcept;
+  void await(Event end, StreamRef stream, EventOf event_of) noexcept;
   void seal(StreamRef stream) noexcept;
   void sealed() noexcept;
   void dropped() noexcept;

@@ -74,12 +74,11 @@ Status check_ids(const TransferSide& src, const TransferSide& dst, std::vector<u
         format_text("{} source blocks and {} destination blocks", src.ids.size(), dst.ids.size()));
   }
   if (dst.ids.empty()) return {};
-  if (highest_id(src.ids) >= src.layout.config().num_blocks) return out_of_range(src, "source");
-  if (highest_id(dst.ids) >= dst.layout.config().num_blocks) {
-    return out_of_range(dst, "destination");
-  }
+  const PairSummary pairs = summary_of(src.ids, dst.ids);
+  if (pairs.highest_from >= src.layout.config().num_blocks) return out_of_range(src, "source");
+  if (pairs.highest_to >= dst.layout.config().num_blocks) return out_of_range(dst, "destination");
   const bool same_layout = &src.layout == &dst.layout;
-  if (!same_layout && rises(dst.ids)) return {};
+  if (!same_layout && (pairs.in_equal_steps || rises(dst.ids))) return {};
   BlockSet destinations(dst.ids.size(), scratch);
   for (const BlockId id : dst.ids) {
     if (!destinations.insert(id))

@@ -48,8 +48,6 @@ std::shared_ptr<TransferBlocks> TransferBlocksPool::take() {
   const auto loan = make_pooled<Loan>(pool_, std::move(kept));
   TransferBlocks& blocks = loan->kept->blocks;
   if (!is_small(blocks)) blocks = {};
-  blocks.from.clear();
-  blocks.to.clear();
   blocks.failed.clear();
   return {loan, &blocks};
 }

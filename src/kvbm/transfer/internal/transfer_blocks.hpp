@@ -19,6 +19,7 @@ namespace kvbm::internal {
 
 /// Threads: one thread at a time, but for what `list` gives, which nobody changes.
 struct TransferBlocks {
+  // Whoever takes them assigns the ids: over those of an earlier transfer that is one memcpy.
   std::vector<BlockId> from;
   std::vector<BlockId> to;
   std::vector<uint32_t> failed;   ///< positions; with room for all, so that failing needs no memory
@@ -38,7 +39,7 @@ class TransferBlocksPool {
  public:
   explicit TransferBlocksPool(MemoryPool pool) noexcept : pool_(std::move(pool)) {}
 
-  /// Empty ones, with the memory of an earlier transfer.
+  /// With the memory, and the ids, of an earlier transfer; nothing has failed.
   [[nodiscard]] std::shared_ptr<TransferBlocks> take();
 
  private:

@@ -137,7 +137,8 @@ struct CudaStream {
   bool native_since_mark KVBM_GUARDED_BY(mutex) = false;
   uint64_t bytes_since_mark KVBM_GUARDED_BY(mutex) = 0;
   bool watched KVBM_GUARDED_BY(mutex) = false;
-  uint32_t polls_without_mark KVBM_GUARDED_BY(mutex) = 0;
+  /// Since when the watcher knows of arrivals with no mark at all; it alone sets this.
+  std::optional<TimePoint> unmarked_at KVBM_GUARDED_BY(mutex);
   CopyPace pace KVBM_GUARDED_BY(mutex);
 
   // The outcome since the last record, and of it.

@@ -221,44 +221,75 @@ void CudaStreams::forget(const StreamPointer& stream) {
 
 Status CudaStreams::copy(StreamRef ref, StridedCopyBatch batch, uint64_t bytes) {
   KVBM_ASSIGN_OR_RETURN(const StreamPointer stream, find(ref));
-  QueuedCopy copy{.batch = std::move(batch), .bytes = bytes};
   const CudaContext::Scope scope(*context_);
-  if (copy.batch.method == CopyMethod::kRing && bytes > 0) {
-    if (stream->adopted) {
-      return make_error(ErrorCode::kInvalidArgument,
-                        format_text("stream {} was adopted, and takes no copies through the ring: "
-                                    "copy by the engine",
-                                    stream->name));
-    }
-    KVBM_TRY(health_.alive());
-    KVBM_ASSIGN_OR_RETURN(copy.ring, copier_.find_path(copy.batch));
-  }
+  KVBM_ASSIGN_OR_RETURN(QueuedCopy copy, prepare(*stream, std::move(batch), bytes));
   bool wake = false;
   {
     const MutexLock submit(stream->submit);
-    bool goes_on = true;
-    {
-      const MutexLock lock(stream->mutex);
-      KVBM_TRY(accepts_locked(*stream));
-      if (stream->state != CudaStream::State::kIdle) {
-        stream->operations.emplace_back(std::move(copy));
-        return {};
-      }
-      goes_on = !copy.ring.has_value() || !stream->native_is_open();
-    }
-    if (goes_on) {
-      KVBM_TRY(stream->check_not_capturing());
-      KVBM_TRY(copier_.copy(*stream, copy));
-    }
-    if (!copy.is_done()) {
-      const MutexLock lock(stream->mutex);
-      stream->operations.emplace_back(std::move(copy));
-      stream->state = CudaStream::State::kScheduled;
-      wake = true;
-    }
+    KVBM_TRY(put_on(*stream, std::move(copy), wake));
   }
   watcher_.watch_arrivals(stream);
   if (wake) schedule(stream);
+  return {};
+}
+
+Result<Event> CudaStreams::copy_and_record(StreamRef ref, StridedCopyBatch batch, uint64_t bytes) {
+  KVBM_ASSIGN_OR_RETURN(const StreamPointer stream, find(ref));
+  const CudaContext::Scope scope(*context_);
+  KVBM_ASSIGN_OR_RETURN(QueuedCopy copy, prepare(*stream, std::move(batch), bytes));
+  bool wake = false;
+  Event event;
+  {
+    const MutexLock submit(stream->submit);
+    KVBM_TRY(put_on(*stream, std::move(copy), wake));
+    try {
+      event = record_now(stream);
+    } catch (...) {
+      event = unrecorded();
+    }
+  }
+  // Where there is no event behind the copies.
+  if (event.done()) watcher_.watch_arrivals(stream);
+  if (wake) schedule(stream);
+  return event;
+}
+
+Result<QueuedCopy> CudaStreams::prepare(const CudaStream& stream, StridedCopyBatch batch,
+                                        uint64_t bytes) const {
+  QueuedCopy copy{.batch = std::move(batch), .bytes = bytes};
+  if (copy.batch.method != CopyMethod::kRing || bytes == 0) return copy;
+  if (stream.adopted) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      format_text("stream {} was adopted, and takes no copies through the ring: "
+                                  "copy by the engine",
+                                  stream.name));
+  }
+  KVBM_TRY(health_.alive());
+  KVBM_ASSIGN_OR_RETURN(copy.ring, copier_.find_path(copy.batch));
+  return copy;
+}
+
+Status CudaStreams::put_on(CudaStream& stream, QueuedCopy copy, bool& wake) {
+  bool goes_on = true;
+  {
+    const MutexLock lock(stream.mutex);
+    KVBM_TRY(accepts_locked(stream));
+    if (stream.state != CudaStream::State::kIdle) {
+      stream.operations.emplace_back(std::move(copy));
+      return {};
+    }
+    goes_on = !copy.ring.has_value() || !stream.native_is_open();
+  }
+  if (goes_on) {
+    KVBM_TRY(stream.check_not_capturing());
+    KVBM_TRY(copier_.copy(stream, copy));
+  }
+  if (!copy.is_done()) {
+    const MutexLock lock(stream.mutex);
+    stream.operations.emplace_back(std::move(copy));
+    stream.state = CudaStream::State::kScheduled;
+    wake = true;
+  }
   return {};
 }
 
@@ -346,8 +377,12 @@ Status CudaStreams::launch(StreamRef ref, StreamTask task) {
 Event CudaStreams::record(StreamRef ref) {
   auto found = find(ref);
   if (!found) return Event::ready(make_error(std::move(found).error()));
-  const StreamPointer& stream = *found;
-  const MutexLock submit(stream->submit);
+  const CudaContext::Scope scope(*context_);
+  const MutexLock submit((*found)->submit);
+  return record_now(*found);
+}
+
+Event CudaStreams::record_now(const StreamPointer& stream) {
   {
     const MutexLock lock(stream->mutex);
     if (Status accepted = accepts_locked(*stream); !accepted) {
@@ -364,7 +399,6 @@ Event CudaStreams::record(StreamRef ref) {
       return Event::ready(stream->recorded);
     }
   }
-  const CudaContext::Scope scope(*context_);
   if (Status taken = stream->check_not_capturing(); !taken) return Event::ready(std::move(taken));
   CompletionSource source(options_.executor, pool_);
   const Completion completion = source.completion();

@@ -54,6 +54,8 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   Status destroy_stream(StreamRef ref);
   /// `bytes`: of planned_bytes().
   Status copy(StreamRef ref, StridedCopyBatch batch, uint64_t bytes);
+  [[nodiscard]] Result<Event> copy_and_record(StreamRef ref, StridedCopyBatch batch,
+                                              uint64_t bytes);
   Status pattern(StreamRef ref, PatternBatch batch);
   Status checksum(StreamRef ref, ChecksumBatch batch);
   Status launch(StreamRef ref, StreamTask task);
@@ -92,6 +94,16 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   Status accepts(CudaStream& stream) const;
   /// Requires: drained, and nobody finds it as other than destroyed.
   void forget(const StreamPointer& stream);
+
+  /// With its way through the ring, if it takes that.
+  [[nodiscard]] Result<QueuedCopy> prepare(const CudaStream& stream, StridedCopyBatch batch,
+                                           uint64_t bytes) const;
+
+  // For the caller that has `submit`, with a Scope of the context.
+
+  /// `wake`: set where the stream has to be scheduled, once `submit` is let go of.
+  Status put_on(CudaStream& stream, QueuedCopy copy, bool& wake);
+  [[nodiscard]] Event record_now(const StreamPointer& stream);
 
   // Straight to the native stream: by the caller that has `submit` of an idle stream, or by its
   // turn.

@@ -27,8 +27,8 @@ constexpr Duration kMostDoubt = std::chrono::microseconds(500);
 constexpr Duration kLongSpin = std::chrono::milliseconds(20);
 constexpr Duration kNap = std::chrono::microseconds(20);
 constexpr Duration kLongNap = std::chrono::microseconds(50);
-/// Rounds of the watcher after which copies that nobody records an event behind get a mark.
-constexpr uint32_t kPatience = 3;
+/// After which copies that nobody records an event behind get a mark.
+constexpr Duration kPatience = std::chrono::microseconds(50);
 
 }  // namespace
 
@@ -107,6 +107,7 @@ bool CudaWatcher::push(CudaStream& stream, CudaMark mark) const {
   mark.num_arrivals = std::exchange(stream.num_unmarked, 0);
   mark.bytes = std::exchange(stream.bytes_since_mark, 0);
   mark.recorded_at = now();
+  stream.unmarked_at.reset();
   stream.native_since_mark = false;
   stream.marks.push(std::move(mark));
   return !std::exchange(stream.watched, true);
@@ -131,9 +132,14 @@ void CudaWatcher::watch_arrivals(const StreamPointer& stream) {
 }
 
 void CudaWatcher::watch_too(const StreamPointer& stream) {
-  const MutexLock lock(mutex_);
-  fresh_.push_back(stream);
-  if (sleeps_) wake_.notify_one();
+  bool wake = false;
+  {
+    const MutexLock lock(mutex_);
+    fresh_.push_back(stream);
+    any_fresh_.store(true, std::memory_order_relaxed);
+    wake = sleeps_;
+  }
+  if (wake) wake_.notify_one();  // it would wait for the lock otherwise, and be woken again
 }
 
 void CudaWatcher::watch() {
@@ -145,6 +151,11 @@ void CudaWatcher::watch() {
   Duration late_average{0};
   bool naps_are_late = false;
   for (;;) {
+    // What ends is often followed by the next; who brings that need not wake a thread then.
+    while (active.empty() && !any_fresh_.load(std::memory_order_relaxed) &&
+           now() - last_progress < kSpin) {
+      std::this_thread::yield();
+    }
     {
       const MutexLock lock(mutex_);
       while (fresh_.empty()) {
@@ -154,7 +165,6 @@ void CudaWatcher::watch() {
           wake_.wait(mutex_);
         } else {
           const TimePoint time = now();
-          if (round.progress) last_progress = time;
           if (round.end_is_near || time - last_progress < (naps_are_late ? kLongSpin : kSpin)) {
             break;
           }
@@ -172,9 +182,11 @@ void CudaWatcher::watch() {
       if (!fresh_.empty()) last_progress = now();
       for (StreamPointer& stream : fresh_) active.push_back(std::move(stream));
       fresh_.clear();
+      any_fresh_.store(false, std::memory_order_relaxed);
     }
     round = {.start = now()};
     std::erase_if(active, [&](const StreamPointer& stream) { return look_at(stream, round); });
+    if (round.progress) last_progress = now();
     if (!round.progress && !round.end_is_near) std::this_thread::yield();
   }
 }
@@ -189,9 +201,9 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
       const MutexLock lock(stream->mutex);
       if (stream->marks.empty()) {
         if (!stream->arrivals.empty()) {
-          if (++stream->polls_without_mark < kPatience) return false;
+          if (!stream->unmarked_at) stream->unmarked_at = round.start;
+          if (round.start - *stream->unmarked_at < kPatience) return false;
         } else {
-          stream->polls_without_mark = 0;
           stream->watched = false;
           gone = stream->destroyed && stream->is_drained();
           if (!gone) return true;
@@ -253,7 +265,7 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
 void CudaWatcher::mark_arrivals(const StreamPointer& stream) {
   Ring<Arrival> lost;
   const MutexLock lock(stream->mutex);
-  stream->polls_without_mark = 0;
+  stream->unmarked_at.reset();
   if (stream->num_unmarked == 0 || (health_.alive() && !stream->check_not_capturing())) return;
   CudaMark mark;
   if (auto event = record_native(*stream)) {

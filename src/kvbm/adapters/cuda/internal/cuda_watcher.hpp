@@ -2,6 +2,7 @@
 // CudaWatcher: events on native streams, and the thread that finds out when the GPU has come there.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <vector>
@@ -19,7 +20,7 @@ namespace kvbm::internal {
 /// A mark is an event with what follows from it. Streams are in order, so only the oldest mark of
 /// each is asked for. The thread spins shortly after the last thing that happened and around the
 /// time when copies are expected to end, else it sleeps in naps of at most 50 µs; with nothing to
-/// watch it sleeps for good.
+/// watch it soon sleeps for good.
 /// Ownership: borrows listener, health and executor. Threads: any thread.
 class CudaWatcher {
  public:
@@ -84,6 +85,7 @@ class CudaWatcher {
   Mutex mutex_{LockRank::kDevice, "device.cuda_watch", 1};
   CondVar wake_;
   std::vector<StreamPointer> fresh_ KVBM_GUARDED_BY(mutex_);
+  std::atomic<bool> any_fresh_{false};  ///< for a look without the lock
   bool sleeps_ KVBM_GUARDED_BY(mutex_) = false;
   bool ends_ KVBM_GUARDED_BY(mutex_) = false;
 
