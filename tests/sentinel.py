@@ -5,8 +5,10 @@
   sentinel.py gpu PROGRAM...         programs of GoogleTest with the label gpu
   sentinel.py gpu --without-cuda     a build that leaves them out: their names are in the sources
   sentinel.py nixl
+  sentinel.py documented             suites of GPU tests that docs/testing.md lacks, and those that it makes up
 
-Exit status: 0 all ran; 77 some did not (ctest calls it skipped); 1 likewise, and KVBM_REQUIRE names the label.
+Exit status: 0 all ran; 77 some did not (ctest calls it skipped); 1 likewise, and KVBM_REQUIRE names the label,
+or the documents are wrong.
 """
 
 import os
@@ -57,8 +59,19 @@ def in_sources():
             yield f"{path.relative_to(ROOT)}: {name}", "built without CUDA"
 
 
+def wrongly_documented():
+    table = (ROOT / "docs" / "testing.md").read_text().split("\n| program | tests | covers |\n|---|---|---|\n")[1]
+    named = {suite for row in table.split("\n\n")[0].splitlines() for suite in re.findall(r"`(\w+)`", row.split(" | ")[1])}
+    there = {name.split(": ")[1].split(".")[0] for name, _ in in_sources()}
+    return sorted(there ^ named)
+
+
 def main():
     label, arguments = sys.argv[1], sys.argv[2:]
+    if label == "documented":
+        wrong = wrongly_documented()
+        print(f"docs/testing.md and the sources differ in suites of GPU tests: {wrong}" if wrong else "docs/testing.md names all suites")
+        return 1 if wrong else 0
     if label == "nixl":
         missing = [("all tests of NIXL", "this version of kvbm has no NIXL adapter")]
     elif arguments == ["--without-cuda"]:
