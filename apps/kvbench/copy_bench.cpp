@@ -29,8 +29,9 @@ namespace {
 using WallClock = std::chrono::steady_clock;
 using Milliseconds = std::chrono::duration<double, std::milli>;
 
-/// Above, single copies take seconds, and say nothing that fewer do not.
-constexpr uint64_t kMostSingleCopies = 65536;
+/// Above, single copies take seconds, and say nothing that fewer do not. With the event behind them
+/// they fit into a stream of the host.
+constexpr uint64_t kMostSingleCopies = 65535;
 /// Of a plain copy, for the peak.
 constexpr uint32_t kPlainCopies = 20;
 
@@ -132,9 +133,6 @@ class CopyBench {
   Result<TimeCopy> make_raw(const BenchCell& cell, CopyBackend backend, const BenchPlaces& places);
   Result<TimeCopy> make_auto(const BenchPlaces& places, std::string& chosen);
   Result<TimeCopy> make_managed(const BenchPlaces& places);
-  Result<double> time(const SubmitCopy& submit);
-  /// Of what was submitted to `stream`, by the host's clock.
-  Result<double> time_on(StreamRef stream, const SubmitCopy& submit);
   void leave_out(const BenchCell& cell, CopyBackend backend, const Error& error);
   [[nodiscard]] bool interrupted() const {
     return output_.interrupted != nullptr && *output_.interrupted;
@@ -147,14 +145,12 @@ class CopyBench {
   BenchReport report_;
   size_t num_tests_ = 0;
   size_t tests_done_ = 0;
-  std::string why_not_raw_;
 
   ThreadExecutor executor_{log_};
   OpenedDevice device_;
   Calibration calibration_;
   std::optional<BenchMemory> memory_;
-  StreamRef own_stream_;
-  StreamRef stream_;  ///< of the raw copies, if there are any, else our own
+  StreamRef own_stream_;  ///< for what the stream of the raw copies does not take
   std::unique_ptr<TransferManager> manager_;
   std::unique_ptr<RawCopies> raw_;  ///< last: it gives its stream back to the device
 };
@@ -165,15 +161,7 @@ Status CopyBench::set_up(std::string device_name) {
       open_device({.name = device_name, .executor = executor_, .queue_name = "kvbench-host"}));
   const DeviceInfo info = device_.device->info();
   KVBM_ASSIGN_OR_RETURN(own_stream_, device_.device->create_stream("kvbench"));
-  stream_ = own_stream_;
-  auto raw = RawCopies::create(device_);
-  if (raw) {
-    raw_ = *std::move(raw);
-    stream_ = raw_->stream();
-  } else {
-    if (raw.error().code() != ErrorCode::kUnsupported) return make_error(std::move(raw).error());
-    why_not_raw_ = raw.error().message();
-  }
+  KVBM_ASSIGN_OR_RETURN(raw_, RawCopies::create(device_));
   KVBM_ASSIGN_OR_RETURN(CalibrationFound found,
                         calibrate({.device = *device_.device,
                                    .executor = executor_,
@@ -190,7 +178,7 @@ Status CopyBench::set_up(std::string device_name) {
                     .model = info.name,
                     .driver = device_.identity.driver,
                     .driver_version = device_.identity.driver_version,
-                    .has_batch = raw_ && raw_->has_batch()};
+                    .has_batch = raw_->has_batch()};
   return {};
 }
 
@@ -252,14 +240,14 @@ Result<double> CopyBench::plain_rate(const MemoryRegion& src, const MemoryRegion
   const BlockList one = make_block_list({BlockId(0)});
   const SubmitCopy submit = [&] {
     return device_.device->copy(
-        stream_, {.from = one,
-                  .to = one,
-                  .pieces = {{.src = src.base(), .dst = dst.base(), .bytes = bytes}}});
+        raw_->stream(), {.from = one,
+                         .to = one,
+                         .pieces = {{.src = src.base(), .dst = dst.base(), .bytes = bytes}}});
   };
   std::vector<double> ms;
   for (uint32_t i = 0; i < 2 + std::min(options_.iters, kPlainCopies); ++i) {
     if (interrupted()) return make_error(ErrorCode::kCancelled, "interrupted");
-    KVBM_ASSIGN_OR_RETURN(const double each, time(submit));
+    KVBM_ASSIGN_OR_RETURN(const double each, raw_->time(submit));
     if (i >= 2) ms.push_back(each);
   }
   return gbps(bytes, median(std::move(ms)));
@@ -331,21 +319,6 @@ Status CopyBench::run_test(const BenchCell& cell, CopyBackend backend, BenchPlac
   return {};
 }
 
-Result<double> CopyBench::time(const SubmitCopy& submit) {
-  return raw_ ? raw_->time(submit) : time_on(stream_, submit);
-}
-
-Result<double> CopyBench::time_on(StreamRef stream, const SubmitCopy& submit) {
-  const auto start = WallClock::now();
-  KVBM_TRY(submit());
-  const Event event = device_.device->record(stream);
-  while (!event.done()) {
-  }
-  const double ms = Milliseconds(WallClock::now() - start).count();
-  KVBM_TRY(Status(event.status()));
-  return ms;
-}
-
 Result<TimeCopy> CopyBench::make_copy(const BenchCell& cell, CopyBackend backend,
                                       const BenchPlaces& places, std::string& chosen) {
   if (backend == CopyBackend::kAuto) return make_auto(places, chosen);
@@ -355,7 +328,6 @@ Result<TimeCopy> CopyBench::make_copy(const BenchCell& cell, CopyBackend backend
 
 Result<TimeCopy> CopyBench::make_raw(const BenchCell& cell, CopyBackend backend,
                                      const BenchPlaces& places) {
-  if (!raw_) return make_error(ErrorCode::kUnsupported, why_not_raw_);
   const CellSizes sizes = sizes_of(options_.shape, cell);
   if (backend != CopyBackend::kVectorized && sizes.num_copies > kMostSingleCopies) {
     return make_error(
@@ -371,7 +343,7 @@ Result<TimeCopy> CopyBench::make_raw(const BenchCell& cell, CopyBackend backend,
     return raw_->one_by_one(pairs_of(places, cell, sizes));
   };
   KVBM_ASSIGN_OR_RETURN(SubmitCopy submit, make());
-  return TimeCopy([this, submit = std::move(submit)] { return time(submit); });
+  return TimeCopy([this, submit = std::move(submit)] { return raw_->time(submit); });
 }
 
 Result<TimeCopy> CopyBench::make_auto(const BenchPlaces& places, std::string& chosen) {
@@ -405,12 +377,12 @@ Result<TimeCopy> CopyBench::make_auto(const BenchPlaces& places, std::string& ch
   chosen = describe(choice);
   // A stream with events of others is not for the ring.
   const bool by_ring = choice.method == CopyMethod::kRing;
-  const StreamRef stream = by_ring ? own_stream_ : stream_;
+  const StreamRef stream = by_ring ? own_stream_ : raw_->stream();
   SubmitCopy submit = [this, stream, batch = std::move(batch)] {
     return device_.device->copy(stream, batch);
   };
   return TimeCopy([this, by_ring, stream, submit = std::move(submit)] {
-    return by_ring ? time_on(stream, submit) : time(submit);
+    return by_ring ? time_on_host(*device_.device, stream, submit) : raw_->time(submit);
   });
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// RawCopies: plain calls of CUDA and of the kernels' C interface, and the GPU's own clock.
+// RawCopies: copies by one fixed way each, timed: plain calls of CUDA and of the kernels' C
+// interface, and on the host plain loops and calls of its device.
 #pragma once
 
 #include <cstdint>
@@ -35,24 +36,31 @@ struct PermutedBlocks {
   bool to_universal = true;
 };
 
+/// Milliseconds from before `submit` to the end of what it puts on the stream, by the host's clock.
+[[nodiscard]] Result<double> time_on_host(Device& device, StreamRef stream,
+                                          const SubmitCopy& submit);
+
 /// Ownership: borrows the device, which outlives it and what it made.
 /// Threads: one thread at a time; makes the GPU the current one of the thread.
 class RawCopies {
  public:
-  /// Errors: kUnsupported (the device is no GPU, or this build has no CUDA), kDevice.
+  /// Those of the device, a GPU or the host. Errors: kUnsupported (this build has no CUDA),
+  /// kDevice.
   [[nodiscard]] static Result<std::unique_ptr<RawCopies>> create(const OpenedDevice& device);
   virtual ~RawCopies() = default;
   RawCopies(const RawCopies&) = delete;
   RawCopies& operator=(const RawCopies&) = delete;
 
+  /// Whether cudaMemcpyBatchAsync is there; on the host it is not, and batched() does without.
   [[nodiscard]] virtual bool has_batch() const = 0;
   /// The stream that all of it is put on, as the device knows it.
   [[nodiscard]] virtual StreamRef stream() const = 0;
 
-  /// Milliseconds between events around what `submit` puts on the stream.
+  /// Milliseconds of what `submit` puts on the stream: of a GPU between events around it.
   [[nodiscard]] virtual Result<double> time(const SubmitCopy& submit) = 0;
 
-  /// The tables are sent to the GPU with every copy, as the reference does.
+  /// The tables are sent to the GPU with every copy, as the reference does. On the host one thread
+  /// goes through them.
   [[nodiscard]] virtual Result<SubmitCopy> vectorized(CopyPairs pairs) = 0;
   [[nodiscard]] virtual Result<SubmitCopy> permuted(PermutedBlocks blocks) = 0;
   /// Errors: kUnsupported (no batches in this build or driver).
@@ -62,5 +70,8 @@ class RawCopies {
  protected:
   RawCopies() = default;
 };
+
+/// Errors: as RawCopies::create.
+[[nodiscard]] Result<std::unique_ptr<RawCopies>> create_cuda_copies(const OpenedDevice& device);
 
 }  // namespace kvbm

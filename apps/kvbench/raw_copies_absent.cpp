@@ -3,7 +3,7 @@
 
 namespace kvbm {
 
-Result<std::unique_ptr<RawCopies>> RawCopies::create(const OpenedDevice& /*device*/) {
+Result<std::unique_ptr<RawCopies>> create_cuda_copies(const OpenedDevice& /*device*/) {
   return make_error(ErrorCode::kUnsupported, "CUDA was left out of this build");
 }
 

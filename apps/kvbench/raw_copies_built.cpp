@@ -162,10 +162,7 @@ class CudaCopies final : public RawCopies {
 
 }  // namespace
 
-Result<std::unique_ptr<RawCopies>> RawCopies::create(const OpenedDevice& device) {
-  if (!device.adopt_stream) {
-    return make_error(ErrorCode::kUnsupported, "needs a GPU: the device is the host");
-  }
+Result<std::unique_ptr<RawCopies>> create_cuda_copies(const OpenedDevice& device) {
   KVBM_TRY(checked(::cudaSetDevice(device.device->info().ordinal), "cudaSetDevice"));
   auto stream = std::make_shared<Stream>();
   KVBM_TRY(
