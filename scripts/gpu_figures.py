@@ -4,8 +4,8 @@
 
 usage: gpu_figures.py RESULTS [--json FILE]
 
-RESULTS is the folder of that run: kvbench.json, kvbm_cuda_bench.json, kvbm_kernels_bench.json. Shares are of plain
-copies in the same run. A figure of several cells is the worst of them, with the cell's name. The exit status tells
+RESULTS is the folder of that run: kvbench.json, kvbench-64.json, kvbm_cuda_bench.json, kvbm_kernels_bench.json. Shares
+are of plain copies in the same run. A figure of several cells is the worst of them, with the cell's name. The exit status tells
 only whether the figures could be read: machines are noisy, and a timing is never a test.
 """
 import argparse
@@ -24,6 +24,7 @@ class Missing(Exception):
 class Run:
     def __init__(self, folder):
         self.kvbench = self._read(folder / "kvbench.json")
+        self.kvbench_64 = self._read(folder / "kvbench-64.json")
         self.cuda = self._read(folder / "kvbm_cuda_bench.json")
         self.kernels = self._read(folder / "kvbm_kernels_bench.json")
 
@@ -84,9 +85,10 @@ def one_block(run):
 
 
 def against_best(run):
-    for cell in run.kvbench["auto"]:
-        where = f"{cell['pattern']} {cell['direction']} N={cell['num_blocks']} against {cell['backend']}"
-        yield cell["auto_share"], where
+    for grid in (run.kvbench, run.kvbench_64):
+        for cell in grid["auto"]:
+            where = f"{cell['pattern']} {cell['direction']} N={cell['num_blocks']} of {cell['tokens_per_block']} tokens"
+            yield cell["auto_share"], f"{where} against {cell['backend']}"
 
 
 def both_ways(run):
