@@ -163,6 +163,15 @@ class GpuBundleTest(FrontDoorTest):
         self.assertIn("failed: kvbm_cuda_bench\n", run.stderr)
         self.assertIn("failed: gpu_figures.py\n", run.stderr)
 
+    def test_a_filter_runs_what_fits_it_with_its_output(self):
+        self.stand_in("kvbm_one_gpu_test", "echo 6 blocks there and back; " + self.TEST.format(1, 0))
+        self.stand_in("kvbm_other_gpu_test", "echo nothing here; " + self.TEST.format(0, 0))
+        run = self.bundle("--filter", "*fused_copy*")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertIn("6 blocks there and back\n", run.stdout)
+        self.assertNotIn("nothing here", run.stdout)
+        self.assertNotIn("6 blocks", self.bundle().stdout)
+
     def test_a_filter_that_fits_no_test_fails(self):
         self.stand_in("kvbm_one_gpu_test", self.TEST.format(0, 0))
         run = self.bundle("--filter", "*fused_copy*")
