@@ -51,8 +51,9 @@ constexpr LayoutKind kMemoryKinds[] = {LayoutKind::kFullyContiguous,
 /// A guarded place whose bytes the GPU reaches.
 class PinnedPlace {
  public:
-  PinnedPlace(std::shared_ptr<HostPinner> pinner, LayoutKind kind)
-      : place_(kConfig, kind, StorageKind::kPinned), pinner_(std::move(pinner)) {
+  PinnedPlace(std::shared_ptr<HostPinner> pinner, LayoutKind kind,
+              const KvBlockLayout& format = KvBlockLayout::kUnknown)
+      : place_(kConfig, kind, StorageKind::kPinned, {}, format), pinner_(std::move(pinner)) {
     const MemoryRegion all = place_.everything();
     const Status pinned = pinner_->pin(all.base(), all.size_bytes());
     EXPECT_TRUE(pinned) << pinned.error();
@@ -72,7 +73,8 @@ class PinnedPlace {
 /// Blocks in memory of the GPU.
 class DevicePlace {
  public:
-  DevicePlace(Device& device, LayoutKind kind) {
+  DevicePlace(Device& device, LayoutKind kind,
+              const KvBlockLayout& format = KvBlockLayout::kUnknown) {
     const MemoryNeed need = required_memory(kConfig, kind).value();
     std::vector<MemoryRegion> regions;
     for (size_t i = 0; i < need.num_regions; ++i) {
@@ -80,13 +82,13 @@ class DevicePlace {
       regions.push_back(MemoryRegion::of(memory_.back()));
     }
     if (kind == LayoutKind::kFullyContiguous) {
-      layout_ = PhysicalLayout::fully_contiguous(kConfig, regions.front()).value();
+      layout_ = PhysicalLayout::fully_contiguous(kConfig, regions.front(), format).value();
     } else {
       layout_ = PhysicalLayout::layer_separate(kConfig,
                                                kind == LayoutKind::kLayerSeparateBlockFirst
                                                    ? BlockDimension::kBlockIsFirst
                                                    : BlockDimension::kBlockIsSecond,
-                                               regions)
+                                               regions, format)
                     .value();
     }
   }
@@ -137,7 +139,8 @@ Calibration only_kernels() {
     return FormCost{.rates = {{.run_bytes = 1, .bytes_per_second = bytes_per_second}}};
   };
   Calibration calibration;
-  for (const TransferRoute route : {TransferRoute::kHostToDevice, TransferRoute::kDeviceToHost}) {
+  for (const TransferRoute route : {TransferRoute::kHostToDevice, TransferRoute::kDeviceToHost,
+                                    TransferRoute::kDeviceToDevice}) {
     calibration.set(route, {all(1), all(1), all(1e12)});
   }
   return calibration;
@@ -194,7 +197,7 @@ TEST_F(CudaTransferTest, ATransferByAReadyPlanAllocatesNothingOnAnyThread) {
   }
 }
 
-TEST_F(CudaTransferTest, BlocksGoDownAndUpBetweenAllFormats) {
+TEST_F(CudaTransferTest, BlocksGoDownAndUpBetweenAllKindsOfLayouts) {
   const uint64_t seed = testing::test_seed();
   for (const LayoutKind host_kind : kMemoryKinds) {
     for (const LayoutKind device_kind : kMemoryKinds) {
@@ -229,6 +232,63 @@ TEST_F(CudaTransferTest, BlocksGoDownAndUpBetweenAllFormats) {
       ASSERT_TRUE(dst->guards_hold());
       for (const LayoutHandle handle : {one, two, three, four}) {
         ASSERT_TRUE(manager_->unregister_layout(handle));
+      }
+    }
+  }
+}
+
+/// To the GPU, on it and back, each in another format: by the engine and by kernels.
+TEST_F(CudaTransferTest, BlocksArePermutedBetweenAllFormats) {
+  const KvBlockLayout by_page = KvBlockLayout::custom({BlockAxis::kPage, BlockAxis::kLayer,
+                                                       BlockAxis::kOuter, BlockAxis::kHead})
+                                    .value();
+  const KvBlockLayout formats[] = {KvBlockLayout::kOperationalNHD, KvBlockLayout::kOperationalHND,
+                                   KvBlockLayout::kUniversalTP, KvBlockLayout::kUniversalPP,
+                                   by_page};
+  const auto kind_for = [](const KvBlockLayout& format) {
+    return format.is_operational() ? LayoutKind::kLayerSeparateBlockSecond
+                                   : LayoutKind::kFullyContiguous;
+  };
+  const std::vector<BlockId> a = block_ids({4, 0, 23, 7});
+  const std::vector<BlockId> b = block_ids({9, 22, 1, 3});
+  for (const bool by_kernel : {false, true}) {
+    manager_ = TransferManager::create({.device = *device_,
+                                        .executor = executor_,
+                                        .log = log_,
+                                        .calibration = by_kernel ? only_kernels() : Calibration()})
+                   .value();
+    for (const KvBlockLayout& from : formats) {
+      for (const KvBlockLayout& to : formats) {
+        SCOPED_TRACE(to_string(from) + " and " + to_string(to) + (by_kernel ? ", kernel" : ""));
+        PinnedPlace src(pinner_, LayoutKind::kFullyContiguous, from);
+        PinnedPlace dst(pinner_, kind_for(to), to);
+        const DevicePlace first(*device_, kind_for(to), to);
+        const DevicePlace second(*device_, kind_for(from), from);
+        for (const BlockId block : a) src->fill(block, block.value());
+        const LayoutHandle one = add(src->layout());
+        const LayoutHandle two = add(first.layout());
+        const LayoutHandle three = add(second.layout());
+        const LayoutHandle four = add(dst->layout());
+        if (by_kernel && from.requires_transform(to)) {
+          for (const auto& [source, destination] :
+               {std::pair(one, two), std::pair(two, three), std::pair(three, four)}) {
+            const auto way = manager_->explain_transfer(
+                {.src = source, .src_ids = a, .dst = destination, .dst_ids = b});
+            ASSERT_TRUE(way) << way.error();
+            ASSERT_NE(way->find("; kernel, "), std::string::npos) << *way;
+          }
+        }
+        const auto down = start(one, a, two, b);
+        const auto across = start(two, b, three, a, {.wait_for = {down.event()}});
+        const auto up = start(three, a, four, b, {.wait_for = {across.event()}});
+        const Status done = up.wait(soon());
+        ASSERT_TRUE(done) << done.error();
+        for (size_t i = 0; i < a.size(); ++i) ASSERT_TRUE(dst->holds(b[i], a[i].value()));
+        ASSERT_TRUE(dst->untouched(BlockId(0)));
+        ASSERT_TRUE(dst->guards_hold());
+        for (const LayoutHandle handle : {one, two, three, four}) {
+          ASSERT_TRUE(manager_->unregister_layout(handle));
+        }
       }
     }
   }
