@@ -22,7 +22,12 @@ int answer(StridedPlan plan) {
   return answer(error, error == KVBM_KERNELS_SUCCESS && plan.has_work());
 }
 
-int answer(const PermutePlan& plan) { return answer(plan.check(), plan.has_work()); }
+/// Whether there is work is not to be asked of a plan that makes no sense.
+template <class Plan>
+int answer_of(const Plan& plan) {
+  const int error = plan.check();
+  return answer(error, error == KVBM_KERNELS_SUCCESS && plan.has_work());
+}
 
 }  // namespace
 
@@ -62,22 +67,20 @@ int kvbm_kernels_launch_digest(const kvbm_strided_piece* pieces, size_t num_piec
 int kvbm_kernels_launch_pattern(const kvbm_pattern_piece* pieces, size_t num_pieces,
                                 const uint32_t* ids, const uint64_t* seeds, size_t num_blocks,
                                 uint64_t* first_wrong, kvbm_kernels_stream) {
-  const PatternPlan plan(pieces, num_pieces, ids, seeds, num_blocks, first_wrong);
-  return answer(plan.check(), plan.has_work());
+  return answer_of(PatternPlan(pieces, num_pieces, ids, seeds, num_blocks, first_wrong));
 }
 
 int kvbm_kernels_launch_checksum(const kvbm_checksum_piece* pieces, size_t num_pieces,
                                  const uint32_t* ids, size_t num_blocks, uint64_t seed,
                                  uint64_t* sums, kvbm_kernels_stream) {
-  const ChecksumPlan plan(pieces, num_pieces, ids, num_blocks, seed, sums);
-  return answer(plan.check(), plan.has_work());
+  return answer_of(ChecksumPlan(pieces, num_pieces, ids, num_blocks, seed, sums));
 }
 
 int kvbm_kernels_launch_universal_from_block(void* const* universal_ptrs,
                                              const void* const* block_ptrs, size_t nb, size_t nh,
                                              size_t nl, size_t no, size_t nt, size_t hd, int dtype,
                                              int layout, kvbm_kernels_stream) {
-  return answer(
+  return answer_of(
       PermutePlan(universal_ptrs, block_ptrs, nb, nh, nl, no, nt, hd, dtype, layout, true));
 }
 
@@ -85,7 +88,7 @@ int kvbm_kernels_launch_block_from_universal(const void* const* universal_ptrs,
                                              void* const* block_ptrs, size_t nb, size_t nh,
                                              size_t nl, size_t no, size_t nt, size_t hd, int dtype,
                                              int layout, kvbm_kernels_stream) {
-  return answer(
+  return answer_of(
       PermutePlan(universal_ptrs, block_ptrs, nb, nh, nl, no, nt, hd, dtype, layout, false));
 }
 

@@ -22,7 +22,7 @@
 #include "kvbm/runtime/kvbm_worker.hpp"
 
 #include "tests/support/require.hpp"
-#include "tests/support/test_gpu.hpp"
+#include "tests/support/test_gpu_name.hpp"
 
 namespace kvbm {
 namespace {
@@ -73,7 +73,7 @@ auto counts(const ReplayReport& report) {
 
 TEST_F(CudaReplay, CountsWhatTheHostCounts) {
   const Trace trace = chats(1);
-  for (const uint32_t ranks : {1, 2}) {
+  for (const uint32_t ranks : {1U, 2U}) {
     ReplayOptions here = three_tiers("host");
     ReplayOptions there = three_tiers(testing::test_gpu_name());
     here.ranks = there.ranks = ranks;

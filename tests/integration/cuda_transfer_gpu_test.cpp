@@ -24,7 +24,7 @@
 #include "tests/support/guarded_place.hpp"
 #include "tests/support/require.hpp"
 #include "tests/support/seed.hpp"
-#include "tests/support/test_gpu.hpp"
+#include "tests/support/test_gpu_name.hpp"
 #include "tests/support/transfer_rig.hpp"
 
 namespace kvbm {

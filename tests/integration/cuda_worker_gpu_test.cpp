@@ -24,6 +24,7 @@
 
 #include "tests/support/require.hpp"
 #include "tests/support/test_gpu.hpp"
+#include "tests/support/test_gpu_name.hpp"
 
 namespace kvbm {
 namespace {

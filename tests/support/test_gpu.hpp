@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// test_gpu: the GPU that tests use where there are several.
+// test_gpu: the GPU that tests use where there are several. For builds with CUDA.
 #pragma once
 
 #include <cstdint>
-#include <string>
 
 #include "kvbm/adapters/cuda/cuda_device.hpp"
-#include "kvbm/base/text.hpp"
 
 namespace kvbm::testing {
 
@@ -18,8 +16,5 @@ inline int32_t test_gpu() {
   }();
   return ordinal;
 }
-
-/// "cuda:1".
-inline std::string test_gpu_name() { return format_text("cuda:{}", test_gpu()); }
 
 }  // namespace kvbm::testing
