@@ -99,6 +99,9 @@ Result<PhysicalLayout> LayoutBuildStage::build() && {
   layout.registration_.agent_name = std::move(recipe_.agent_name);
   if (layout.storage_kind() == StorageKind::kDevice) {
     layout.registration_.device_id = recipe_.device_id;
+  } else if (recipe_.device_id != 0) {
+    return invalid(format_text("device {} is named for {} memory: leave device_id at 0",
+                               recipe_.device_id, layout.storage_kind()));
   }
   for (OwnedRegion& memory : recipe_.regions) {
     if (memory.owner != nullptr) layout.owners_.push_back(std::move(memory.owner));

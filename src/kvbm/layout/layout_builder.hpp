@@ -126,7 +126,8 @@ class LayoutMemoryStage {
         StorageKind::kFile);
   }
 
-  /// Memory of the caller's: one region, or one a layer.
+  /// Memory of the caller's: one region, or one a layer. `device_id` is the ordinal of the device
+  /// that has it; build() refuses another than 0 for memory of the host.
   [[nodiscard]] LayoutBuildStage with_regions(std::vector<OwnedRegion> regions,
                                               uint64_t device_id = 0) && {
     recipe_.regions = std::move(regions);
@@ -150,7 +151,8 @@ class LayoutTensorStage {
   explicit LayoutTensorStage(internal::LayoutRecipe recipe) noexcept : recipe_(std::move(recipe)) {}
 
   /// Not owned: they stay as long as the layout is used. Shapes and strides are checked; the format
-  /// is what they say. `device_id` is the ordinal of the device that has them.
+  /// is what they say. `device_id` is the ordinal of the device that has them; build() refuses
+  /// another than 0 for memory of the host.
   [[nodiscard]] LayoutBuildStage with_external_device_regions(std::vector<ExternalTensor> tensors,
                                                               uint64_t device_id = 0) && {
     recipe_.tensors = std::move(tensors);

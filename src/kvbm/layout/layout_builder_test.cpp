@@ -237,6 +237,20 @@ TEST(LayoutBuilder, TakesTheTensorsOfAnEngine) {
                      .with_external_device_regions({})
                      .build(),
                  "at least one tensor");
+  // Memory of the host is of no device.
+  ExternalTensor on_host = tensor;
+  on_host.region = MemoryRegion::of_bytes(StorageKind::kPinned, memory.data(), 4096);
+  const auto of_device = [&](uint64_t device_id) {
+    return PhysicalLayout::builder("worker-0")
+        .with_config(kConfig)
+        .page_maps()
+        .with_external_device_regions({on_host}, device_id)
+        .build();
+  };
+  EXPECT_TRUE(of_device(0));
+  expect_refused(of_device(1), "device 1 is named for pinned memory");
+  expect_refused(contiguous().with_regions({{memory.region(), nullptr}}, 2).build(),
+                 "device 2 is named for system memory");
 }
 
 }  // namespace

@@ -55,6 +55,18 @@ Status check_agent(const TransferConfig& config) {
                              config.agent_name, config.remote_agent->name()));
 }
 
+/// Only a layout that was made for an agent says which device has its memory.
+Status check_own_device(const TransferConfig& config, const PhysicalLayout& layout) {
+  const RegistrationMetadata& made = layout.registration();
+  if (layout.storage_kind() != StorageKind::kDevice || made.agent_name.empty()) return {};
+  const DeviceInfo info = config.device.info();
+  if (made.device_id == static_cast<uint64_t>(info.ordinal)) return {};
+  return invalid(
+      format_text("the layout is in the memory of device {}, and this manager copies for {} {}: "
+                  "register it with the manager of its device, or say device_id where it is made",
+                  made.device_id, info.kind, info.ordinal));
+}
+
 void warn_of_kernels_from_ptx(const TransferConfig& config) {
   const DeviceInfo info = config.device.info();
   if (!info.capabilities.kernels_from_ptx) return;
@@ -101,6 +113,7 @@ class TransferManager::Core {
     if (layout.storage_kind() == StorageKind::kRemote) {
       return invalid("a layout of another worker is imported, not registered");
     }
+    KVBM_TRY(check_own_device(context_->config(), layout));
     const auto shared = std::make_shared<const PhysicalLayout>(std::move(layout));
     direct_files_.enter(*shared);
     Result<LayoutHandle> handle = register_shared(shared);

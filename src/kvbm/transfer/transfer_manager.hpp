@@ -106,7 +106,8 @@ class TransferManager {
   /// Ids are given in turn; one comes again only after all others of its 16 bits.
   /// Other workers may reach its memory from now on, if there is a remote agent that does.
   /// Errors: kExhausted (65536 layouts are registered), kInvalidArgument (made for another remote
-  /// agent), those of RemoteAgent::register_memory.
+  /// agent, or in the memory of another device than the manager's), those of
+  /// RemoteAgent::register_memory.
   [[nodiscard]] Result<LayoutHandle> register_layout(PhysicalLayout layout);
 
   /// No new transfer can name it; those that run are not disturbed, but those of other workers are

@@ -120,8 +120,8 @@ class ScriptedDevice final : public Device {
   Device& inner_;
 };
 
-void expect_error(const Result<TransferCompleteNotification>& result, ErrorCode code,
-                  const std::string& word) {
+template <class T>
+void expect_error(const Result<T>& result, ErrorCode code, const std::string& word) {
   ASSERT_FALSE(result) << word;
   EXPECT_EQ(result.error().code(), code) << result.error().describe();
   EXPECT_NE(result.error().message().find(word), std::string::npos) << result.error().describe();
@@ -667,6 +667,27 @@ TEST(TransferManager, HandlesNameLayoutsUntilTheyAreUnregistered) {
             ErrorCode::kNotFound);
   // A number does not come back soon.
   EXPECT_NE(rig.manager->register_layout(place.layout()).value(), first);
+}
+
+TEST(TransferManager, ALayoutOfAnotherDeviceIsNotItsOwn) {
+  TransferRig rig;
+  const auto other = HostDevice::create({.executor = *rig.executor, .ordinal = 3}).value();
+  const auto made_on = [](Device& device) {
+    return PhysicalLayout::builder("worker-7")
+        .with_config(kConfig)
+        .fully_contiguous()
+        .allocate_device(device)
+        .build()
+        .value();
+  };
+  const auto refused = rig.manager->register_layout(made_on(*other));
+  expect_error(refused, ErrorCode::kInvalidArgument, "memory of device 3");
+  EXPECT_TRUE(rig.manager->register_layout(made_on(*rig.device)));
+  const auto manager =
+      TransferManager::create({.device = *other, .executor = *rig.executor, .log = rig.log});
+  EXPECT_TRUE((*manager)->register_layout(made_on(*other)));
+  expect_error((*manager)->register_layout(made_on(*rig.device)), ErrorCode::kInvalidArgument,
+               "memory of device 0");
 }
 
 TEST(TransferManager, StorageThatTheDeviceCannotReachIsRefused) {
