@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/memory/pinned_memory.hpp"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -13,6 +19,7 @@
 #include "kvbm/base/stepped_executor.hpp"
 #include "kvbm/base/thread_executor.hpp"
 #include "kvbm/base/units.hpp"
+#include "kvbm/memory/system_memory.hpp"
 
 #include "tests/support/error_code.hpp"
 #include "tests/support/pinner_double.hpp"
@@ -116,7 +123,51 @@ TEST(PinnedMemoryTest, GoesAwayWhileItIsBeingMade) {
   EXPECT_EQ(code_of(all.status()), ErrorCode::kCancelled);
 }
 
-TEST(PinnedMemoryTest, AsksForTheNodeOfTheDevice) {
+/// The only node that the kernel prefers for a page; none without a preference, or unless it may be
+/// asked.
+std::optional<uint64_t> preferred_node(const std::byte* page) {
+  constexpr int kPreferred = 1;  // MPOL_PREFERRED of <linux/mempolicy.h>
+  constexpr int kOfAddress = 2;  // MPOL_F_ADDR
+  std::array<unsigned long, 16> nodes{};
+  int mode = 0;
+  if (::syscall(SYS_get_mempolicy, &mode, nodes.data(), 1024UL, page, kOfAddress) != 0 ||
+      mode != kPreferred) {
+    return std::nullopt;
+  }
+  for (uint64_t node = 0; node < 1024; ++node) {
+    if (nodes[node / 64] == 1UL << (node % 64)) return node;
+  }
+  return std::nullopt;
+}
+
+TEST(PinnedMemoryTest, IsOnTheNodeOfTheDevice) {
+  // A container may forbid it: then the kernel refuses our own page too.
+  SystemMemory page = SystemMemory::create({.size_bytes = 4096, .alignment = 4096}).value();
+  const unsigned long first = 1;
+  if (::syscall(SYS_mbind, page.data(), 4096UL, 1, &first, 65UL, 0) != 0 ||
+      preferred_node(page.data()) != 0) {
+    GTEST_SKIP() << "this process may not choose nodes";
+  }
+  NullLogSink log;
+  ThreadExecutor executor(log);
+  const auto pinner = std::make_shared<PinnerDouble>();
+  pinner->node = 0;
+  auto memory =
+      PinnedMemory::create({.executor = executor, .pinner = pinner, .size_bytes = 6 * kMiB});
+  ASSERT_TRUE(memory);
+  EXPECT_TRUE(memory->wait_for(6 * kMiB));
+  EXPECT_EQ(memory->numa_node(), 0U);
+  EXPECT_EQ(preferred_node(memory->data()), 0U);
+  EXPECT_EQ(preferred_node(memory->data() + 6 * kMiB - 1), 0U);
+  // Without a node the kernel goes by its own mind.
+  pinner->node = std::nullopt;
+  memory = PinnedMemory::create({.executor = executor, .pinner = pinner, .size_bytes = 2 * kMiB});
+  ASSERT_TRUE(memory);
+  EXPECT_EQ(memory->numa_node(), std::nullopt);
+  EXPECT_EQ(preferred_node(memory->data()), std::nullopt);
+}
+
+TEST(PinnedMemoryTest, ANodeThatTheKernelRefusesIsNone) {
   NullLogSink log;
   ThreadExecutor executor(log);
   const auto pinner = std::make_shared<PinnerDouble>();
