@@ -2,6 +2,7 @@
 // TransferManager: the options of a transfer, the ways to name it, and what a manager lends.
 #include "kvbm/transfer/transfer_options.hpp"
 
+#include <array>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -481,6 +482,33 @@ TEST(TransferOptions, AManagerLendsStreamsAndEvents) {
   EXPECT_TRUE(context.acquire_h2d_stream());
   others.clear();
   EXPECT_TRUE(context.acquire_h2d_stream());
+}
+
+TEST(TransferOptions, ACallersOwnCompletionGoesWithThoseOfTransfers) {
+  TransferRig rig({.seed = 1});
+  const Filled src(rig, kConfig, KvBlockLayout::kOperationalHND);
+  const Filled dst(rig, kConfig, KvBlockLayout::kOperationalHND);
+  const ManagerContext context = rig.manager->context();
+  const LentStream stream = context.acquire_d2h_stream().value();
+  EventSource gate = context.create_event();
+  ASSERT_TRUE(context.device().wait(stream.ref(), gate.event()));
+  // Work of the caller's on the manager's stream, and its end.
+  auto own = std::make_shared<TransferSource>(context.executor());
+  const TransferCompleteNotification mine = own->notification();
+  context.device().record(stream.ref()).on_done([own](const Status& status) noexcept {
+    own->resolve({.status = status, .bytes = 5});
+  });
+  const auto copied = rig.execute(src.handle, block_ids({3}), dst.handle, block_ids({0}));
+  ASSERT_TRUE(copied);
+  const auto both = TransferCompleteNotification::aggregate(std::array{*copied, mine});
+  ASSERT_TRUE(copied->wait());
+  EXPECT_FALSE(both.done());
+  gate.signal(make_error(ErrorCode::kDevice, "the caller's kernel failed"));
+  const Status status = both.wait();
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code(), ErrorCode::kDevice);
+  EXPECT_EQ(both.result().failed, std::vector<uint32_t>{1});
+  EXPECT_EQ(both.result().bytes, kConfig.block_bytes() + 5);
 }
 
 TEST(TransferOptions, AFailureOnALentStreamIsNobodyElses) {
