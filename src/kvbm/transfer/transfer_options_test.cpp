@@ -430,9 +430,11 @@ TEST(TransferOptions, ACopyThatWaitedOnTheHostTriesAgainForAStream) {
       EXPECT_FALSE(waits->done());  // no stream for it
     }
   };
+  const TimePoint before = rig.after({});
   ASSERT_TRUE(rig.execute(src.handle, block_ids({0}), dst.handle, block_ids({0})));
   ASSERT_EQ(depth, 3);
   EXPECT_TRUE(waits->wait());
+  EXPECT_LE(rig.after({}) - before, std::chrono::microseconds(50));
   rig.stepped->run_until_idle();
   EXPECT_EQ(rig.manager->in_flight(), 0U);
   EXPECT_TRUE(dst.place.holds(BlockId{7}, 7));

@@ -21,6 +21,8 @@ constexpr size_t kBlocksPerTurn = 8;
 constexpr size_t kLoggedFailures = 4;
 /// When the engine is full of other people's requests.
 constexpr Duration kEngineFullPause = std::chrono::milliseconds(1);
+/// When all streams are held: each for as long as a submission takes.
+constexpr Duration kHeldPause = std::chrono::microseconds(50);
 /// Of one transfer, for whole slots.
 constexpr uint64_t kMaxBufferBytes = uint64_t{16} << 20;
 
@@ -372,7 +374,7 @@ void FileTransfer::begin_round(std::vector<uint32_t> positions) noexcept {
 Status FileTransfer::put_round_on_stream() {
   const Result<StreamPool::Held> held = context().streams().take(frame().route);
   if (!held) {
-    return context().post_after(kEngineFullPause, [weak = weak_from_this()] {
+    return context().post_after(kHeldPause, [weak = weak_from_this()] {
       const auto self = std::static_pointer_cast<FileTransfer>(weak.lock());
       if (self == nullptr) return;
       const Status again = guarded([&] { return self->put_round_on_stream(); });

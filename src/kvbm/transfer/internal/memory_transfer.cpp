@@ -12,8 +12,10 @@
 namespace kvbm::internal {
 namespace {
 
-/// When the device, or all streams, are busy.
+/// When a stream of the device is full.
 constexpr Duration kRetry = std::chrono::milliseconds(1);
+/// When all streams are held: each for as long as a submission takes.
+constexpr Duration kHeldPause = std::chrono::microseconds(50);
 
 }  // namespace
 
@@ -79,7 +81,7 @@ void MemoryTransfer::run() noexcept {
 
 /// When all streams are held.
 Status MemoryTransfer::try_later() {
-  return context().post_after(kRetry, [weak = weak_from_this()] {
+  return context().post_after(kHeldPause, [weak = weak_from_this()] {
     if (const std::shared_ptr<Transfer> self = weak.lock()) self->run();
   });
 }
