@@ -98,6 +98,8 @@ struct RankRigOptions {
   uint32_t pieces_per_layer = 1;     ///< of the engine's; see Worker::attach
   uint64_t min_load_part_bytes = 1;  ///< each of these layers is a part
   DirectIo direct_io = DirectIo::kOff;
+  std::shared_ptr<HostPinner> pinner = nullptr;
+  uint64_t pin_slice_bytes = PinnedMemoryOptions::kSliceBytes;
   std::optional<DeviceFaults> faults = std::nullopt;
   /// Puts something between the worker and the device; then there are no faults.
   std::function<std::unique_ptr<Device>(Device&)> wrap_device = nullptr;
@@ -142,7 +144,9 @@ class RankRig {
                              .disk_directory = folder.path().string(),
                              .direct_io = options.direct_io,
                              .max_running_operations = options.max_running_operations,
-                             .min_load_part_bytes = options.min_load_part_bytes},
+                             .min_load_part_bytes = options.min_load_part_bytes,
+                             .pinner = options.pinner,
+                             .pin_slice_bytes = options.pin_slice_bytes},
                             used, files.get(), executor, log)
                  .value();
     for (uint16_t group = 0; group < options.num_groups; ++group) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/memory/host_memory.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace kvbm {
@@ -17,8 +18,10 @@ Result<HostMemory> HostMemory::create(HostMemoryOptions options) {
                         PinnedMemory::create({.executor = options.executor,
                                               .pinner = std::move(options.pinner),
                                               .size_bytes = options.size_bytes,
+                                              .slice_bytes = options.slice_bytes,
                                               .on_progress = std::move(options.on_progress)}));
-  KVBM_TRY(memory.pinned_.wait_for(options.size_bytes));
+  const uint64_t first = std::min(options.slice_bytes, options.size_bytes);
+  KVBM_TRY(memory.pinned_.wait_for(options.wait == HostReady::kAll ? options.size_bytes : first));
   return memory;
 }
 

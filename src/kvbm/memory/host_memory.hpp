@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 
+#include "kvbm/base/completion.hpp"
 #include "kvbm/base/executor.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/base/unique_function.hpp"
@@ -17,25 +18,41 @@
 
 namespace kvbm {
 
+/// What HostMemory::create waits for.
+enum class HostReady : uint8_t {
+  kAll,
+  kFirstSlice,  ///< the rest is pinned in the background: see HostMemory::ready
+};
+
 struct HostMemoryOptions {
   Executor& executor;
   std::shared_ptr<HostPinner> pinner = nullptr;  ///< null: pageable memory
   uint64_t size_bytes = 0;
+  HostReady wait = HostReady::kAll;
+  uint64_t slice_bytes = PinnedMemoryOptions::kSliceBytes;  ///< see PinnedMemoryOptions
   /// Of the pinning; see PinnedMemoryOptions.
   UniqueFunction<void(uint64_t ready_bytes)> on_progress = {};
 };
 
 /// Reads as zero.
 /// Ownership: move-only. Borrows the executor.
-/// Threads: one thread at a time.
+/// Threads: one thread at a time; ready() from any.
 class HostMemory {
  public:
   /// Owns nothing.
   HostMemory() noexcept = default;
 
-  /// Returns when all of it is ready. Errors: those of SystemMemory; of PinnedMemory and its
-  /// pinner.
+  /// Errors: those of SystemMemory; of PinnedMemory and its pinner.
   [[nodiscard]] static Result<HostMemory> create(HostMemoryOptions options);
+
+  /// Done when the first `bytes` bytes may be used, or with the error that ended the pinning
+  /// before. Contract: not more than there are.
+  [[nodiscard]] Completion ready(uint64_t bytes) const {
+    return pinned_.size_bytes() > 0 ? pinned_.ready(bytes) : Completion::ready();
+  }
+
+  /// Ends the threads that have pinned all of it; waits for that. Errors: those of the pinner.
+  Status wait() { return pinned_.wait_for(pinned_.size_bytes()); }
 
   [[nodiscard]] uint64_t size_bytes() const noexcept { return bytes().size(); }
   [[nodiscard]] std::span<std::byte> bytes() const noexcept {

@@ -28,12 +28,14 @@ enum class PinnedPages : uint8_t {
 [[nodiscard]] std::string_view to_string(PinnedPages pages) noexcept;
 
 struct PinnedMemoryOptions {
+  static constexpr uint64_t kSliceBytes = uint64_t{256} << 20;
+
   Executor& executor;
   std::shared_ptr<HostPinner> pinner;
   uint64_t size_bytes = 0;
   /// Pinned in one call; rounded up to huge pages. Smaller: sooner ready, and no lock of the kernel
   /// or the driver is held for long.
-  uint64_t slice_bytes = uint64_t{256} << 20;
+  uint64_t slice_bytes = kSliceBytes;
   size_t num_threads =
       8;  ///< that touch and pin; they end with wait_for() of all, or with the memory
   /// Told after each slice how many bytes are ready, on one of those threads at a time; short, and
@@ -48,7 +50,7 @@ struct PinnedMemoryOptions {
 /// knows and divides.
 /// Ownership: move-only. On destruction pinning stops, what is pinned is unpinned, and the memory
 /// goes: nothing may use it any more. Borrows the executor.
-/// Threads: one thread at a time; ready_bytes() from any.
+/// Threads: one thread at a time; ready_bytes() and ready() from any.
 class PinnedMemory {
  public:
   /// Owns nothing.

@@ -780,7 +780,16 @@ std::optional<OpResult> Worker::Core::start(const std::shared_ptr<Operation>& op
   TransferRequest request{
       .src = *src, .src_ids = op.from, .dst = *dst, .dst_ids = op.to, .options = {}};
   request.options.wait_for = std::move(operation->outcomes);
+  for (const auto& [place, blocks] : {std::pair(op.src, std::span(op.from)), {op.dst, op.to}}) {
+    const Completion ready = places_->ready(place, blocks);
+    if (!ready.done() || !ready.status()) request.options.wait_for.emplace_back(ready);
+  }
   request.options.tags = tags;
+  if (places_->take_pinning_ended()) {
+    static_cast<void>(timers_->try_post([weak = weak_from_this()] {
+      if (auto core = weak.lock()) core->places_->end_pinning();
+    }));
+  }
   if (!operation->parts.empty()) return start_parts(operation, std::move(request));
   auto transfer = transfers_->execute_transfer(request);
   if (!transfer) {

@@ -22,6 +22,7 @@
 #include "kvbm/memory/file.hpp"
 #include "kvbm/memory/file_engine.hpp"
 #include "kvbm/memory/host_pinner.hpp"
+#include "kvbm/memory/pinned_memory.hpp"
 #include "kvbm/protocol/messages.hpp"
 #include "kvbm/transfer/calibration.hpp"
 
@@ -42,6 +43,7 @@ struct WorkerOptions {
   /// Pins the places in host memory, for a device that does not copy pageable memory. Null: they
   /// are pageable.
   std::shared_ptr<HostPinner> pinner = nullptr;
+  uint64_t pin_slice_bytes = PinnedMemoryOptions::kSliceBytes;  ///< pinned in one call
   /// What copies cost; none: measured, where the device has more than one method.
   std::optional<Calibration> calibration = std::nullopt;
 };
@@ -93,9 +95,10 @@ class Worker {
   /// the engine's).
   [[nodiscard]] Result<PlaceSpec> attach(Place place, PhysicalLayout tensors,
                                          uint32_t pieces_per_layer = 0);
-  /// Makes a place in host memory (G2) or in a file (G3). Errors: kInvalidArgument (other bytes
-  /// than the group's), kUnsupported (replicated blocks, G4, G3 without a file engine), those of
-  /// SystemMemory and FileMemory.
+  /// Makes a place in host memory (G2) or in a file (G3). Of pinned memory it returns with the
+  /// first slice: operations on blocks that are not pinned yet wait until they are, and fail if
+  /// they cannot be. Errors: kInvalidArgument (other bytes than the group's), kUnsupported
+  /// (replicated blocks, G4, G3 without a file engine), those of SystemMemory and FileMemory.
   Status provide(const PlaceSpec& spec);
 
   /// Replaces the receiver of results; null drops them.

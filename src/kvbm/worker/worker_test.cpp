@@ -4,6 +4,10 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -296,6 +300,89 @@ TEST(Worker, ProvidesPinnedHostMemoryForADeviceThatTakesNoOther) {
   const Status refused = (*worker)->provide(host);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code(), ErrorCode::kDevice);
+}
+
+/// Pins one slice, and the others with the outcome and at the time that the test says.
+class LatePinner final : public HostPinner {
+ public:
+  explicit LatePinner(std::shared_future<Status> rest) : rest_(std::move(rest)) {}
+  Status pin(std::byte* /*data*/, uint64_t /*size_bytes*/) override {
+    return num_pinned_++ == 0 ? Status() : rest_.get();
+  }
+  void unpin(std::byte* /*data*/, uint64_t /*size_bytes*/) noexcept override {}
+  [[nodiscard]] std::optional<uint32_t> numa_node() const override { return std::nullopt; }
+
+ private:
+  const std::shared_future<Status> rest_;
+  std::atomic<int> num_pinned_{0};
+};
+
+/// Of this process.
+size_t threads_named(const std::string& name) {
+  size_t count = 0;
+  for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::string found;
+    std::ifstream(thread.path() / "comm") >> found;
+    count += found.starts_with(name) ? 1 : 0;
+  }
+  return count;
+}
+
+constexpr uint32_t kBlocksPerSlice = (uint32_t{2} << 20) / kRigBlockBytes;
+
+TEST(Worker, ServesTheFirstHostBlocksBeforeTheLastArePinned) {
+  RecordingLogSink log(LogLevel::kWarning);
+  ThreadExecutor executor(log);
+  std::promise<Status> rest;
+  RankRig rig(executor, log,
+              {.host_blocks = 3 * kBlocksPerSlice,
+               .pinner = std::make_shared<LatePinner>(rest.get_future().share()),
+               .pin_slice_bytes = kBlocksPerSlice * kRigBlockBytes});
+  for (uint32_t i = 0; i < 4; ++i) rig.fill(i, 100 + i);
+  const auto submit = [&](const CopyOp& op) { rig.worker->submit({&op, 1}); };
+  submit(copy(1, kEngine, ids({0}), kHost, ids({kBlocksPerSlice - 1})));
+  submit(copy(2, kEngine, ids({1, 2}), kHost, ids({kBlocksPerSlice, 0})));
+  submit(copy(3, kEngine, ids({3}), kHost, ids({3 * kBlocksPerSlice - 1})));
+  submit(copy(4, kHost, ids({kBlocksPerSlice - 1}), kEngine, ids({10}),
+              {.after = {Gate::op_done(OpId(1))}}));
+  EXPECT_EQ(rig.await(OpId(4)).outcome, Outcome::kSucceeded);
+  EXPECT_TRUE(rig.holds(10, 100));
+  EXPECT_FALSE(rig.results.find(OpId(2)));
+  EXPECT_FALSE(rig.results.find(OpId(3)));
+  EXPECT_GT(threads_named("kvbm-pin"), 0U);
+  rest.set_value({});
+  EXPECT_EQ(rig.await(OpId(2)).outcome, Outcome::kSucceeded);
+  EXPECT_EQ(rig.await(OpId(3)).outcome, Outcome::kSucceeded);
+  submit(copy(5, kHost, ids({3 * kBlocksPerSlice - 1, kBlocksPerSlice}), kEngine, ids({11, 12})));
+  EXPECT_EQ(rig.await(OpId(5)).outcome, Outcome::kSucceeded);
+  EXPECT_TRUE(rig.holds(11, 103));
+  EXPECT_TRUE(rig.holds(12, 101));
+  EXPECT_THAT(log.messages(LogLevel::kError), IsEmpty());
+  // An operation has found that there is nothing more to pin.
+  const TimePoint late = executor.clock().now() + seconds(10);
+  while (threads_named("kvbm-pin") > 0 && executor.clock().now() < late) std::this_thread::yield();
+  EXPECT_EQ(threads_named("kvbm-pin"), 0U);
+}
+
+TEST(Worker, BlocksThatCannotBePinnedFailAndTheOthersAreServed) {
+  RecordingLogSink log(LogLevel::kWarning);
+  ThreadExecutor executor(log);
+  std::promise<Status> rest;
+  RankRig rig(executor, log,
+              {.host_blocks = 3 * kBlocksPerSlice,
+               .pinner = std::make_shared<LatePinner>(rest.get_future().share()),
+               .pin_slice_bytes = kBlocksPerSlice * kRigBlockBytes});
+  const auto submit = [&](const CopyOp& op) { rig.worker->submit({&op, 1}); };
+  submit(copy(1, kEngine, ids({0}), kHost, ids({2 * kBlocksPerSlice})));
+  rest.set_value(make_error(ErrorCode::kExhausted, "no more may be locked"));
+  EXPECT_EQ(rig.await(OpId(1)).outcome, Outcome::kFailed);
+  // As does one that comes later, before anything is touched.
+  submit(copy(2, kEngine, ids({0}), kHost, ids({kBlocksPerSlice})));
+  EXPECT_EQ(rig.await(OpId(2)).outcome, Outcome::kFailed);
+  submit(copy(3, kEngine, ids({0}), kHost, ids({kBlocksPerSlice - 1})));
+  EXPECT_EQ(rig.await(OpId(3)).outcome, Outcome::kSucceeded);
+  EXPECT_THAT(log.messages(LogLevel::kError),
+              ElementsAre(HasSubstr("cannot be pinned to its end")));
 }
 
 TEST(Worker, CreateRefusesAModelOrOptionsThatCannotWork) {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/worker/internal/worker_places.hpp"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
 #include "kvbm/base/text.hpp"
 #include "kvbm/base/units.hpp"
+#include "kvbm/device/strided_copy.hpp"
 
 namespace kvbm::internal {
 namespace {
@@ -47,7 +49,7 @@ Result<PlaceSpec> WorkerPlaces::attach(Place place, PhysicalLayout tensors,
                       format_text("a block of layer group {} has {} pieces, and a layer {} of them",
                                   place.group, config.num_layers, pieces_per_layer));
   }
-  KVBM_TRY(add(place, std::move(tensors), pieces_per_layer));
+  KVBM_TRY(add(place, std::move(tensors), {.pieces_per_layer = pieces_per_layer}));
   return spec;
 }
 
@@ -67,9 +69,15 @@ Status WorkerPlaces::provide(const PlaceSpec& spec) {
   KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout, in_memory
                                                    ? in_host_memory(config, *made)
                                                    : in_file(config, spec.place.group, *made));
-  KVBM_TRY(add(spec.place, std::move(layout), 0));
+  Known known;
+  if (in_memory) {
+    known.memory = &made->memory;
+    known.block_bytes = layout.page_maps().front().block_stride();
+  }
+  KVBM_TRY(add(spec.place, std::move(layout), known));
   const MutexLock lock(mutex_);
   provided_.push_back(std::move(made));
+  is_pinning_ = options_.pinner != nullptr;
   return {};
 }
 
@@ -78,6 +86,40 @@ std::optional<LayoutHandle> WorkerPlaces::find(Place place) const {
   const auto found = known_.find(place);
   if (found == known_.end()) return std::nullopt;
   return found->second.handle;
+}
+
+Completion WorkerPlaces::ready(Place place, std::span<const BlockId> blocks) const {
+  Known known;
+  {
+    const MutexLock lock(mutex_);
+    const auto found = known_.find(place);
+    if (found != known_.end()) known = found->second;
+  }
+  if (known.memory == nullptr || blocks.empty()) return Completion::ready();
+  const uint64_t size = known.memory->size_bytes();
+  // One block has no stride, and ids out of range are refused by whoever copies.
+  const uint64_t end =
+      known.block_bytes == 0 ? size : (uint64_t{highest_id(blocks)} + 1) * known.block_bytes;
+  return known.memory->ready(std::min(end, size));
+}
+
+bool WorkerPlaces::take_pinning_ended() {
+  if (!is_pinning_.load(std::memory_order_relaxed)) return false;
+  const MutexLock lock(mutex_);
+  const bool all = std::ranges::all_of(provided_, [](const auto& made) {
+    return made->memory.ready(made->memory.size_bytes()).done();
+  });
+  return all && is_pinning_.exchange(false);
+}
+
+void WorkerPlaces::end_pinning() {
+  std::vector<HostMemory*> memory;
+  {
+    const MutexLock lock(mutex_);
+    for (const auto& made : provided_) memory.push_back(&made->memory);
+  }
+  // Where it failed the log has told.
+  for (HostMemory* const one : memory) static_cast<void>(one->wait());
 }
 
 uint32_t WorkerPlaces::pieces_per_layer(Place place) const {
@@ -95,8 +137,22 @@ Result<HostMemory> WorkerPlaces::make_host_memory(uint64_t bytes) {
     KVBM_LOG_INFO(log, "worker", "rank {}: {} of {} of host memory are pinned", rank.value(),
                   format_size(ready), format_size(bytes));
   };
-  return HostMemory::create(
-      {.executor = executor_, .pinner = options_.pinner, .size_bytes = bytes, .on_progress = tell});
+  KVBM_ASSIGN_OR_RETURN(HostMemory memory,
+                        HostMemory::create({.executor = executor_,
+                                            .pinner = options_.pinner,
+                                            .size_bytes = bytes,
+                                            .wait = HostReady::kFirstSlice,
+                                            .slice_bytes = options_.pin_slice_bytes,
+                                            .on_progress = tell}));
+  memory.ready(bytes).on_done([&log = log_, rank = options_.rank](const Status& status) noexcept {
+    if (status || status.error().code() == ErrorCode::kCancelled) return;
+    KVBM_LOG_ERROR(
+        log, "worker",
+        "rank {}: host memory cannot be pinned to its end, operations on the blocks from "
+        "there on fail: {}",
+        rank.value(), status.error().describe());
+  });
+  return memory;
 }
 
 Result<PhysicalLayout> WorkerPlaces::in_host_memory(const LayoutConfig& config, Provided& memory) {
@@ -128,15 +184,15 @@ Result<PhysicalLayout> WorkerPlaces::in_file(const LayoutConfig& config, GroupId
   return PhysicalLayout::file_slots(config, memory.file.region(), slots);
 }
 
-Status WorkerPlaces::add(Place place, PhysicalLayout layout, uint32_t pieces_per_layer) {
-  KVBM_ASSIGN_OR_RETURN(const LayoutHandle handle, transfers_.register_layout(std::move(layout)));
+Status WorkerPlaces::add(Place place, PhysicalLayout layout, Known known) {
+  KVBM_ASSIGN_OR_RETURN(known.handle, transfers_.register_layout(std::move(layout)));
   bool is_new = false;
   {
     const MutexLock lock(mutex_);
-    is_new = known_.emplace(place, Known{handle, pieces_per_layer}).second;
+    is_new = known_.emplace(place, known).second;
   }
   if (is_new) return {};
-  KVBM_TRY(transfers_.unregister_layout(handle));
+  KVBM_TRY(transfers_.unregister_layout(known.handle));
   return make_error(ErrorCode::kInvalidArgument,
                     "the worker has a place in " + std::string(to_string(place.tier)) +
                         " for layer group " + to_string(place.group) + " already");

@@ -2,12 +2,15 @@
 // WorkerPlaces: where the blocks of a rank are: the engine's tensors, host memory, files.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
+#include "kvbm/base/completion.hpp"
 #include "kvbm/base/executor.hpp"
 #include "kvbm/base/log.hpp"
 #include "kvbm/base/mutex.hpp"
@@ -43,13 +46,22 @@ class WorkerPlaces {
 
   /// None: there is no such place.
   [[nodiscard]] std::optional<LayoutHandle> find(Place place) const;
+  /// True once, when all host memory is pinned: then the threads that did it are to be ended, by
+  /// end_pinning() on a thread that may wait.
+  [[nodiscard]] bool take_pinning_ended();
+  void end_pinning();
+
+  /// Done when these blocks may be copied: those in host memory are pinned.
+  [[nodiscard]] Completion ready(Place place, std::span<const BlockId> blocks) const;
   /// Of a place of the engine's. 0: nobody knows.
   [[nodiscard]] uint32_t pieces_per_layer(Place place) const;
 
  private:
   struct Known {
-    LayoutHandle handle;
+    LayoutHandle handle = {};
     uint32_t pieces_per_layer = 0;
+    const HostMemory* memory = nullptr;  ///< of `provided_`: may still be on its way to be pinned
+    uint64_t block_bytes = 0;            ///< from block to block of it
   };
   struct Provided {
     HostMemory memory;
@@ -61,7 +73,7 @@ class WorkerPlaces {
   [[nodiscard]] Result<PhysicalLayout> in_host_memory(const LayoutConfig& config, Provided& memory);
   [[nodiscard]] Result<PhysicalLayout> in_file(const LayoutConfig& config, GroupId group,
                                                Provided& memory);
-  Status add(Place place, PhysicalLayout layout, uint32_t pieces_per_layer);
+  Status add(Place place, PhysicalLayout layout, Known known);
 
   const WorkerOptions& options_;
   TransferManager& transfers_;
@@ -69,6 +81,7 @@ class WorkerPlaces {
   Executor& executor_;
   LogSink& log_;
 
+  std::atomic<bool> is_pinning_{false};  // there are threads that pin, or did
   mutable Mutex mutex_{LockRank::kWorker, "worker.places"};
   std::map<Place, Known> known_ KVBM_GUARDED_BY(mutex_);
   std::vector<std::unique_ptr<Provided>> provided_ KVBM_GUARDED_BY(mutex_);
