@@ -309,6 +309,57 @@ TEST(TransferOptions, TiersAreResolvedByEachWorker) {
   }
 }
 
+TEST(TransferOptions, EachGroupOfLayersHasAShapeOfItsOwn) {
+  // Full attention, a sliding window, MLA, and the state of a recurrent layer: one for each block.
+  LayoutConfig window = half_of(kConfig);
+  window.num_layers = 2;
+  LayoutConfig latent = kConfig;
+  latent.outer_dim = 1;
+  latent.num_heads = 1;
+  const LayoutConfig state{.num_blocks = 5,
+                           .num_layers = 4,
+                           .outer_dim = 1,
+                           .page_size = 1,
+                           .inner_dim = 1031,
+                           .dtype_width_bytes = 4};
+  const ModelLayout model{
+      .groups = {
+          {GroupId{0}, kConfig}, {GroupId{1}, window}, {GroupId{2}, latent}, {GroupId{3}, state}}};
+  ASSERT_TRUE(model.validate());
+  TransferRig rig;
+  std::vector<std::unique_ptr<Filled>> gpus;
+  std::vector<std::unique_ptr<Filled>> hosts;
+  for (const ModelLayout::Group& group : model.groups) {
+    const bool known = group.config.num_heads.has_value();
+    gpus.push_back(std::make_unique<Filled>(
+        rig, group.config, known ? KvBlockLayout::kOperationalNHD : KvBlockLayout::kUnknown,
+        LayoutKind::kLayerSeparateBlockSecond));
+    hosts.push_back(std::make_unique<Filled>(
+        rig, group.config, known ? KvBlockLayout::kUniversalTP : KvBlockLayout::kUnknown));
+    ASSERT_TRUE(rig.manager->build_logical_descriptor(gpus.back()->handle, LogicalLayoutHandle::kG1,
+                                                      group.id));
+    ASSERT_TRUE(rig.manager->build_logical_descriptor(hosts.back()->handle,
+                                                      LogicalLayoutHandle::kG2, group.id));
+    const auto from = block_ids({3, 0});
+    const auto to = block_ids({1, 4});
+    const auto copied = rig.manager->execute_transfer(
+        LogicalTransferRequest{.src_ids = from, .dst_ids = to, .group = group.id});
+    ASSERT_TRUE(copied) << copied.error().describe();
+    ASSERT_TRUE(copied->wait());
+    EXPECT_EQ(copied->result().bytes, 2 * group.config.block_bytes());
+  }
+  for (const auto& host : hosts) {
+    for (const auto& [block, key] : {std::pair{1U, 3U}, {4U, 0U}, {0U, 0U}, {2U, 2U}, {3U, 3U}}) {
+      EXPECT_TRUE(host->place.holds(BlockId{block}, key));
+    }
+    EXPECT_TRUE(host->place.guards_hold());
+  }
+  // Those of two groups are not mixed up.
+  const auto ids = block_ids({0});
+  const auto mixed = rig.execute(hosts[0]->handle, ids, hosts[2]->handle, ids);
+  expect_error(mixed, ErrorCode::kInvalidArgument, "outer_dim 2 and 1");
+}
+
 TEST(TransferOptions, AnExplanationSaysTheWayAndTheWishesThatWereNotMet) {
   TransferRig rig({.seed = 1});
   rig.manager =
