@@ -29,12 +29,13 @@ enum class PinnedPages : uint8_t {
 
 struct PinnedMemoryOptions {
   static constexpr uint64_t kSliceBytes = uint64_t{256} << 20;
+  static constexpr uint64_t kMostSliceBytes = uint64_t{1} << 30;
 
   Executor& executor;
   std::shared_ptr<HostPinner> pinner;
   uint64_t size_bytes = 0;
-  /// Pinned in one call; rounded up to huge pages. Smaller: sooner ready, and no lock of the kernel
-  /// or the driver is held for long.
+  /// Pinned in one call; at most 1 GiB, rounded up to huge pages. Smaller: sooner ready, and no
+  /// lock of the kernel or the driver is held for long.
   uint64_t slice_bytes = kSliceBytes;
   size_t num_threads =
       8;  ///< that touch and pin; they end with wait_for() of all, or with the memory

@@ -79,10 +79,12 @@ Result<std::shared_ptr<BounceMemory>> BounceMemory::create(StorageKind kind,
         "bounce blocks have to be in pinned memory here, and the transfer manager has no pinner: "
         "give TransferConfig one, or the transfer a BounceBuffer");
   }
+  const uint64_t slice_bytes =
+      std::min<uint64_t>(options.slot_bytes, PinnedMemoryOptions::kMostSliceBytes);
   KVBM_ASSIGN_OR_RETURN(memory->pinned_, PinnedMemory::create({.executor = options.executor,
                                                                .pinner = options.pinner,
                                                                .size_bytes = size_bytes,
-                                                               .slice_bytes = options.slot_bytes,
+                                                               .slice_bytes = slice_bytes,
                                                                .num_threads = 2}));
   memory->region_ = memory->pinned_.region();
   memory->ready_ = Event(memory->pinned_.ready(memory->pinned_.size_bytes()));
