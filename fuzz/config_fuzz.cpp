@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Configuration: no text crashes the readers, and what they accept writes itself as the same
-// values. The first byte chooses: a TOML file, a SPEC of groups, or a value for each key.
+// values. The first byte chooses: a TOML file, a SPEC of groups, or a value for each setting.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -9,6 +9,7 @@
 
 #include "kvbm/runtime/config.hpp"
 #include "kvbm/runtime/config_schema.hpp"
+#include "kvbm/runtime/connector_config.hpp"
 
 namespace {
 
@@ -39,12 +40,13 @@ void read_spec(std::string_view spec) {
   check(kvbm::parse_groups(kvbm::format_groups(*groups)) == groups);
 }
 
-void set_keys(std::string_view text) {
-  for (const kvbm::ConfigKey& key : kvbm::config_schema()) {
-    kvbm::KvBlockManagerConfig config;
-    if (key.set(config, text)) check(key.check(config).has_value());
+template <class Values>
+void set_each(const kvbm::SettingTable<Values>& schema, std::string_view text) {
+  for (const kvbm::Setting<Values>& setting : schema) {
+    Values values;
+    if (setting.set(values, text)) check(setting.check(values).has_value());
   }
-  check(kvbm::find_config_key(kvbm::nearest_config_key(text).name) != nullptr);
+  check(schema.find(schema.nearest(text).name) != nullptr);
 }
 
 }  // namespace
@@ -60,7 +62,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       read_spec(text);
       break;
     default:
-      set_keys(text);
+      set_each(kvbm::config_schema(), text);
+      set_each(kvbm::connector_schema(), text);
   }
   return 0;
 }

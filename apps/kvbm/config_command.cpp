@@ -46,7 +46,7 @@ Command add_show(CLI::App& parent, Console& console) {
                   "A TOML file (default: the one that KVBM_CONFIG names)")
       ->type_name("FILE");
   for (const ConfigKey& key : config_schema()) {
-    const std::string name = key.option();
+    const std::string name = option_of(key);
     app->add_option_function<std::string>(
            name,
            [arguments, name, key = std::string(key.name)](const std::string& value) {

@@ -17,9 +17,9 @@ bool is_good(uint64_t bytes) {
        {std::pair("num_layers", shape->num_layers), std::pair("outer_dim", shape->outer_dim),
         std::pair("num_heads", shape->num_heads), std::pair("head_dim", shape->head_dim)}) {
     EXPECT_GE(value, 1U) << name << " of " << bytes;
-    EXPECT_LE(value, find_config_key(name)->max) << name << " of " << bytes;
+    EXPECT_LE(value, config_schema().find(name)->max) << name << " of " << bytes;
   }
-  EXPECT_LE(shape->num_layers * 64, find_config_key("num_layers")->max) << bytes;
+  EXPECT_LE(shape->num_layers * 64, config_schema().find("num_layers")->max) << bytes;
   return uint64_t{shape->num_layers} * shape->outer_dim * shape->num_heads * shape->head_dim ==
          bytes;
 }

@@ -26,7 +26,6 @@ using internal::shown_text;
 
 constexpr std::string_view kPrefix = "KVBM_";
 constexpr std::string_view kConnectorPrefix = "DYN_KVBM_";
-constexpr std::string_view kConnectorTable = "connector";
 constexpr std::string_view kConfigVariable = "KVBM_CONFIG";
 constexpr size_t kMaxFileBytes = size_t{1} << 20;
 
@@ -55,36 +54,33 @@ tl::unexpected<Error> invalid(std::string message) {
   return make_error(ErrorCode::kInvalidArgument, std::move(message));
 }
 
-// A scalar of a TOML file as the text that ConfigKey::set takes.
-struct Literal {
-  ConfigLiteral kind;
-  std::string text;
+// A node of a TOML file as Setting::set takes it and as a message shows it.
+struct NodeText {
+  ConfigLiteral literal = ConfigLiteral::kOther;
+  std::string text = {};
+  std::string shown = {};
 };
 
-std::optional<Literal> literal_of(const toml::node& node) {
+NodeText text_of(const toml::node& node) {
+  using enum ConfigLiteral;
+  const auto unquoted = [](ConfigLiteral literal, const std::string& text) {
+    return NodeText{literal, text, text};
+  };
   if (const auto* value = node.as_boolean()) {
-    return Literal{ConfigLiteral::kBoolean, value->get() ? "true" : "false"};
+    return unquoted(kBoolean, value->get() ? "true" : "false");
   }
   if (const auto* value = node.as_integer()) {
-    return Literal{ConfigLiteral::kInteger, std::to_string(value->get())};
+    return unquoted(kInteger, std::to_string(value->get()));
   }
   if (const auto* value = node.as_floating_point()) {
     char digits[32];
     const auto end = std::to_chars(std::begin(digits), std::end(digits), value->get()).ptr;
-    return Literal{ConfigLiteral::kReal, std::string(digits, end)};
+    return unquoted(kReal, std::string(digits, end));
   }
-  if (const auto* value = node.as_string()) return Literal{ConfigLiteral::kText, value->get()};
-  return std::nullopt;
-}
-
-// A value as a message shows it.
-std::string shown(const toml::node& node) {
-  if (const auto literal = literal_of(node)) {
-    return literal->kind == ConfigLiteral::kText ? shown_text(literal->text) : literal->text;
-  }
-  if (node.is_table()) return "{…}";
-  if (node.is_array()) return "[…]";
-  return "a date or time";
+  if (const auto* value = node.as_string()) return {kText, value->get(), shown_text(value->get())};
+  if (node.is_table()) return {.shown = "{…}"};
+  if (node.is_array()) return {.shown = "[…]"};
+  return {.shown = "a date or time"};
 }
 
 std::string place(const ConfigFile& file, const toml::source_region& region) {
@@ -102,50 +98,34 @@ std::vector<std::pair<const toml::key*, const toml::node*>> entries_of(const tom
   return entries;
 }
 
-// Sets a ConfigKey or a ConnectorSetting, which messages call `name`.
-template <class Key, class Values>
-Status set_node(const Key& key, std::string_view name, Values& values, const toml::node& node,
-                const std::string& where) {
-  const std::optional<Literal> literal = literal_of(node);
-  Status status =
-      make_error(ErrorCode::kInvalidArgument, format_text("allowed is {}", key.allowed()));
-  if (literal && key.accepts(literal->kind)) status = key.set(values, literal->text);
-  if (!status) {
-    return invalid(config_message(name, shown(node), where, status.error().message()));
-  }
-  return {};
-}
-
-template <class Key, class Values>
-Status set_text(const Key& key, std::string_view name, Values& values, const ConfigSetting& setting,
-                const std::string& where) {
-  Status status =
-      make_error(ErrorCode::kInvalidArgument, format_text("allowed is {}", key.allowed()));
-  if (!setting.literal || key.accepts(*setting.literal)) status = key.set(values, setting.value);
-  if (!status) {
-    return invalid(
-        config_message(name, shown_text(setting.value), where, status.error().message()));
-  }
-  return {};
-}
-
 // The name after "connector.", if it is one of those.
 std::optional<std::string_view> connector_name(std::string_view key) {
-  if (!key.starts_with(kConnectorTable)) return std::nullopt;
-  key.remove_prefix(kConnectorTable.size());
+  const std::string_view table = connector_schema().name();
+  if (!key.starts_with(table)) return std::nullopt;
+  key.remove_prefix(table.size());
   if (!key.starts_with('.')) return std::nullopt;
   return key.substr(1);
 }
 
-tl::unexpected<Error> no_such_setting(std::string_view where, std::string_view name) {
-  return invalid(format_text("{}: the connector has no setting {}; the nearest is {}", where,
-                             shown_text(name), nearest_connector_setting(name).name));
+tl::unexpected<Error> no_such_name(std::string_view where, std::string_view table,
+                                   std::string_view name, std::string_view nearest) {
+  return invalid(
+      format_text("{}: {} {}; the nearest is {}", where,
+                  table.empty() ? "there is no key" : format_text("the {} has no setting", table),
+                  shown_text(name), nearest));
 }
 
-std::string toml_line(std::string_view name, std::string_view value, const ConfigOrigin& origin) {
-  const std::string where = shown_text(origin.where);
-  return format_text("{} = {}  # {}\n", name, value,
-                     std::string_view(where).substr(1, where.size() - 2));
+// Every value, each with its origin as a comment.
+template <class Values>
+std::string toml_lines(const SettingTable<Values>& schema, const Values& values,
+                       const Config& config) {
+  std::string text;
+  for (const Setting<Values>& setting : schema) {
+    const std::string where = shown_text(config.origin(schema.key_of(setting.name)).where);
+    text += format_text("{} = {}  # {}\n", setting.name, setting.value_in(values),
+                        std::string_view(where).substr(1, where.size() - 2));
+  }
+  return text;
 }
 
 template <class Wanted>
@@ -161,6 +141,14 @@ std::vector<EnvironmentVariable> environment_of(Wanted is_wanted) {
 }
 
 }  // namespace
+
+// A value as it was written.
+struct Config::Written {
+  std::string text;
+  std::optional<ConfigLiteral> literal = std::nullopt;  // if that is known
+  std::string shown;                                    // in messages
+  ConfigOrigin origin;
+};
 
 Result<ConfigFile> read_config_file(const std::string& path) {
   errno = 0;
@@ -233,59 +221,54 @@ Status Config::apply_file(const ConfigFile& file) {
     const toml::source_position at = error.source().begin;
     return invalid(format_text("{}:{}:{}: {}", file.name, at.line, at.column, error.description()));
   }
-  const auto set = [&](const auto& key, std::string_view name, auto& values, const toml::node& node,
-                       const std::string& where) -> Status {
-    KVBM_TRY(set_node(key, name, values, node, where));
-    origins_[std::string(name)] = {ConfigSourceKind::kFile, where};
-    return {};
+  const auto written = [&](const toml::key& name, const toml::node& node) {
+    NodeText value = text_of(node);
+    return Written{.text = std::move(value.text),
+                   .literal = value.literal,
+                   .shown = std::move(value.shown),
+                   .origin = {ConfigSourceKind::kFile, place(file, name.source())}};
   };
+  const std::string_view connector = connector_schema().name();
   for (const auto& [name, node] : entries_of(table)) {
-    const std::string where = place(file, name->source());
-    if (name->str() == kConnectorTable) {
-      const toml::table* const settings = node->as_table();
-      if (settings == nullptr) {
-        return invalid(config_message(kConnectorTable, shown(*node), where,
-                                      "allowed is a table, [connector]"));
+    if (name->str() != connector) {
+      if (config_schema().find(name->str()) == nullptr) {
+        const std::string_view names[] = {config_schema().nearest(name->str()).name, connector};
+        return no_such_name(place(file, name->source()), {}, name->str(),
+                            internal::nearest_name(name->str(), names));
       }
-      for (const auto& [setting_name, value] : entries_of(*settings)) {
-        const std::string place_of_value = place(file, setting_name->source());
-        const ConnectorSetting* setting = find_connector_setting(setting_name->str());
-        if (setting == nullptr) return no_such_setting(place_of_value, setting_name->str());
-        KVBM_TRY(set(*setting, setting->key(), connector_, *value, place_of_value));
-      }
+      KVBM_TRY(set(config_schema(), values_, name->str(), written(*name, *node)));
       continue;
     }
-    const ConfigKey* key = find_config_key(name->str());
-    if (key == nullptr) {
-      const std::string_view names[] = {nearest_config_key(name->str()).name, kConnectorTable};
-      return invalid(format_text("{}: there is no key {}; the nearest is {}", where,
-                                 shown_text(name->str()),
-                                 internal::nearest_name(name->str(), names)));
+    const toml::table* const settings = node->as_table();
+    if (settings == nullptr) {
+      return invalid(config_message(connector, text_of(*node).shown, place(file, name->source()),
+                                    "allowed is a table, [connector]"));
     }
-    KVBM_TRY(set(*key, key->name, values_, *node, where));
+    for (const auto& [setting, value] : entries_of(*settings)) {
+      KVBM_TRY(set(connector_schema(), connector_, setting->str(), written(*setting, *value)));
+    }
   }
   return {};
 }
 
 Status Config::apply_environment(const std::vector<EnvironmentVariable>& environment) {
   for (const auto& [name, value] : environment) {
+    const ConfigOrigin origin{ConfigSourceKind::kEnvironment, name};
     if (name.starts_with(kConnectorPrefix)) {
       KVBM_ASSIGN_OR_RETURN(const ConnectorSetting* setting,
                             set_connector_variable(connector_, name, value));
-      origins_[setting->key()] = {ConfigSourceKind::kEnvironment, name};
+      origins_[connector_schema().key_of(setting->name)] = origin;
       continue;
     }
     if (is_reserved(name) || !name.starts_with(kPrefix)) continue;
-    const auto key = std::ranges::find(config_schema(), name, &ConfigKey::environment_variable);
+    const auto key = std::ranges::find(config_schema(), name, environment_variable_of);
     if (key == config_schema().end()) {
-      const ConfigKey& nearest = nearest_config_key(name.substr(kPrefix.size()));
+      const ConfigKey& nearest = config_schema().nearest(name.substr(kPrefix.size()));
       return invalid(format_text("environment: there is no variable {}; the nearest is {}",
-                                 shown_text(name), nearest.environment_variable()));
+                                 shown_text(name), environment_variable_of(nearest)));
     }
-    if (const Status status = key->set(values_, value); !status) {
-      return invalid(config_message(key->name, shown_text(value), name, status.error().message()));
-    }
-    origins_[std::string(key->name)] = {ConfigSourceKind::kEnvironment, name};
+    KVBM_TRY(set(config_schema(), values_, key->name,
+                 {.text = value, .shown = shown_text(value), .origin = origin}));
   }
   return {};
 }
@@ -293,54 +276,56 @@ Status Config::apply_environment(const std::vector<EnvironmentVariable>& environ
 Status Config::apply_settings(const std::vector<ConfigSetting>& settings) {
   std::set<std::string_view> seen;
   for (const ConfigSetting& setting : settings) {
-    const std::string where = setting.where.empty() ? "set by the program" : setting.where;
-    const std::optional<std::string_view> of_connector = connector_name(setting.key);
-    const ConnectorSetting* const connector_setting =
-        of_connector ? find_connector_setting(*of_connector) : nullptr;
-    const ConfigKey* const key = of_connector ? nullptr : find_config_key(setting.key);
-    if (of_connector && connector_setting == nullptr) return no_such_setting(where, *of_connector);
-    if (!of_connector && key == nullptr) {
-      return invalid(format_text("{}: there is no key {}; the nearest is {}", where,
-                                 shown_text(setting.key), nearest_config_key(setting.key).name));
-    }
+    const Written written{.text = setting.value,
+                          .literal = setting.literal,
+                          .shown = shown_text(setting.value),
+                          .origin = {ConfigSourceKind::kSetting,
+                                     setting.where.empty() ? "set by the program" : setting.where}};
     if (!seen.insert(setting.key).second) {
       return invalid(
-          config_message(setting.key, shown_text(setting.value), where,
+          config_message(setting.key, written.shown, written.origin.where,
                          format_text("it is set already ({})", origin(setting.key).where)));
     }
-    if (key != nullptr) {
-      KVBM_TRY(set_text(*key, setting.key, values_, setting, where));
+    if (const auto name = connector_name(setting.key)) {
+      KVBM_TRY(set(connector_schema(), connector_, *name, written));
     } else {
-      KVBM_TRY(set_text(*connector_setting, setting.key, connector_, setting, where));
+      KVBM_TRY(set(config_schema(), values_, setting.key, written));
     }
-    origins_[setting.key] = {ConfigSourceKind::kSetting, where};
   }
+  return {};
+}
+
+template <class Values>
+Status Config::set(const SettingTable<Values>& schema, Values& values, std::string_view name,
+                   const Written& written) {
+  const Setting<Values>* const setting = schema.find(name);
+  const std::string& where = written.origin.where;
+  if (setting == nullptr) {
+    return no_such_name(where, schema.name(), name, schema.nearest(name).name);
+  }
+  const std::string key = schema.key_of(name);
+  if (const Status status = setting->set(values, written.text, written.literal); !status) {
+    return invalid(config_message(key, written.shown, where, status.error().message()));
+  }
+  origins_[key] = written.origin;
   return {};
 }
 
 const ConfigOrigin& Config::origin(std::string_view key) const {
   static const ConfigOrigin kUnset;
   const std::optional<std::string_view> name = connector_name(key);
-  KVBM_CONTRACT(name ? find_connector_setting(*name) != nullptr : find_config_key(key) != nullptr,
-                format_text("there is no key {}", shown_text(key)));
+  KVBM_CONTRACT(
+      name ? connector_schema().find(*name) != nullptr : config_schema().find(key) != nullptr,
+      format_text("there is no key {}", shown_text(key)));
   const auto found = origins_.find(key);
   return found == origins_.end() ? kUnset : found->second;
 }
 
-std::string Config::to_toml() const {
-  std::string text;
-  for (const ConfigKey& key : config_schema()) {
-    text += toml_line(key.name, key.value_in(values_), origin(key.name));
-  }
-  return text;
-}
+std::string Config::to_toml() const { return toml_lines(config_schema(), values_, *this); }
 
 std::string Config::connector_to_toml() const {
-  std::string text = format_text("[{}]\n", kConnectorTable);
-  for (const ConnectorSetting& setting : connector_schema()) {
-    text += toml_line(setting.name, setting.value_in(connector_), origin(setting.key()));
-  }
-  return text;
+  return format_text("[{}]\n", connector_schema().name()) +
+         toml_lines(connector_schema(), connector_, *this);
 }
 
 }  // namespace kvbm

@@ -13,6 +13,7 @@
 #include "kvbm/base/result.hpp"
 #include "kvbm/runtime/connector_config.hpp"
 #include "kvbm/runtime/kv_block_manager_config.hpp"
+#include "kvbm/runtime/setting.hpp"
 
 namespace kvbm {
 
@@ -86,7 +87,7 @@ class Config {
 
   [[nodiscard]] const KvBlockManagerConfig& values() const noexcept { return values_; }
   [[nodiscard]] const ConnectorConfig& connector() const noexcept { return connector_; }
-  /// Contract: there is such a key, or ConnectorSetting::key().
+  /// Contract: there is such a key, or "connector." and a connector's setting.
   [[nodiscard]] const ConfigOrigin& origin(std::string_view key) const;
 
   /// Every key, each with its origin as a comment: a file that gives the same values.
@@ -100,6 +101,10 @@ class Config {
   Status apply_file(const ConfigFile& file);
   Status apply_environment(const std::vector<EnvironmentVariable>& environment);
   Status apply_settings(const std::vector<ConfigSetting>& settings);
+  struct Written;
+  template <class Values>
+  Status set(const SettingTable<Values>& schema, Values& values, std::string_view name,
+             const Written& written);
 
   KvBlockManagerConfig values_;
   ConnectorConfig connector_;

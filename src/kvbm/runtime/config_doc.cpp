@@ -121,79 +121,63 @@ nlohmann::ordered_json size_schema(uint64_t min, uint64_t max) {
           {{"type", "string"}, {"pattern", "^[0-9.]+ *([KMGT]i?)?B?$"}}};
 }
 
-template <class T>
-void describe_type(const ConfigKey& key, nlohmann::ordered_json& schema) {
+template <class T, class Values>
+void describe_type(const Setting<Values>& setting, nlohmann::ordered_json& schema) {
   if constexpr (std::same_as<T, bool>) {
     schema["type"] = "boolean";
-  } else if constexpr (std::same_as<T, uint32_t> || std::same_as<T, std::chrono::milliseconds>) {
-    schema["type"] = "integer";
-    if (key.choices.empty()) {
-      schema["minimum"] = key.min;
-      schema["maximum"] = key.max;
+  } else if constexpr (std::same_as<T, uint32_t> || std::same_as<T, uint64_t> ||
+                       std::same_as<T, std::chrono::milliseconds>) {
+    if (setting.is_size()) {
+      schema["anyOf"] = size_schema(setting.min, setting.max);
+      return;
     }
-    for (const std::string_view choice : key.choices) {
+    schema["type"] = "integer";
+    if (setting.choices.empty()) {
+      schema["minimum"] = setting.min;
+      schema["maximum"] = setting.max;
+    }
+    for (const std::string_view choice : setting.choices) {
       schema["enum"].push_back(nlohmann::ordered_json::parse(choice));
     }
-  } else if constexpr (std::same_as<T, uint64_t>) {
-    schema["anyOf"] = size_schema(key.min, key.max);
-  } else if constexpr (std::same_as<T, double>) {
+  } else if constexpr (std::same_as<T, double> || std::same_as<T, Duration>) {
     schema["type"] = "number";
     schema["exclusiveMinimum"] = 0;
-    schema["maximum"] = 1;
+    schema["maximum"] = std::same_as<T, double> ? 1 : setting.max;
+  } else if constexpr (std::same_as<T, std::optional<double>>) {
+    schema["anyOf"] = {{{"type", "number"}, {"exclusiveMinimum", 0}, {"maximum", 1}},
+                       {{"type", "string"}, {"enum", {"auto"}}}};
   } else {
     schema["type"] = "string";
-    for (const std::string_view choice : key.choices) schema["enum"].push_back(choice);
+    for (const std::string_view choice : setting.choices) schema["enum"].push_back(choice);
+    if (!setting.pattern.empty()) schema["pattern"] = setting.pattern;
+    if (setting.min > 0) schema["minLength"] = setting.min;
   }
 }
 
-nlohmann::ordered_json schema_of(const ConfigKey& key) {
-  std::string doc(key.doc);
-  std::erase(doc, '`');
-  nlohmann::ordered_json schema = {{"description", std::move(doc)}};
-  std::visit([&]<class T>(T KvBlockManagerConfig::* /*member*/) { describe_type<T>(key, schema); },
-             key.member);
-  // Defaults are texts, numbers and booleans, which TOML and JSON write alike.
-  schema["default"] = nlohmann::ordered_json::parse(key.default_value());
-  if (!key.unit.empty()) schema["x-unit"] = key.unit;
-  return schema;
+// A sentence without the marks of Markdown.
+std::string plain(std::string_view doc) {
+  std::string text(doc);
+  std::erase(text, '`');
+  return text;
 }
 
-nlohmann::ordered_json schema_of(const ConnectorSetting& setting) {
-  std::string doc(setting.doc);
-  std::erase(doc, '`');
-  nlohmann::ordered_json schema = {{"description", std::move(doc)}};
-  std::visit(
-      [&]<class T>(T ConnectorConfig::* /*member*/) {
-        if constexpr (std::same_as<T, bool>) {
-          schema["type"] = "boolean";
-        } else if constexpr (std::same_as<T, std::string>) {
-          schema["type"] = "string";
-          for (const std::string_view choice : setting.choices) schema["enum"].push_back(choice);
-          if (setting.text_form == TextForm::kEndpoint) {
-            schema["pattern"] = "^(ipc|tcp://[^* ]+:[0-9]+)$";
-          } else if (setting.choices.empty()) {
-            schema["minLength"] = 1;
-          }
-        } else if constexpr (std::same_as<T, Duration>) {
-          schema["type"] = "number";
-          schema["exclusiveMinimum"] = 0;
-          schema["maximum"] = setting.max;
-        } else if constexpr (std::same_as<T, std::optional<double>>) {
-          schema["anyOf"] = {{{"type", "number"}, {"exclusiveMinimum", 0}, {"maximum", 1}},
-                             {{"type", "string"}, {"enum", {"auto"}}}};
-        } else if (setting.is_size()) {
-          schema["anyOf"] = size_schema(setting.min, setting.max);
-        } else {
-          schema["type"] = "integer";
-          schema["minimum"] = setting.min;
-          schema["maximum"] = setting.max;
-        }
-      },
-      setting.member);
+template <class Values>
+nlohmann::ordered_json schema_of(const Setting<Values>& setting) {
+  nlohmann::ordered_json schema = {{"description", plain(setting.doc)}};
+  std::visit([&]<class T>(T Values::* /*member*/) { describe_type<T>(setting, schema); },
+             setting.member);
+  // Defaults are texts, numbers and booleans, which TOML and JSON write alike.
   schema["default"] = nlohmann::ordered_json::parse(setting.default_value());
   if (!setting.unit.empty()) schema["x-unit"] = setting.unit;
   if (!setting.variable.empty()) schema["x-variable"] = setting.variable;
   return schema;
+}
+
+template <class Values>
+nlohmann::ordered_json schemas_of(const SettingTable<Values>& settings) {
+  nlohmann::ordered_json schemas = nlohmann::ordered_json::object();
+  for (const Setting<Values>& setting : settings) schemas[setting.name] = schema_of(setting);
+  return schemas;
 }
 
 nlohmann::ordered_json object_schema(std::string_view description,
@@ -206,7 +190,7 @@ nlohmann::ordered_json object_schema(std::string_view description,
 
 std::string variable_of(const ConnectorSetting& setting) {
   if (setting.variable.empty()) return {};
-  return format_text("{}`{}`", setting.form == VariableForm::kOpposite ? "not " : "",
+  return format_text("{}`{}`", setting.variable_form == VariableForm::kOpposite ? "not " : "",
                      setting.variable);
 }
 
@@ -236,14 +220,9 @@ std::string config_doc() {
 }
 
 std::string config_json_schema() {
-  nlohmann::ordered_json properties = nlohmann::ordered_json::object();
-  for (const ConfigKey& key : config_schema()) properties[key.name] = schema_of(key);
-  nlohmann::ordered_json settings = nlohmann::ordered_json::object();
-  for (const ConnectorSetting& setting : connector_schema()) {
-    settings[setting.name] = schema_of(setting);
-  }
+  nlohmann::ordered_json properties = schemas_of(config_schema());
   properties["connector"] =
-      object_schema("What the connector of an engine is told.", std::move(settings));
+      object_schema("What the connector of an engine is told.", schemas_of(connector_schema()));
   nlohmann::ordered_json schema = {{"$schema", "https://json-schema.org/draft/2020-12/schema"},
                                    {"title", "kvbm"}};
   schema.update(object_schema("The configuration of kvbm; see docs/configuration.md.",
@@ -254,10 +233,8 @@ std::string config_json_schema() {
 std::string config_help() {
   std::string text;
   for (const ConfigKey& key : config_schema()) {
-    std::string doc(key.doc);
-    std::erase(doc, '`');
-    text += format_text("  {} {}\n      {} [{}]\n", key.option(), key.placeholder(), doc,
-                        key.default_value());
+    text += format_text("  {} {}\n      {} [{}]\n", option_of(key), key.placeholder(),
+                        plain(key.doc), key.default_value());
   }
   return text;
 }

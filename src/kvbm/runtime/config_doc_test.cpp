@@ -101,7 +101,7 @@ TEST(ConfigHelp, ShowsEveryOptionWithItsValuesAndDefault) {
   EXPECT_THAT(help, HasSubstr("  --block-size INTEGER\n      Tokens per block. [64]\n"));
   EXPECT_THAT(help, HasSubstr("  --policy lineage|lru|fifo\n"));
   EXPECT_EQ(help.find('`'), std::string::npos);
-  for (const ConfigKey& key : config_schema()) EXPECT_THAT(help, HasSubstr("  " + key.option()));
+  for (const ConfigKey& key : config_schema()) EXPECT_THAT(help, HasSubstr("  " + option_of(key)));
 }
 
 }  // namespace

@@ -127,10 +127,10 @@ TEST(ConfigProperty, EveryKeyHasTheValueOfItsLastSource) {
         file += std::string(key.name) + " = " + as_toml(key, *text) + '\n';
       }
       if (const auto text = value(ConfigSourceKind::kEnvironment)) {
-        sources.environment.push_back({key.environment_variable(), *text});
+        sources.environment.push_back({environment_variable_of(key), *text});
       }
       if (const auto text = value(ConfigSourceKind::kSetting)) {
-        sources.settings.push_back({std::string(key.name), *text, key.option()});
+        sources.settings.push_back({std::string(key.name), *text, option_of(key)});
       }
     }
     sources.file = ConfigFile{"random", file};

@@ -13,7 +13,7 @@ namespace kvbm {
 namespace {
 
 const ConfigKey& key(std::string_view name) {
-  const ConfigKey* found = find_config_key(name);
+  const ConfigKey* found = config_schema().find(name);
   if (found == nullptr) throw std::out_of_range(std::string(name));
   return *found;
 }
@@ -193,16 +193,16 @@ TEST(ConfigSchema, GroupsAreASpecWhoseMistakesHaveAPosition) {
 }
 
 TEST(ConfigSchema, AKeyHasANameForEverySource) {
-  EXPECT_EQ(key("block_size").option(), "--block-size");
-  EXPECT_EQ(key("block_size").environment_variable(), "KVBM_BLOCK_SIZE");
+  EXPECT_EQ(option_of(key("block_size")), "--block-size");
+  EXPECT_EQ(environment_variable_of(key("block_size")), "KVBM_BLOCK_SIZE");
   EXPECT_EQ(key("policy").placeholder(), "lineage|lru|fifo");
   EXPECT_EQ(key("enable_offload").placeholder(), "true|false");
   EXPECT_EQ(key("host_bytes").placeholder(), "SIZE");
   EXPECT_EQ(key("gpu_memory_fraction").placeholder(), "NUMBER");
   EXPECT_EQ(key("groups").placeholder(), "SPEC");
   EXPECT_EQ(key("model").placeholder(), "TEXT");
-  EXPECT_EQ(find_config_key("blocksize"), nullptr);
-  EXPECT_EQ(nearest_config_key("blocksize").name, "block_size");
+  EXPECT_EQ(config_schema().find("blocksize"), nullptr);
+  EXPECT_EQ(config_schema().nearest("blocksize").name, "block_size");
 }
 
 TEST(ConfigSchema, OnlyWritesItsOwnMember) {

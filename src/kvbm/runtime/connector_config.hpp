@@ -9,11 +9,10 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <variant>
 
 #include "kvbm/base/clock.hpp"
 #include "kvbm/base/result.hpp"
-#include "kvbm/runtime/config_schema.hpp"
+#include "kvbm/runtime/setting.hpp"
 
 namespace kvbm {
 
@@ -52,51 +51,9 @@ struct ConnectorConfig {
   friend bool operator==(const ConnectorConfig&, const ConnectorConfig&) = default;
 };
 
-/// Where a setting's value lives; the alternative is the setting's type. A Duration is written in
-/// seconds, a share that is not set as "auto".
-using ConnectorMember =
-    std::variant<bool ConnectorConfig::*, uint32_t ConnectorConfig::*, uint64_t ConnectorConfig::*,
-                 Duration ConnectorConfig::*, std::optional<double> ConnectorConfig::*,
-                 std::string ConnectorConfig::*>;
+using ConnectorSetting = Setting<ConnectorConfig>;
 
-/// What a text without choices says.
-enum class TextForm : uint8_t { kDirectory, kEndpoint };
-
-/// How a variable writes a setting's value.
-enum class VariableForm : uint8_t { kSame, kOpposite, kGigabytes };
-
-struct ConnectorSetting {
-  std::string_view name;
-  ConnectorMember member;
-  std::string_view variable = {};  ///< "DYN_KVBM_…"; empty: none
-  VariableForm form = VariableForm::kSame;
-  std::string_view unit = {};  ///< "bytes": it may be written as a size such as "64 GiB"
-  std::string_view doc;        ///< one sentence or two, without a line break
-  uint64_t min = 0;            ///< of integers
-  uint64_t max = 0;            ///< of integers, sizes and seconds
-  std::span<const std::string_view> choices = {};
-  TextForm text_form = TextForm::kDirectory;
-
-  /// "connector.host_bytes": for messages and ConfigSetting::key.
-  [[nodiscard]] std::string key() const;
-  [[nodiscard]] bool is_size() const noexcept { return unit == "bytes"; }
-  [[nodiscard]] std::string allowed() const;
-  /// The setting's value in `config`, and the default, as TOML.
-  [[nodiscard]] std::string value_in(const ConnectorConfig& config) const;
-  [[nodiscard]] std::string default_value() const { return value_in({}); }
-  [[nodiscard]] bool accepts(ConfigLiteral literal) const;
-  /// Errors: kInvalidArgument, with the reason alone.
-  Status set(ConnectorConfig& config, std::string_view text) const;
-  /// The same of the variable's value.
-  Status set_from_variable(ConnectorConfig& config, std::string_view text) const;
-};
-
-/// Every setting, in the order of the documentation.
-[[nodiscard]] std::span<const ConnectorSetting> connector_schema();
-/// Null if there is no such setting.
-[[nodiscard]] const ConnectorSetting* find_connector_setting(std::string_view name);
-/// The setting that `wrong` was most likely meant to be.
-[[nodiscard]] const ConnectorSetting& nearest_connector_setting(std::string_view wrong);
+[[nodiscard]] const SettingTable<ConnectorConfig>& connector_schema();
 
 /// A name of Dynamo's KVBM that nothing here acts on. A name that ends in `*` is a prefix.
 struct RefusedVariable {

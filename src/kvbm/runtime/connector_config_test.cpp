@@ -299,8 +299,8 @@ TEST(ConnectorConfig, WritesItselfAsAFileThatGivesTheSameValues) {
       value = setting.default_value() == "true" ? "false" : "true";
     }
     if (!setting.choices.empty()) value = setting.choices.back();
-    if (setting.text_form == TextForm::kEndpoint) value = "tcp://127.0.0.1:97";
-    sources.settings.push_back({setting.key(), std::move(value), {}});
+    if (setting.has_form != nullptr) value = "tcp://127.0.0.1:97";
+    sources.settings.push_back({connector_schema().key_of(setting.name), std::move(value), {}});
   }
   const auto config = Config::read(sources);
   ASSERT_TRUE(config) << config.error();

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/runtime/devices.hpp"
 
-#include <charconv>
-#include <system_error>
-
 #include "kvbm/base/text.hpp"
 #include "kvbm/device/host_device.hpp"
 #include "kvbm/runtime/internal/cuda_backend.hpp"
+#include "kvbm/runtime/internal/parse_number.hpp"
 
 namespace kvbm {
 
@@ -35,12 +33,8 @@ std::optional<int32_t> gpu_ordinal(std::string_view device) {
     return std::nullopt;
   }
   device.remove_prefix(kCuda.size() + 1);
-  int32_t ordinal = -1;
-  const auto [end, error] = std::from_chars(device.data(), device.data() + device.size(), ordinal);
-  if (error != std::errc() || end != device.data() + device.size() || ordinal < 0) {
-    return std::nullopt;
-  }
-  return ordinal;
+  const std::optional<int32_t> ordinal = internal::parse_number<int32_t>(device);
+  return ordinal && *ordinal >= 0 ? ordinal : std::nullopt;
 }
 
 bool is_device_name(std::string_view device) {

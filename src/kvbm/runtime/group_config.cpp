@@ -2,12 +2,12 @@
 #include "kvbm/runtime/group_config.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <set>
 
 #include "kvbm/base/text.hpp"
 #include "kvbm/runtime/config_schema.hpp"
 #include "kvbm/runtime/internal/nearest_name.hpp"
+#include "kvbm/runtime/internal/parse_number.hpp"
 
 namespace kvbm {
 namespace {
@@ -43,7 +43,7 @@ bool is_word(std::string_view text) {
 // The key of a whole configuration as it holds for a group, which cannot have 0 of what 0 means
 // "not set" there.
 ConfigKey key_in_group(std::string_view name) {
-  ConfigKey key = *find_config_key(name);
+  ConfigKey key = *config_schema().find(name);
   key.min = std::max<uint64_t>(key.min, 1);
   return key;
 }
@@ -173,7 +173,7 @@ class SpecReader {
       draft.group.name = word;
       return {};
     }
-    const std::optional<uint32_t> number = to_number(word);
+    const std::optional<uint32_t> number = internal::parse_number<uint32_t>(word);
     if (key == "layers") {
       if (const Status status = check_layers(number.value_or(0)); !status) {
         return fail(value_start, status.error().message());
@@ -192,14 +192,6 @@ class SpecReader {
       draft.group.*override_of->in_group = number;
     }
     return {};
-  }
-
-  static std::optional<uint32_t> to_number(std::string_view word) {
-    uint32_t value = 0;
-    const char* const end = word.data() + word.size();
-    const auto [stop, error] = std::from_chars(word.data(), end, value);
-    if (error != std::errc() || stop != end) return std::nullopt;
-    return value;
   }
 
   void skip_spaces() {

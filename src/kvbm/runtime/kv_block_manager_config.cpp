@@ -65,7 +65,7 @@ class Checker {
     const uint64_t sum = std::accumulate(
         config_.groups.begin(), config_.groups.end(), uint64_t{0},
         [](uint64_t layers, const GroupConfig& group) { return layers + group.num_layers; });
-    const uint64_t most = find_config_key("num_layers")->max;
+    const uint64_t most = config_schema().find("num_layers")->max;
     if (sum > most) {
       return invalid(
           format_text("{}: {} layers together are more than {}", named("groups"), sum, most));
@@ -146,12 +146,12 @@ class Checker {
   }
 
   bool is_changed(std::string_view key) const {
-    return !find_config_key(key)->is_default_in(config_);
+    return !config_schema().find(key)->is_default_in(config_);
   }
 
   // `key = value (where)`
   std::string named(std::string_view key) const {
-    return config_message(key, shown(*find_config_key(key)), where_of_(key), {});
+    return config_message(key, shown(*config_schema().find(key)), where_of_(key), {});
   }
 
   // Texts may hold anything.

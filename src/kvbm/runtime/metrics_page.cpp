@@ -2,12 +2,12 @@
 #include "kvbm/runtime/metrics_page.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
 #include <optional>
 #include <utility>
 
 #include "kvbm/base/text.hpp"
+#include "kvbm/runtime/internal/parse_number.hpp"
 
 namespace kvbm {
 namespace {
@@ -63,12 +63,8 @@ class Line {
   std::optional<double> take_number() {
     take('+');
     const std::string_view word = rest_.substr(0, rest_.find_first_of(" \t"));
-    double value = 0;
-    const auto parsed = std::from_chars(word.data(), word.data() + word.size(), value);
-    if (parsed.ptr != word.data() + word.size() || word.empty() || parsed.ec != std::errc()) {
-      return std::nullopt;
-    }
-    rest_.remove_prefix(word.size());
+    const auto value = internal::parse_number<double>(word);
+    if (value) rest_.remove_prefix(word.size());
     return value;
   }
 
