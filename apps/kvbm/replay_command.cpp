@@ -270,6 +270,8 @@ Command add_replay_command(CLI::App& program, Console& console) {
                   "GPUs, or share one")
       ->capture_default_str()
       ->type_name("NAME");
+  add_size(*app, "--cuda-ring-size", options.cuda_ring_size,
+           "Memory of each GPU, each way, for the ring that large\ncopies go through; 0: no ring");
   add_tier(*app, "g1", arguments->g1, {.low = 1},
            format_text("Blocks of device memory [{}]", options.g1_blocks));
   add_tier(*app, "g2", arguments->g2, {}, "Blocks of host memory; 0 leaves the tier out [0]");

@@ -94,13 +94,15 @@ ReplayReport play_interruptibly(const std::filesystem::path& path, const ReplayO
   return take(*std::move(report));
 }
 
-nb::object replay(const std::filesystem::path& trace, const std::string& device, uint64_t g1_blocks,
-                  uint64_t g2_blocks, uint64_t g3_blocks, uint64_t block_bytes, uint32_t ranks,
+nb::object replay(const std::filesystem::path& trace, const std::string& device,
+                  std::optional<uint64_t> cuda_ring_size, uint64_t g1_blocks, uint64_t g2_blocks,
+                  uint64_t g3_blocks, uint64_t block_bytes, uint32_t ranks,
                   const std::string& groups, const std::optional<std::filesystem::path>& disk_dir,
                   const std::string& policy, const std::string& bytes, const std::string& overlap,
                   uint64_t seed, std::optional<uint64_t> limit) {
   ReplayOptions options;
   options.device = device;
+  if (cuda_ring_size) options.cuda_ring_size = *cuda_ring_size;
   options.g1_blocks = g1_blocks;
   options.g2_blocks = g2_blocks;
   options.g3_blocks = g3_blocks;
@@ -131,21 +133,22 @@ void bind_replay(nb::module_& module) {
   const ReplayOptions defaults;
   module.def(
       "replay", &replay, "trace"_a, nb::kw_only(), "device"_a = defaults.device,
-      "g1_blocks"_a = defaults.g1_blocks, "g2_blocks"_a = defaults.g2_blocks,
-      "g3_blocks"_a = defaults.g3_blocks, "block_bytes"_a = defaults.block_bytes,
-      "ranks"_a = defaults.ranks, "groups"_a = format_replay_groups(defaults.groups),
-      "disk_dir"_a = nb::none(), "policy"_a = std::string(to_string(defaults.policy)),
+      "cuda_ring_size"_a = nb::none(), "g1_blocks"_a = defaults.g1_blocks,
+      "g2_blocks"_a = defaults.g2_blocks, "g3_blocks"_a = defaults.g3_blocks,
+      "block_bytes"_a = defaults.block_bytes, "ranks"_a = defaults.ranks,
+      "groups"_a = format_replay_groups(defaults.groups), "disk_dir"_a = nb::none(),
+      "policy"_a = std::string(to_string(defaults.policy)),
       "bytes"_a = std::string(to_string(defaults.bytes)),
       "overlap"_a = std::string(to_string(defaults.overlap)), "seed"_a = defaults.seed,
       "limit"_a = nb::none(),
-      nb::sig(
-          "def replay(trace: str | os.PathLike, *, device: str = 'host', g1_blocks: int = 4096, "
-          "g2_blocks: int = 0, g3_blocks: int = 0, block_bytes: int = 65536, ranks: int = 1, "
-          "groups: str = 'full', "
-          "disk_dir: str | os.PathLike | None = None, policy: str = 'lineage', bytes: str = "
-          "'verified', "
-          "overlap: str = 'off', seed: int = 0, limit: int | None = None) -> dict[str, "
-          "typing.Any]"),
+      nb::sig("def replay(trace: str | os.PathLike, *, device: str = 'host', "
+              "cuda_ring_size: int | None = None, g1_blocks: int = 4096, g2_blocks: int = 0, "
+              "g3_blocks: int = 0, block_bytes: int = 65536, ranks: int = 1, "
+              "groups: str = 'full', "
+              "disk_dir: str | os.PathLike | None = None, policy: str = 'lineage', bytes: str = "
+              "'verified', "
+              "overlap: str = 'off', seed: int = 0, limit: int | None = None) -> dict[str, "
+              "typing.Any]"),
       "Plays a trace (docs/formats/trace.md) through the tiers, as the program kvbm replay does, "
       "and "
       "gives its report (docs/formats/replay-report.md). Keywords are the report's options, which "

@@ -328,7 +328,7 @@ def live_objects() -> dict[str, int]:
     How many managers, held blocks, tensors, hits, onboardings, workers, leaders, layouts, transfer managers and notifications are alive in this process.
     """
 
-def replay(trace: str | os.PathLike, *, device: str = 'host', g1_blocks: int = 4096, g2_blocks: int = 0, g3_blocks: int = 0, block_bytes: int = 65536, ranks: int = 1, groups: str = 'full', disk_dir: str | os.PathLike | None = None, policy: str = 'lineage', bytes: str = 'verified', overlap: str = 'off', seed: int = 0, limit: int | None = None) -> dict[str, Any]:
+def replay(trace: str | os.PathLike, *, device: str = 'host', cuda_ring_size: int | None = None, g1_blocks: int = 4096, g2_blocks: int = 0, g3_blocks: int = 0, block_bytes: int = 65536, ranks: int = 1, groups: str = 'full', disk_dir: str | os.PathLike | None = None, policy: str = 'lineage', bytes: str = 'verified', overlap: str = 'off', seed: int = 0, limit: int | None = None) -> dict[str, Any]:
     """
     Plays a trace (docs/formats/trace.md) through the tiers, as the program kvbm replay does, and gives its report (docs/formats/replay-report.md). Keywords are the report's options, which say what they mean. Wrong bytes and failed loads raise nothing: the report counts them as mismatches and failed_loads. Ctrl-C ends it.
 

@@ -15,6 +15,7 @@
 #include "kvbm/base/clock.hpp"
 #include "kvbm/base/log.hpp"
 #include "kvbm/base/thread_executor.hpp"
+#include "kvbm/base/units.hpp"
 #include "kvbm/replay/replay.hpp"
 #include "kvbm/replay/trace_generator.hpp"
 #include "kvbm/runtime/block_manager.hpp"
@@ -144,6 +145,27 @@ TEST_F(CudaReplay, TakesAShareOfTheFreeMemory) {
   const auto manager = BlockManager::create(config);
   ASSERT_TRUE(manager) << manager.error();
   EXPECT_GT((*manager)->gpu_occupancy().num_free, 100u);
+}
+
+TEST_F(CudaReplay, TheRingOfEachRankIsAsLargeAsConfigured) {
+  std::vector<DeviceCapabilities> opened;
+  const DeviceOpener note = [&opened](const OpenDeviceOptions& options) {
+    auto device = open_device(options);
+    if (device) opened.push_back(device->device->info().capabilities);
+    return device;
+  };
+  KvBlockManagerConfig config = small_config();
+  config.num_ranks = 2;
+  for (const uint64_t ring_bytes : {uint64_t{0}, 16 * kMiB}) {
+    config.cuda_ring_size = ring_bytes;
+    const auto manager = BlockManager::create(config, {.open_device = note});
+    ASSERT_TRUE(manager) << manager.error();
+  }
+  ASSERT_EQ(opened.size(), 4u);
+  for (size_t i = 0; i < opened.size(); ++i) {
+    EXPECT_FALSE(opened[i].ring_is_missing);
+    EXPECT_EQ(opened[i].ring_block_bytes, i < 2 ? 0 : 8 * kMiB) << "half of the ring is a slot";
+  }
 }
 
 KvbmWorkerOptions worker_of(std::byte* tensor) {

@@ -248,6 +248,17 @@ void erase_files_in(const std::filesystem::path& folder) {
   }
 }
 
+TEST(Replay, RefusesARingWithoutAGpu) {
+  ReplayOptions options = three_tiers();
+  options.cuda_ring_size = 0;
+  SystemClock clock;
+  Progress silent(clock);
+  const auto report = run_replay(chats(1), options, silent);
+  ASSERT_FALSE(report);
+  EXPECT_EQ(report.error().message(),
+            "cuda_ring_size = 0 has no effect with device = \"host\", which is no GPU: drop one");
+}
+
 TEST(Replay, CountsLoadsThatFail) {
   const std::filesystem::path folder = std::filesystem::canonical(testing::TempDir());
   ReplayOptions options = three_tiers();

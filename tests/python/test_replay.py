@@ -70,6 +70,7 @@ def test_names_alone_are_moved_without_bytes(trace):
         ({"policy": "best"}, "best"),
         ({"groups": "half"}, "half"),
         ({"g1_blocks": 0}, "G1|g1"),
+        ({"cuda_ring_size": 0}, "which is no GPU"),
         ({"g3_blocks": 1}, "folder"),
     ],
 )

@@ -36,6 +36,7 @@ KvBlockManagerConfig config_of(const ReplayOptions& options) {
   config.dtype_width_bytes = 1;
   config.num_heads = 1;
   config.device = options.device;
+  config.cuda_ring_size = options.cuda_ring_size;
   config.num_blocks = static_cast<uint32_t>(options.g1_blocks);
   config.host_blocks = static_cast<uint32_t>(options.g2_blocks);
   config.disk_blocks = static_cast<uint32_t>(options.g3_blocks);

@@ -14,6 +14,7 @@
 #include "kvbm/base/units.hpp"
 #include "kvbm/blocks/eviction_policy.hpp"
 #include "kvbm/blocks/retention.hpp"
+#include "kvbm/device/ring_size.hpp"
 
 namespace kvbm {
 
@@ -38,11 +39,12 @@ struct ReplayOptions {
   /// Whether the engine goes on with the next request while blocks are still being stored.
   enum class Overlap : uint8_t { kOff, kOn };
 
-  std::string device = "host";       ///< of G1, see KvBlockManagerConfig::device
-  uint64_t g1_blocks = 4096;         ///< blocks of each group; likewise below
-  uint64_t g2_blocks = 0;            ///< 0: the tier is left out
-  uint64_t g3_blocks = 0;            ///< 0: the tier is left out
-  uint64_t block_bytes = 64 * kKiB;  ///< one block of one group, over all ranks
+  std::string device = "host";                  ///< of G1, see KvBlockManagerConfig::device
+  uint64_t cuda_ring_size = kDefaultRingBytes;  ///< see KvBlockManagerConfig; 0: no ring
+  uint64_t g1_blocks = 4096;                    ///< blocks of each group; likewise below
+  uint64_t g2_blocks = 0;                       ///< 0: the tier is left out
+  uint64_t g3_blocks = 0;                       ///< 0: the tier is left out
+  uint64_t block_bytes = 64 * kKiB;             ///< one block of one group, over all ranks
   uint32_t ranks = 1;
   std::vector<ReplayGroup> groups{ReplayGroup{}};
   std::filesystem::path disk_dir;  ///< where G3 lies; empty without G3 and without bytes

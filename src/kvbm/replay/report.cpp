@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kvbm/base/units.hpp"
+#include "kvbm/runtime/devices.hpp"
 
 namespace kvbm {
 namespace {
@@ -111,6 +112,8 @@ nlohmann::ordered_json per_tier_json(const PerTier<uint64_t>& counts) {
 nlohmann::ordered_json options_json(const ReplayOptions& options) {
   nlohmann::ordered_json json;
   json["device"] = options.device;
+  json["cuda_ring_size"] = nullptr;
+  if (gpu_ordinal(options.device)) json["cuda_ring_size"] = options.cuda_ring_size;
   json["g1_blocks"] = options.g1_blocks;
   json["g2_blocks"] = options.g2_blocks;
   json["g3_blocks"] = options.g3_blocks;

@@ -127,6 +127,14 @@ TEST(ReportJson, HoldsEveryNumber) {
             (nlohmann::json{{"accesses", 1'000}, {"g1", 200}, {"g2", 100}, {"g3", 50}}));
 }
 
+TEST(ReportJson, HasTheRingOfAGpuAlone) {
+  ReplayReport report = example();
+  EXPECT_EQ(nlohmann::json::parse(report_json(report))["options"]["cuda_ring_size"], nullptr);
+  report.options.device = "cuda:1";
+  report.options.cuda_ring_size = 0;
+  EXPECT_EQ(nlohmann::json::parse(report_json(report))["options"]["cuda_ring_size"], 0);
+}
+
 TEST(ReportJson, NamesTheFirstMismatch) {
   ReplayReport report = example();
   report.mismatches = 1;

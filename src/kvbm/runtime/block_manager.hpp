@@ -129,8 +129,9 @@ struct BlockManagerParts {
   LogSink* log = nullptr;
   /// Logical workers move no bytes and answer at once.
   enum class Workers : uint8_t { kReal, kLogical } workers = Workers::kReal;
-  /// Instead of the devices that the configuration names: the device of each rank.
-  std::function<Result<OpenedDevice>(RankId)> open_device = nullptr;
+  /// Instead of the devices that the configuration names, for one rank after the other (whose
+  /// number is `host_ordinal`); null: open_device().
+  DeviceOpener open_device = nullptr;
   /// Wraps the channel between leader and workers.
   std::function<std::unique_ptr<Channel>(std::unique_ptr<Channel>)> wrap_channel = nullptr;
   /// Sees every step plan on its way to the workers, and may change it.

@@ -75,6 +75,9 @@ void mend(KvBlockManagerConfig& config) {
   }
   if (config.num_blocks > 0 || config.device == "host")
     config.gpu_memory_fraction = defaults.gpu_memory_fraction;
+  if (config.device == "host" || config.cuda_ring_size < kLeastRingBytes) {
+    config.cuda_ring_size = defaults.cuda_ring_size;
+  }
   if (config.num_heads == 0) config.num_heads = 1;
   if (config.head_dim == 0) config.head_dim = 1;
   if (!config.groups.empty()) {

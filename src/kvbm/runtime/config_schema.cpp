@@ -134,6 +134,13 @@ std::vector<ConfigKey> make_schema() {
        .doc = "Threads that copy between device and host memory, on each rank.",
        .min = 1,
        .max = 256},
+      {.name = "cuda_ring_size",
+       .member = &Values::cuda_ring_size,
+       .unit = "bytes",
+       .doc = "Memory of each GPU, each way, for the ring that large copies go through. 0: no "
+              "ring; else at least 8 KiB. Only where `device` is a GPU.",
+       .max = kMaxBytes,
+       .form = kSizeForm},
       {.name = "disk_threads",
        .member = &Values::disk_threads,
        .unit = "threads",

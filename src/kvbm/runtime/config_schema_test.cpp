@@ -37,7 +37,7 @@ TEST(ConfigSchema, HasEveryKeyOnceWithADocument) {
     EXPECT_TRUE(each.doc.ends_with('.')) << each.name;
     EXPECT_EQ(each.doc.find_first_of("\n|"), std::string_view::npos) << each.name;
   }
-  EXPECT_EQ(names.size(), 25U);
+  EXPECT_EQ(names.size(), 26U);
 }
 
 TEST(ConfigSchema, NoTwoKeysShareAMember) {
@@ -72,6 +72,7 @@ TEST(ConfigSchema, DefaultsAreThoseOfTheStructure) {
       {"cache_salt", "\"\""},
       {"transfer_timeout", "30000"},
       {"copy_threads", "2"},
+      {"cuda_ring_size", "83886080"},
       {"disk_threads", "4"},
       {"calibration_dir", "\"\""},
       {"log_level", "\"info\""},
@@ -113,7 +114,7 @@ TEST(ConfigSchema, EveryIntegerHasBothEndsOfItsRangeAndNothingOutside) {
 TEST(ConfigSchema, SizesAreNumbersOfBytesWithOrWithoutAUnit) {
   const std::string refused =
       "allowed is a number of bytes, or a size such as \"64 GiB\", below 8 EiB";
-  for (const std::string_view name : {"host_bytes", "disk_bytes"}) {
+  for (const std::string_view name : {"host_bytes", "disk_bytes", "cuda_ring_size"}) {
     EXPECT_EQ(after_set(name, "0"), "0");
     EXPECT_EQ(after_set(name, "4096"), "4096");
     EXPECT_EQ(after_set(name, "64 GiB"), "68719476736");

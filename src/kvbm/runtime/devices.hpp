@@ -92,6 +92,9 @@ struct OpenedDevice {
   std::function<std::shared_ptr<const void>()> enter = nullptr;
 };
 
+/// As open_device(), for who has devices of his own.
+using DeviceOpener = std::function<Result<OpenedDevice>(const OpenDeviceOptions&)>;
+
 /// Errors: kInvalidArgument (no such name; a pool or a ring of a host device), those of
 /// find_accelerators, kNotFound (no such GPU), kExhausted.
 [[nodiscard]] Result<OpenedDevice> open_device(const OpenDeviceOptions& options);

@@ -15,8 +15,10 @@
 #include <gtest/gtest.h>
 
 #include "kvbm/base/thread_executor.hpp"
+#include "kvbm/base/units.hpp"
 #include "kvbm/device/host_device.hpp"
 #include "kvbm/runtime/block_manager.hpp"
+#include "kvbm/runtime/config.hpp"
 #include "kvbm/runtime/internal/rank_devices.hpp"
 #include "kvbm/runtime/kvbm_worker.hpp"
 
@@ -31,7 +33,7 @@ using testing::HiddenDevice;
 
 class HiddenDeviceTest : public ::testing::Test {
  protected:
-  [[nodiscard]] OpenedDevice open(uint16_t rank) {
+  [[nodiscard]] OpenedDevice open(size_t rank) {
     HiddenDevice& device = *hidden_.at(rank);
     return {.device = device.share(),
             .pinner = device.pinner(),
@@ -44,7 +46,10 @@ class HiddenDeviceTest : public ::testing::Test {
     BlockManagerParts parts;
     parts.executor = &executor_;
     parts.log = &log_;
-    parts.open_device = [this](RankId rank) -> Result<OpenedDevice> { return open(rank.value()); };
+    parts.open_device = [this](const OpenDeviceOptions& options) -> Result<OpenedDevice> {
+      opened_.emplace_back(options.name, options.cuda_ring_size);
+      return open(static_cast<size_t>(options.host_ordinal));
+    };
     return parts;
   }
 
@@ -64,6 +69,9 @@ class HiddenDeviceTest : public ::testing::Test {
     return config;
   }
 
+  /// Name and ring of each device that was asked for.
+  using Opened = std::vector<std::pair<std::string, std::optional<uint64_t>>>;
+  Opened opened_;
   testing::RecordingLogSink log_{LogLevel::kInfo};
   ThreadExecutor executor_{log_};
   std::array<std::unique_ptr<HostDevice>, 2> hosts_ = {
@@ -206,6 +214,30 @@ TEST_F(HiddenDeviceTest, TakesAShareOfTheFreeMemory) {
   EXPECT_LT(bytes, free_bytes / 500);
 }
 
+TEST_F(HiddenDeviceTest, EachRankIsOpenedWithTheRingOfTheConfiguration) {
+  const std::string file =
+      "device = \"cuda\"\nnum_ranks = 2\nnum_blocks = 4\nnum_layers = 1\nnum_heads = 2\nhead_dim = "
+      "8\n";
+  const auto opened = [&](const std::string& more) {
+    opened_.clear();
+    const Config read = Config::load({.file = ConfigFile{"kvbm.toml", file + more}}).value();
+    EXPECT_TRUE(BlockManager::create(read.values(), parts()));
+    return opened_;
+  };
+  for (const auto& [line, ring_bytes] : {std::pair("", kDefaultRingBytes),
+                                         {"cuda_ring_size = 0", 0},
+                                         {"cuda_ring_size = \"160 MiB\"", 160 * kMiB}}) {
+    EXPECT_EQ(opened(line), (Opened{{"cuda", ring_bytes}, {"cuda", ring_bytes}})) << line;
+  }
+}
+
+TEST_F(HiddenDeviceTest, AHostIsAskedForNoRing) {
+  KvBlockManagerConfig on_host = config();
+  on_host.device = "host";
+  ASSERT_TRUE(BlockManager::create(on_host, parts()));
+  EXPECT_EQ(opened_, (Opened{{"host", std::nullopt}, {"host", std::nullopt}}));
+}
+
 TEST_F(HiddenDeviceTest, EveryByteComesBackFromADiskRightBelowIt) {
   KvBlockManagerConfig no_host = config();
   no_host.host_blocks = 0;
@@ -228,11 +260,11 @@ TEST_F(HiddenDeviceTest, AnEnginesTensorsGoToTheHostAndBack) {
   options.device = "cuda";
   options.num_blocks = kBlocks;
   options.groups = {{.run_bytes = kRun, .runs = {{.base = tensor.data(), .block_stride = kRun}}}};
-  options.open_device = [this](const OpenDeviceOptions&) -> Result<OpenedDevice> {
-    return open(0);
-  };
+  options.cuda_ring_size = 5 << 20;
+  options.open_device = parts().open_device;
   const auto worker = KvbmWorker::create(std::move(options), log_);
   ASSERT_TRUE(worker) << worker.error();
+  EXPECT_EQ(opened_, (Opened{{"cuda", 5 << 20}}));
   PlaceSpec host = (*worker)->engine_places().front();
   host.place.tier = TierId::kG2;
   host.owner = Owner::kKvbm;

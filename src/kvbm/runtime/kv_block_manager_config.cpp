@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kvbm/base/text.hpp"
+#include "kvbm/base/units.hpp"
 #include "kvbm/runtime/config_schema.hpp"
 #include "kvbm/runtime/devices.hpp"
 #include "kvbm/runtime/internal/config_check.hpp"
@@ -127,9 +128,14 @@ class Checker {
       return invalid(format_text("{} has no effect beside {}: drop one",
                                  named("gpu_memory_fraction"), named("num_blocks")));
     }
-    if (!gpu_ordinal(config_.device) && is_changed("gpu_memory_fraction")) {
-      return invalid(format_text("{} has no effect with {}, which is no GPU: drop one",
-                                 named("gpu_memory_fraction"), named("device")));
+    for (const std::string_view key : {"gpu_memory_fraction", "cuda_ring_size"}) {
+      if (gpu_ordinal(config_.device) || !is_changed(key)) continue;
+      return invalid(format_text("{} has no effect with {}, which is no GPU: drop one", named(key),
+                                 named("device")));
+    }
+    if (config_.cuda_ring_size > 0 && config_.cuda_ring_size < kLeastRingBytes) {
+      return invalid(format_text("{} has no slots: give it {} and more, or 0 for no ring",
+                                 named("cuda_ring_size"), format_size(kLeastRingBytes)));
     }
     for (const std::string_view key : {"offload_path", "disk_threads"}) {
       if (config_.has_disk_tier() || !is_changed(key)) continue;

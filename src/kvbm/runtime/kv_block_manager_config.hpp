@@ -9,6 +9,7 @@
 
 #include "kvbm/base/log.hpp"
 #include "kvbm/base/result.hpp"
+#include "kvbm/device/ring_size.hpp"
 #include "kvbm/runtime/group_config.hpp"
 
 namespace kvbm {
@@ -44,6 +45,7 @@ struct KvBlockManagerConfig {
   std::string cache_salt = {};
   std::chrono::milliseconds transfer_timeout{30'000};  ///< 0: no limit
   uint32_t copy_threads = 2;
+  uint64_t cuda_ring_size = kDefaultRingBytes;  ///< of a GPU's memory, each way; 0: no ring
   uint32_t disk_threads = 4;
   std::string calibration_dir = {};  ///< see calibration_folder()
   LogLevel log_level = LogLevel::kInfo;

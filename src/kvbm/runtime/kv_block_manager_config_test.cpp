@@ -202,6 +202,22 @@ TEST(KvBlockManagerConfig, WhatWouldHaveNoEffectIsRefused) {
             "valid");
 }
 
+TEST(KvBlockManagerConfig, ARingIsOfAGpuAndHasRoomForItsSlots) {
+  const auto ring = [](std::string device, uint64_t size_bytes) {
+    return verdict([&](Config& c) {
+      c.device = std::move(device);
+      c.cuda_ring_size = size_bytes;
+    });
+  };
+  EXPECT_EQ(ring("cuda:1", 0), "valid");
+  EXPECT_EQ(ring("cuda:1", 8192), "valid");
+  EXPECT_EQ(ring("cuda:1", 8191),
+            "cuda_ring_size = 8191 has no slots: give it 8 KiB and more, or 0 for no ring");
+  EXPECT_EQ(ring("host", kDefaultRingBytes), "valid");
+  EXPECT_EQ(ring("host", 0),
+            "cuda_ring_size = 0 has no effect with device = \"host\", which is no GPU: drop one");
+}
+
 TEST(KvBlockManagerConfig, EffectiveGroupsHaveEveryOverrideSet) {
   KvBlockManagerConfig config = valid();
   ASSERT_EQ(config.effective_groups().size(), 1U);

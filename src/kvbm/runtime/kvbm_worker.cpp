@@ -130,7 +130,8 @@ Result<std::unique_ptr<KvbmWorker>> KvbmWorker::create(KvbmWorkerOptions options
                                             .executor = impl->executor,
                                             .num_threads = options.copy_threads,
                                             .queue_name = "kvbm-copy" + suffix,
-                                            .host_ordinal = options.rank}));
+                                            .host_ordinal = options.rank,
+                                            .cuda_ring_size = options.cuda_ring_size}));
   Device& device = *impl->device.device;
   const bool on_gpu = device.info().kind != DeviceKind::kHost;
   if (!on_gpu && options.compute_stream) {

@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -50,10 +49,12 @@ struct KvbmWorkerOptions {
   DirectIo direct_io = DirectIo::kTry;  ///< of the disk tier
   bool zero_fill = false;               ///< of the disk tier, see FileOptions
   uint32_t copy_threads = 2;
+  /// As the configuration key of that name; nothing: its default. Only with a GPU.
+  std::optional<uint64_t> cuda_ring_size = std::nullopt;
   uint32_t disk_threads = 4;
   std::string calibration_dir = {};  ///< as the configuration key of that name
   /// Instead of the device of that name; null: open_device().
-  std::function<Result<OpenedDevice>(const OpenDeviceOptions&)> open_device = nullptr;
+  DeviceOpener open_device = nullptr;
 };
 
 /// With tensors on a GPU nothing waits on the host: steps order the engine's stream and the copies.

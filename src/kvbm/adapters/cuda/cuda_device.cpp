@@ -20,12 +20,7 @@ using internal::CudaPinner;
 using internal::CudaStreams;
 using internal::KernelSupport;
 
-namespace {
-
-/// A page for each slot.
-constexpr uint64_t kLeastRingBytes = 2 * 4096;
-
-}  // namespace
+namespace {}  // namespace
 
 Result<std::unique_ptr<CudaDevice>> CudaDevice::create(const CudaDeviceOptions& options) {
   if (options.num_threads == 0 || options.max_streams == 0 || options.max_queued == 0) {

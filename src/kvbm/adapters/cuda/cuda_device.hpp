@@ -13,6 +13,7 @@
 #include "kvbm/base/executor.hpp"
 #include "kvbm/base/result.hpp"
 #include "kvbm/device/device.hpp"
+#include "kvbm/device/ring_size.hpp"
 #include "kvbm/memory/host_pinner.hpp"
 
 namespace kvbm {
@@ -49,7 +50,7 @@ struct CudaDeviceOptions {
   uint64_t pool_release_threshold = uint64_t{64} << 20;  ///< what the pool keeps of what comes back
   /// Of the GPU's memory, each way, for copies through a ring; 0: none. A block of them is not
   /// larger than half of it. Where that much is not free there is no ring.
-  uint64_t ring_bytes = uint64_t{80} << 20;
+  uint64_t ring_bytes = kDefaultRingBytes;
 };
 
 /// A native stream for each stream. What depends on the GPU alone (copies, events of CUDA devices)

@@ -61,21 +61,17 @@ Status BlockManagerRank::copy_layer(LayerCopy way, size_t group, BlockId block, 
 Result<std::vector<BlockManagerRank>> make_ranks(const RankOptions& options) {
   const KvBlockManagerConfig& config = options.config;
   std::vector<BlockManagerRank> ranks(config.num_ranks);
-  if (options.open_device) {
-    for (size_t i = 0; i < ranks.size(); ++i) {
-      KVBM_ASSIGN_OR_RETURN(ranks[i].device, options.open_device(RankId(static_cast<uint16_t>(i))));
-    }
-  } else {
-    KVBM_ASSIGN_OR_RETURN(std::vector<OpenedDevice> devices,
-                          open_rank_devices({.device = config.device,
-                                             .num_ranks = config.num_ranks,
-                                             .num_threads = config.copy_threads,
-                                             .executor = options.executor,
-                                             .log = options.log}));
-    for (size_t i = 0; i < ranks.size(); ++i) ranks[i].device = std::move(devices[i]);
-  }
+  KVBM_ASSIGN_OR_RETURN(std::vector<OpenedDevice> devices,
+                        open_rank_devices({.device = config.device,
+                                           .num_ranks = config.num_ranks,
+                                           .num_threads = config.copy_threads,
+                                           .cuda_ring_size = config.cuda_ring_size,
+                                           .executor = options.executor,
+                                           .log = options.log,
+                                           .open_device = options.open_device}));
   for (size_t i = 0; i < ranks.size(); ++i) {
     BlockManagerRank& rank = ranks[i];
+    rank.device = std::move(devices[i]);
     if (config.has_disk_tier()) {
       KVBM_ASSIGN_OR_RETURN(rank.files,
                             PosixFileEngine::create({.executor = options.executor,

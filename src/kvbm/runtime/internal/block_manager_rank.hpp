@@ -50,7 +50,7 @@ struct RankOptions {
   Executor& executor;
   LogSink& log;
   MetricsRegistry& metrics;
-  const std::function<Result<OpenedDevice>(RankId)>& open_device;  ///< empty: as configured
+  const DeviceOpener& open_device;  ///< null: as configured
 };
 
 /// All ranks of the configuration, without memory and workers.

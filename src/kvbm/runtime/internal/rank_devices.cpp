@@ -32,26 +32,28 @@ std::vector<std::string> rank_device_names(std::string_view device, uint32_t num
 }
 
 Result<std::vector<OpenedDevice>> open_rank_devices(const RankDevicesOptions& options) {
-  size_t num_gpus = 0;
   const bool is_gpu = gpu_ordinal(options.device).has_value();
-  if (is_gpu) {
+  std::vector<std::string> names(options.num_ranks, std::string(options.device));
+  if (is_gpu && !options.open_device) {
     auto found = find_accelerators();
     if (!found) return with_mend(std::move(found).error(), options.device);
-    num_gpus = found->size();
+    names = rank_device_names(options.device, options.num_ranks, found->size());
+    if (names.size() > 1 && names[0] == names[1]) {
+      KVBM_LOG_WARNING(options.log, "devices",
+                       "{} ranks share {}: of {} GPUs there are not as many from there on",
+                       names.size(), names[0], found->size());
+    }
   }
-  const auto names = rank_device_names(options.device, options.num_ranks, num_gpus);
-  if (is_gpu && names.size() > 1 && names[0] == names[1]) {
-    KVBM_LOG_WARNING(options.log, "devices",
-                     "{} ranks share {}: of {} GPUs there are not as many from there on",
-                     names.size(), names[0], num_gpus);
-  }
+  const DeviceOpener open = options.open_device ? options.open_device : open_device;
   std::vector<OpenedDevice> devices;
   for (uint32_t rank = 0; rank < options.num_ranks; ++rank) {
-    auto device = open_device({.name = names[rank],
-                               .executor = options.executor,
-                               .num_threads = options.num_threads,
-                               .queue_name = format_text("kvbm-copy-{}", rank),
-                               .host_ordinal = static_cast<int32_t>(rank)});
+    auto device =
+        open({.name = names[rank],
+              .executor = options.executor,
+              .num_threads = options.num_threads,
+              .queue_name = format_text("kvbm-copy-{}", rank),
+              .host_ordinal = static_cast<int32_t>(rank),
+              .cuda_ring_size = is_gpu ? std::optional(options.cuda_ring_size) : std::nullopt});
     if (!device) return with_mend(std::move(device).error(), names[rank]);
     devices.push_back(*std::move(device));
   }

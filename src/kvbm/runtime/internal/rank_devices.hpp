@@ -22,9 +22,11 @@ namespace kvbm::internal {
 struct RankDevicesOptions {
   std::string_view device;
   uint32_t num_ranks = 1;
-  size_t num_threads = 2;  ///< of each device
+  size_t num_threads = 2;       ///< of each device
+  uint64_t cuda_ring_size = 0;  ///< of each GPU
   Executor& executor;
   LogSink& log;
+  const DeviceOpener& open_device;  ///< null: of the GPUs that are found
 };
 
 /// Warns once if ranks share a GPU. Errors: those of open_device(), with what to do.
