@@ -2,7 +2,6 @@
 #include "kvbm/worker/worker.hpp"
 
 #include <algorithm>
-#include <deque>
 #include <map>
 #include <optional>
 #include <set>
@@ -13,15 +12,15 @@
 #include "kvbm/base/mutex.hpp"
 #include "kvbm/base/text.hpp"
 #include "kvbm/transfer/transfer_manager.hpp"
+#include "kvbm/worker/internal/engine_steps.hpp"
+#include "kvbm/worker/internal/seen_ops.hpp"
+#include "kvbm/worker/internal/step_loads.hpp"
+#include "kvbm/worker/internal/worker_operation.hpp"
 #include "kvbm/worker/internal/worker_places.hpp"
 #include "kvbm/worker/load_parts.hpp"
 
 namespace kvbm {
 namespace {
-
-/// Steps whose events are kept for gates that come late. An engine is never this many steps ahead
-/// of its stores; what an older step has written is not stored, as its outcome is not known.
-constexpr size_t kRememberedSteps = 64;
 
 /// One is enough for operations whose timeouts are alike; each that has to start before all others
 /// adds one.
@@ -58,43 +57,8 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   void close();
 
  private:
-  /// Of a load that goes by ranges of layers.
-  struct Part {
-    LayerRange layers;                 // of the engine
-    LayerRange pieces;                 // the same in the layouts
-    bool done = false;                 // of the last one to end nobody says so: the load has ended
-    std::optional<EventSource> ended;  // made when somebody wants to wait
-  };
-  struct Operation {
-    CopyOp op;
-    uint32_t closed_gates = 0;
-    bool running = false;
-    bool over = false;
-    TimePoint start_by = kNever;
-    std::vector<Event> outcomes;       // of the gates: they must have succeeded
-    std::optional<EventSource> ended;  // made when somebody wants to wait
-    std::vector<Part> parts;           // none: it goes as a whole
-    size_t open_parts = 0;
-    uint64_t part_bytes = 0;           // that arrived
-    std::optional<Error> part_failed;  // the first that did
-
-    [[nodiscard]] bool reads_engine() const noexcept { return op.src.tier == TierId::kG1; }
-  };
-  struct Step {
-    StepId id;
-    std::vector<Event> events;         // all that were recorded in it; the last one is its end
-    std::map<LayerId, size_t> layers;  // of events
-    bool ended = false;
-  };
-  using PartSet = uint8_t;  // a bit each; a load that goes as a whole has one
-  static_assert(kMaxLoadParts <= 8);
-  struct LoadsOfStep {
-    StreamRef stream;
-    std::vector<PartSet> missing;  // of each load: what the stream has not been made to wait for
-    bool waits_for_all = false;
-  };
-  /// What a gate waits for: done with the last of these, succeeded if all have.
-  using Point = std::span<const Event>;
+  using Operation = internal::WorkerOperation;
+  using Point = internal::EngineSteps::Point;
   /// What has to happen once the lock is released.
   struct Todo {
     std::vector<std::shared_ptr<Operation>> start;
@@ -114,11 +78,7 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   void open_gates(const std::vector<OpId>& waiting, Point point, Todo& todo) KVBM_REQUIRES(mutex_);
   void open_steps(uint64_t begin, uint64_t end, Point point, Todo& todo) KVBM_REQUIRES(mutex_);
   bool may_start(const Operation& operation) const KVBM_REQUIRES(mutex_);
-  Step& current_step() KVBM_REQUIRES(mutex_);
   void split(Operation& load) const KVBM_REQUIRES(mutex_);
-  LoadsOfStep& loads_for(StreamRef stream) KVBM_REQUIRES(mutex_);
-  bool misses_loads(StreamRef stream, const Operation& load, size_t index) const
-      KVBM_REQUIRES(mutex_);
   void open_gate(Operation& operation) KVBM_REQUIRES(mutex_);
   void answer(OpResult result, Todo& todo) KVBM_REQUIRES(mutex_);
   void start_ready(Todo& todo) KVBM_REQUIRES(mutex_);
@@ -126,9 +86,6 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   void cancel_waiting(OpId id, Todo& todo) KVBM_REQUIRES(mutex_);
   void give_up_vain_waits(Todo& todo) KVBM_REQUIRES(mutex_);
   void arm_timer(Todo& todo) KVBM_REQUIRES(mutex_);
-  bool has_come(OpId id) const KVBM_REQUIRES(mutex_);
-  void note_come(OpId id) KVBM_REQUIRES(mutex_);
-  Step* find_step(uint64_t id) KVBM_REQUIRES(mutex_);
   Event ended_event(OpId id) KVBM_REQUIRES(mutex_);
 
   // Without it.
@@ -140,6 +97,11 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
                                       TransferRequest request);
   std::optional<OpResult> part_ended(Operation& operation, size_t part, const TransferResult& done);
   OpResult result_of(const CopyOp& op, const TransferResult& done) const;
+  /// Nothing was read or written.
+  OpResult cancelled(OpId id) const {
+    return {
+        .op = id, .rank = options_.rank, .outcome = Outcome::kCancelled, .bytes = 0, .failed = {}};
+  }
   void finished(OpResult result);
   void event_done(const std::shared_ptr<Operation>& operation);
   void expire(TimePoint timer);
@@ -154,8 +116,9 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   std::shared_ptr<const ResultCallback> callback_ KVBM_GUARDED_BY(mutex_);
   std::shared_ptr<const ResultObserver> observer_ KVBM_GUARDED_BY(mutex_);
   std::unordered_map<OpId, std::shared_ptr<Operation>> operations_ KVBM_GUARDED_BY(mutex_);
-  uint64_t come_up_to_ KVBM_GUARDED_BY(mutex_) = 0;  // all operations up to it have come
-  std::set<OpId> come_beyond_ KVBM_GUARDED_BY(mutex_);
+  /// Operations come by two ways, by steps and by the channel, so that one may be named before it
+  /// comes.
+  internal::SeenOps seen_ KVBM_GUARDED_BY(mutex_);
   std::map<OpId, EventSource> awaited_ KVBM_GUARDED_BY(mutex_);  // ends of what has not come yet
   std::set<std::pair<Priority, OpId>> ready_ KVBM_GUARDED_BY(mutex_);
   std::set<std::pair<TimePoint, OpId>> start_deadlines_ KVBM_GUARDED_BY(mutex_);
@@ -165,10 +128,8 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   std::unordered_map<OpId, std::vector<OpId>> waiting_for_op_ KVBM_GUARDED_BY(mutex_);
   std::map<std::pair<uint64_t, std::optional<LayerId>>, std::vector<OpId>> waiting_for_step_
       KVBM_GUARDED_BY(mutex_);  // no layer: the end of the step
-  std::deque<Step> steps_ KVBM_GUARDED_BY(mutex_);
-  uint64_t forgotten_ KVBM_GUARDED_BY(mutex_) = 0;  // the last step whose events are gone
-  std::vector<std::shared_ptr<Operation>> step_loads_ KVBM_GUARDED_BY(mutex_);
-  std::vector<LoadsOfStep> stream_loads_ KVBM_GUARDED_BY(mutex_);  // of streams that ask for layers
+  internal::EngineSteps steps_ KVBM_GUARDED_BY(mutex_);
+  internal::StepLoads step_loads_ KVBM_GUARDED_BY(mutex_);
   bool stopped_ KVBM_GUARDED_BY(mutex_) = false;
   bool only_steps_ KVBM_GUARDED_BY(mutex_) = false;  // what has not come does not come
   size_t num_unheard_ KVBM_GUARDED_BY(mutex_) = 0;  // results that are on their way to the receiver
@@ -228,43 +189,21 @@ void Worker::Core::observe_results(ResultObserver observer) {
   observer_.swap(shared);
 }
 
-Worker::Core::Step* Worker::Core::find_step(uint64_t id) {
-  for (Step& step : steps_) {
-    if (step.id.value() == id) return &step;
-  }
-  return nullptr;
-}
-
-Worker::Core::Step& Worker::Core::current_step() {
-  KVBM_CONTRACT(!steps_.empty() && !steps_.back().ended, "no step has begun");
-  return steps_.back();
-}
-
 Status Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
   Todo todo;
   std::vector<Event> fences;
   {
     MutexLock lock(mutex_);
-    KVBM_CONTRACT(steps_.empty() || steps_.back().ended, "the step before has not ended");
-    KVBM_CONTRACT(steps_.empty() || steps_.back().id < plan.step, "steps are numbered upwards");
     // Steps that were left out will not come any more.
-    open_steps(0, plan.step.value(), steps_.empty() ? Point() : Point(steps_.back().events), todo);
-    steps_.push_back({.id = plan.step, .events = {}, .layers = {}});
-    if (steps_.size() > kRememberedSteps) {
-      forgotten_ = steps_.front().id.value();
-      steps_.pop_front();
-    }
-    for (OpId fence : plan.fences) {
-      if (operations_.contains(fence) || !has_come(fence)) fences.push_back(ended_event(fence));
-    }
+    open_steps(0, plan.step.value(), steps_.begin(plan.step), todo);
     // What no layer of the step before has asked for.
-    for (size_t i = 0; i < step_loads_.size(); ++i) {
-      const Operation& load = *step_loads_[i];
-      if (misses_loads(compute, load, i)) fences.push_back(ended_event(load.op.op));
+    fences = step_loads_.missed_by(compute, device_);
+    for (OpId fence : plan.fences) {
+      if (operations_.contains(fence) || !seen_.contains(fence))
+        fences.push_back(ended_event(fence));
     }
     for (OpId cancelled : plan.cancels) cancel_waiting(cancelled, todo);
     step_loads_.clear();
-    stream_loads_.clear();
     // In the order of their ids, as an operation waits for older ones: a load may wait for a store.
     std::map<OpId, const CopyOp*> ops;
     for (const CopyOp& load : plan.loads) ops.emplace(load.op, &load);
@@ -274,7 +213,7 @@ Status Worker::Core::begin_step(const StepPlan& plan, StreamRef compute) {
       const auto it = operations_.find(load.op);
       if (it == operations_.end()) continue;
       split(*it->second);
-      step_loads_.push_back(it->second);
+      step_loads_.add(it->second);
     }
     give_up_vain_waits(todo);
     start_ready(todo);
@@ -309,63 +248,13 @@ void Worker::Core::split(Operation& load) const {
   load.open_parts = ranges.size();
 }
 
-Worker::Core::LoadsOfStep& Worker::Core::loads_for(StreamRef stream) {
-  const auto known = std::find_if(stream_loads_.begin(), stream_loads_.end(),
-                                  [&](const LoadsOfStep& of) { return of.stream == stream; });
-  if (known != stream_loads_.end()) return *known;
-  LoadsOfStep& added = stream_loads_.emplace_back();
-  added.stream = stream;
-  added.missing.reserve(step_loads_.size());
-  for (const auto& load : step_loads_) {
-    const size_t num_parts = std::max<size_t>(1, load->parts.size());
-    added.missing.push_back(static_cast<PartSet>((1U << num_parts) - 1));
-  }
-  return added;
-}
-
-/// Whether the stream may run ahead of some part of a load of the step.
-bool Worker::Core::misses_loads(StreamRef stream, const Operation& load, size_t index) const {
-  if (load.over) return false;
-  const auto known = std::find_if(stream_loads_.begin(), stream_loads_.end(),
-                                  [&](const LoadsOfStep& of) { return of.stream == stream; });
-  return known == stream_loads_.end() || known->missing[index] != 0;
-}
-
 /// Of one layer of each group, or of all layers.
 Result<LoadWaits> Worker::Core::loads_needed(std::optional<LayerId> layer, StreamRef stream) {
-  struct Wait {
-    size_t load;
-    PartSet parts;
-    Event event;
-  };
-  std::vector<Wait> waits;
+  std::vector<internal::StepLoads::Wait> waits;
   {
     MutexLock lock(mutex_);
     if (step_loads_.empty()) return LoadWaits{};
-    LoadsOfStep& loads = loads_for(stream);
-    if (loads.waits_for_all) return LoadWaits{};
-    for (size_t i = 0; i < step_loads_.size(); ++i) {
-      Operation& load = *step_loads_[i];
-      PartSet& missing = loads.missing[i];
-      if (load.over) missing = 0;
-      if (missing == 0) continue;
-      if (load.parts.empty()) {
-        waits.push_back({.load = i, .parts = missing, .event = ended_event(load.op.op)});
-        continue;
-      }
-      for (size_t k = 0; k < load.parts.size(); ++k) {
-        Part& part = load.parts[k];
-        const auto bit = static_cast<PartSet>(1U << k);
-        if ((missing & bit) == 0) continue;
-        if (layer && (*layer < part.layers.first || layer->value() >= part.layers.end())) continue;
-        if (part.done) {
-          missing &= static_cast<PartSet>(~bit);
-          continue;
-        }
-        if (!part.ended) part.ended.emplace(device_.create_event());
-        waits.push_back({.load = i, .parts = bit, .event = part.ended->event()});
-      }
-    }
+    waits = step_loads_.waits_of(stream, layer, device_);
   }
   Status waiting;
   size_t num_waits = 0;
@@ -373,15 +262,11 @@ Result<LoadWaits> Worker::Core::loads_needed(std::optional<LayerId> layer, Strea
     waiting = device_.wait(stream, waits[num_waits].event);
   }
   if (!waiting) --num_waits;
+  waits.erase(waits.begin() + static_cast<std::ptrdiff_t>(num_waits), waits.end());
   MutexLock lock(mutex_);
-  LoadsOfStep& loads = loads_for(stream);
-  for (size_t i = 0; i < num_waits; ++i) {
-    loads.missing[waits[i].load] &= static_cast<PartSet>(~waits[i].parts);
-  }
-  loads.waits_for_all = std::all_of(loads.missing.begin(), loads.missing.end(),
-                                    [](PartSet missing) { return missing == 0; });
+  const bool more = step_loads_.note(stream, waits);
   KVBM_TRY(waiting);
-  return LoadWaits{.waits = num_waits > 0, .more = !loads.waits_for_all};
+  return LoadWaits{.waits = num_waits > 0, .more = more};
 }
 
 void Worker::Core::layer_written(LayerId layer, StreamRef stream) {
@@ -389,11 +274,9 @@ void Worker::Core::layer_written(LayerId layer, StreamRef stream) {
   Todo todo;
   {
     MutexLock lock(mutex_);
-    Step& step = current_step();
-    step.layers.insert_or_assign(layer, step.events.size());
-    step.events.push_back(event);
-    auto waiting = waiting_for_step_.extract({step.id.value(), layer});
-    if (!waiting.empty()) open_gates(waiting.mapped(), step.events, todo);
+    const Point written = steps_.record_layer(layer, event);
+    auto waiting = waiting_for_step_.extract({steps_.current().value(), layer});
+    if (!waiting.empty()) open_gates(waiting.mapped(), written, todo);
     start_ready(todo);
   }
   run(std::move(todo));
@@ -402,7 +285,7 @@ void Worker::Core::layer_written(LayerId layer, StreamRef stream) {
 Event Worker::Core::record(StreamRef compute) {
   Event event = device_.record(compute);
   MutexLock lock(mutex_);
-  current_step().events.push_back(event);
+  steps_.record(event);
   return event;
 }
 
@@ -411,11 +294,9 @@ void Worker::Core::end_step(StreamRef compute) {
   Todo todo;
   {
     MutexLock lock(mutex_);
-    Step& step = current_step();
-    step.events.push_back(event);
-    step.ended = true;
+    const uint64_t step = steps_.current().value();
     // Gates on layers that were never written open with the step.
-    open_steps(step.id.value(), step.id.value() + 1, step.events, todo);
+    open_steps(step, step + 1, steps_.end(event), todo);
     start_ready(todo);
   }
   run(std::move(todo));
@@ -451,7 +332,7 @@ void Worker::Core::give_up_vain_waits(Todo& todo) {
   awaited_.clear();
   std::vector<OpId> in_vain;
   for (auto it = waiting_for_op_.begin(); it != waiting_for_op_.end();) {
-    if (has_come(it->first)) {
+    if (seen_.contains(it->first)) {
       ++it;
       continue;
     }
@@ -477,17 +358,11 @@ void Worker::Core::add(const CopyOp& op, Todo& todo) {
     todo.repeated.push_back(op.op);  // the one that is open will answer
     return;
   }
-  note_come(op.op);
+  seen_.insert(op.op);
   auto awaited = awaited_.extract(op.op);
   if (stopped_) {
     if (!awaited.empty()) todo.ended.push_back(std::move(awaited.mapped()));
-
-    answer({.op = op.op,
-            .rank = options_.rank,
-            .outcome = Outcome::kCancelled,
-            .bytes = 0,
-            .failed = {}},
-           todo);
+    answer(cancelled(op.op), todo);
     return;
   }
   auto operation = std::make_shared<Operation>();
@@ -551,34 +426,19 @@ bool Worker::Core::close_gate(const Gate& gate, const std::shared_ptr<Operation>
   if (gate.kind == Gate::Kind::kOpDone) {
     const OpId other{gate.id};
     if (other == id) return false;
-    if (!operations_.contains(other) && has_come(other)) return false;  // has ended
+    if (!operations_.contains(other) && seen_.contains(other)) return false;  // has ended
     waiting_for_op_[other].push_back(id);
     return true;
   }
-  if (gate.id == 0) return false;  // before the first step
+  if (steps_.is_forgotten(gate.id) && operation->reads_engine()) {
+    operation->outcomes.push_back(Event::ready(make_error(
+        ErrorCode::kUnavailable, "how step " + std::to_string(gate.id) + " ended is forgotten")));
+    return false;
+  }
   const std::optional<LayerId> layer =
       gate.kind == Gate::Kind::kLayerEnd ? std::optional(gate.layer) : std::nullopt;
-  if (Step* step = find_step(gate.id)) {
-    if (layer) {
-      if (auto it = step->layers.find(*layer); it != step->layers.end()) {
-        return wait_for(Point(step->events).first(it->second + 1), operation, todo);
-      }
-    }
-    if (step->ended) return wait_for(step->events, operation, todo);
-  } else if (!steps_.empty() && gate.id < steps_.back().id.value()) {
-    // Long ago, or left out. For the order a later end of a step will do; the first has none
-    // before it.
-    if (gate.id <= forgotten_ && operation->reads_engine()) {
-      operation->outcomes.push_back(Event::ready(make_error(
-          ErrorCode::kUnavailable, "how step " + std::to_string(gate.id) + " ended is forgotten")));
-      return false;
-    }
-    const auto later = std::find_if(steps_.begin(), steps_.end(), [&](const Step& known) {
-      return known.id.value() > gate.id && known.ended;
-    });
-    if (later != steps_.end()) return wait_for(later->events, operation, todo);
-    if (steps_.size() < 2) return false;
-    return wait_for(steps_[steps_.size() - 2].events, operation, todo);
+  if (const std::optional<Point> point = steps_.find(gate.id, layer)) {
+    return !point->empty() && wait_for(*point, operation, todo);
   }
   waiting_for_step_[{gate.id, layer}].push_back(id);
   return true;
@@ -647,8 +507,7 @@ void Worker::Core::cancel_waiting(OpId id, Todo& todo) {
   if (it == operations_.end() || it->second->running) return;
   ready_.erase({it->second->op.priority, id});
   start_deadlines_.erase({it->second->start_by, id});
-  end({.op = id, .rank = options_.rank, .outcome = Outcome::kCancelled, .bytes = 0, .failed = {}},
-      todo);
+  end(cancelled(id), todo);
 }
 
 void Worker::Core::end(OpResult result, Todo& todo) {
@@ -660,7 +519,7 @@ void Worker::Core::end(OpResult result, Todo& todo) {
     if (operation.op.priority == Priority::kOffload) --num_offloading_;
   }
   operation.over = true;
-  for (Part& part : operation.parts) {
+  for (Operation::Part& part : operation.parts) {
     if (part.ended && !part.done) todo.ended.push_back(*std::move(part.ended));
   }
   if (operation.ended) todo.ended.push_back(*std::move(operation.ended));
@@ -674,21 +533,6 @@ void Worker::Core::answer(OpResult result, Todo& todo) {
   ++num_unheard_;
 }
 
-/// Operations come by two ways, by steps and by the channel, so that one may be named before it
-/// comes.
-bool Worker::Core::has_come(OpId id) const {
-  return id.value() <= come_up_to_ || come_beyond_.contains(id);
-}
-
-void Worker::Core::note_come(OpId id) {
-  if (id.value() <= come_up_to_) return;
-  come_beyond_.insert(id);
-  while (!come_beyond_.empty() && come_beyond_.begin()->value() == come_up_to_ + 1) {
-    ++come_up_to_;
-    come_beyond_.erase(come_beyond_.begin());
-  }
-}
-
 Event Worker::Core::ended_event(OpId id) {
   const auto found = operations_.find(id);
   if (found == operations_.end()) {
@@ -696,9 +540,7 @@ Event Worker::Core::ended_event(OpId id) {
     if (awaited != awaited_.end()) return awaited->second.event();
     return awaited_.emplace(id, device_.create_event()).first->second.event();
   }
-  Operation& operation = *found->second;
-  if (!operation.ended) operation.ended.emplace(device_.create_event());
-  return operation.ended->event();
+  return found->second->end_event(device_);
 }
 
 void Worker::Core::run(Todo todo) {
@@ -763,16 +605,10 @@ std::optional<OpResult> Worker::Core::start(const std::shared_ptr<Operation>& op
   const CopyOp& op = operation->op;
   const std::optional<LayoutHandle> src = places_->find(op.src);
   const std::optional<LayoutHandle> dst = places_->find(op.dst);
-  OpResult refused{// nothing was read or written
-                   .op = op.op,
-                   .rank = options_.rank,
-                   .outcome = Outcome::kCancelled,
-                   .bytes = 0,
-                   .failed = {}};
   if (!src || !dst) {
     KVBM_LOG_ERROR(log_, "worker", "operation {} names a place that rank {} does not have",
                    op.op.value(), options_.rank.value());
-    return refused;
+    return cancelled(op.op);
   }
   std::vector<SlotTag> tags;
   tags.reserve(op.tags.size());
@@ -795,7 +631,7 @@ std::optional<OpResult> Worker::Core::start(const std::shared_ptr<Operation>& op
   if (!transfer) {
     KVBM_LOG_ERROR(log_, "worker", "operation {} was refused: {}", op.op.value(),
                    transfer.error().describe());
-    return refused;
+    return cancelled(op.op);
   }
   if (transfer->done()) return result_of(op, transfer->result());
   transfer->on_done([core = shared_from_this(), operation](const TransferResult& done) noexcept {
@@ -815,11 +651,7 @@ std::optional<OpResult> Worker::Core::start_parts(const std::shared_ptr<Operatio
     if (!transfer && i == 0) {
       KVBM_LOG_ERROR(log_, "worker", "operation {} was refused: {}", operation->op.op.value(),
                      transfer.error().describe());
-      return OpResult{.op = operation->op.op,  // nothing was read or written
-                      .rank = options_.rank,
-                      .outcome = Outcome::kCancelled,
-                      .bytes = 0,
-                      .failed = {}};
+      return cancelled(operation->op.op);
     }
     if (!transfer) {
       // What goes on already has to end first. The parts behind this one are not begun.
@@ -842,30 +674,17 @@ std::optional<OpResult> Worker::Core::start_parts(const std::shared_ptr<Operatio
   return ended;
 }
 
-/// The result of the operation, if this was the last part of it. Its blocks have arrived if all
-/// parts have.
+/// The result of the operation, if this was the last part of it.
 std::optional<OpResult> Worker::Core::part_ended(Operation& operation, size_t part,
                                                  const TransferResult& done) {
-  TransferResult whole;
-  std::optional<EventSource> ended;
-  bool is_last = false;
+  Operation::PartEnd end;
   {
     MutexLock lock(mutex_);
-    operation.part_bytes += done.bytes;
-    if (!done.status && !operation.part_failed) operation.part_failed = done.status.error();
-    is_last = --operation.open_parts == 0;
-    if (!is_last) {
-      operation.parts[part].done = true;
-      ended.swap(operation.parts[part].ended);
-    } else if (operation.part_failed) {
-      whole.status = tl::unexpected(*operation.part_failed);
-    } else {
-      whole.bytes = operation.part_bytes;
-    }
+    end = operation.end_part(part, done);
   }
-  if (ended) ended->signal();
-  if (!is_last) return std::nullopt;
-  return result_of(operation.op, whole);
+  if (end.ended) end.ended->signal();
+  if (!end.whole) return std::nullopt;
+  return result_of(operation.op, *end.whole);
 }
 
 OpResult Worker::Core::result_of(const CopyOp& op, const TransferResult& done) const {
