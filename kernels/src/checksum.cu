@@ -5,6 +5,7 @@
 
 #include "checksum_plan.hpp"
 #include "device_access.cuh"
+#include "launch.cuh"
 
 namespace kvbm::kernels {
 namespace {
@@ -15,6 +16,8 @@ constexpr uint32_t kThreads = (kReaders + 1) * kWarp;  // one more warp mixes
 constexpr uint32_t kUnitsOfWarp = 8;
 constexpr uint32_t kTileUnits = kReaders * kUnitsOfWarp;
 constexpr uint32_t kAccess = 16;
+/// On each processor: two hide what one waits for.
+constexpr uint32_t kMostCtas = 2;
 
 __device__ __forceinline__ uint64_t low(const uint4& words) {
   return uint64_t{words.y} << 32 | words.x;
@@ -137,19 +140,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// Two on each processor hide what one waits for.
-int most_ctas(uint32_t& ctas) {
-  int device = 0;
-  int processors = 0;
-  if (const int error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (const int error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-      error != cudaSuccess) {
-    return error;
-  }
-  ctas = 2 * static_cast<uint32_t>(processors);
-  return cudaSuccess;
-}
-
 }  // namespace
 }  // namespace kvbm::kernels
 
@@ -161,14 +151,12 @@ int kvbm_kernels_launch_checksum(const kvbm_checksum_piece* pieces, size_t num_p
   ChecksumPlan plan(pieces, num_pieces, ids, num_blocks, seed, sums);
   if (const int error = plan.check(); error != KVBM_KERNELS_SUCCESS) return error;
   if (!plan.has_work()) return KVBM_KERNELS_SUCCESS;
-  uint32_t max_ctas = 0;
-  if (const int error = most_ctas(max_ctas); error != cudaSuccess) return error;
+  uint32_t processors = 0;
+  if (const int error = count_processors(processors); error != cudaSuccess) return error;
   ChecksumLaunch launch;
   while (plan.next(launch)) {
-    const uint32_t ctas = std::min(max_ctas, launch.num_blocks);
-    void* parameters[] = {&launch};
-    const int error = cudaLaunchKernel(reinterpret_cast<const void*>(checksum_kernel), dim3(ctas),
-                                       dim3(kThreads), parameters, 0, stream);
+    const uint32_t ctas = std::min(kMostCtas * processors, launch.num_blocks);
+    const int error = launch_kernel(checksum_kernel, ctas, kThreads, launch, stream);
     if (error != cudaSuccess) return error;
   }
   return KVBM_KERNELS_SUCCESS;

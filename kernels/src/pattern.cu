@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "device_access.cuh"
+#include "launch.cuh"
 #include "pattern_plan.hpp"
 
 namespace kvbm::kernels {
@@ -13,6 +14,8 @@ constexpr uint32_t kThreads = 256;
 constexpr uint32_t kWarp = 32;
 constexpr uint32_t kWarps = kThreads / kWarp;
 constexpr uint32_t kAccess = 16;
+/// On each processor: as many as fit.
+constexpr uint32_t kMostCtas = 8;
 
 /// The first byte of a word that is not as expected, from the word's first on.
 /// Requires: the words differ.
@@ -113,19 +116,6 @@ Kernel kernel_of(const PatternLaunch& launch) {
   return launch.aligned ? pattern_kernel<false, true> : pattern_kernel<false, false>;
 }
 
-/// As many as fit on the device.
-int most_ctas(uint32_t& ctas) {
-  int device = 0;
-  int processors = 0;
-  if (const int error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (const int error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-      error != cudaSuccess) {
-    return error;
-  }
-  ctas = 8 * static_cast<uint32_t>(processors);
-  return cudaSuccess;
-}
-
 }  // namespace
 }  // namespace kvbm::kernels
 
@@ -137,18 +127,17 @@ int kvbm_kernels_launch_pattern(const kvbm_pattern_piece* pieces, size_t num_pie
   PatternPlan plan(pieces, num_pieces, ids, seeds, num_blocks, first_wrong);
   if (const int error = plan.check(); error != KVBM_KERNELS_SUCCESS) return error;
   if (!plan.has_work()) return KVBM_KERNELS_SUCCESS;
-  uint32_t max_ctas = 0;
-  if (const int error = most_ctas(max_ctas); error != cudaSuccess) return error;
+  uint32_t processors = 0;
+  if (const int error = count_processors(processors); error != cudaSuccess) return error;
   if (first_wrong != nullptr) {
     const int error = cudaMemsetAsync(first_wrong, 0xFF, num_blocks * sizeof(uint64_t), stream);
     if (error != cudaSuccess) return error;
   }
   PatternLaunch launch;
   while (plan.next(launch)) {
-    const uint32_t ctas = std::min(max_ctas, (launch.num_items + kWarps - 1) / kWarps);
-    void* parameters[] = {&launch};
-    const int error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel_of(launch)), dim3(ctas),
-                                       dim3(kThreads), parameters, 0, stream);
+    const uint32_t ctas =
+        std::min(kMostCtas * processors, (launch.num_items + kWarps - 1) / kWarps);
+    const int error = launch_kernel(kernel_of(launch), ctas, kThreads, launch, stream);
     if (error != cudaSuccess) return error;
   }
   return KVBM_KERNELS_SUCCESS;

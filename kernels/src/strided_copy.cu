@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "device_access.cuh"
+#include "launch.cuh"
 #include "strided_plan.hpp"
 
 namespace kvbm::kernels {
@@ -291,15 +292,9 @@ int choose_grid(const StridedLaunch& launch, uint32_t max_ctas, bool paced, Grid
     return cudaSuccess;
   }
   if (max_ctas == 0) {
-    int device = 0;
-    int processors = 0;
-    if (const int error = cudaGetDevice(&device); error != cudaSuccess) return error;
-    if (const int error =
-            cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-        error != cudaSuccess) {
-      return error;
-    }
-    max_ctas = 4 * static_cast<uint32_t>(processors);
+    uint32_t processors = 0;
+    if (const int error = count_processors(processors); error != cudaSuccess) return error;
+    max_ctas = 4 * processors;
   }
   constexpr uint32_t kWarpsOfCta = kThreads / kWarp;
   grid = {std::min(max_ctas, (chunks + kWarpsOfCta - 1) / kWarpsOfCta), kThreads};
@@ -322,11 +317,9 @@ int run(StridedLaunch& launch, Work work, uint32_t max_ctas, uint64_t bytes_per_
   const int error = choose_grid(launch, max_ctas, bytes_per_second > 0, grid);
   if (error != cudaSuccess) return error;
   launch.turn_ns = turn_ns(launch, work, grid, bytes_per_second);
-  void* parameters[] = {&launch};
-  return cudaLaunchKernel(
-      reinterpret_cast<const void*>(kernel_of(work, launch.width, launch.stepped)), dim3(grid.ctas),
-      dim3(grid.threads), parameters,
-      launch.from_ids == nullptr ? 0 : launch.num_blocks * sizeof(IdPair), stream);
+  const size_t shared_bytes = launch.from_ids == nullptr ? 0 : launch.num_blocks * sizeof(IdPair);
+  return launch_kernel(kernel_of(work, launch.width, launch.stepped), grid.ctas, grid.threads,
+                       launch, stream, shared_bytes);
 }
 
 int run(StridedPlan& plan, size_t num_digests, Work work, const kvbm_strided_copy_options& options,

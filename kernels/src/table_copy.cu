@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "device_access.cuh"
+#include "launch.cuh"
 #include "strided_plan.hpp"
 #include "table_plan.hpp"
 
@@ -176,15 +177,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 /// CTAs that fill the device, but not more than there is work for.
 int choose_ctas(uint32_t warps, uint32_t& ctas) {
-  int device = 0;
-  int processors = 0;
-  if (const int error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (const int error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-      error != cudaSuccess) {
-    return error;
-  }
-  ctas = std::min(4 * static_cast<uint32_t>(processors), (warps + kWarps - 1) / kWarps);
-  return cudaSuccess;
+  uint32_t processors = 0;
+  const int error = count_processors(processors);
+  ctas = std::min(4 * processors, (warps + kWarps - 1) / kWarps);
+  return error;
 }
 
 using PermuteKernel = void (*)(PermuteLaunch);
@@ -216,9 +212,7 @@ int permute(PermutePlan plan, cudaStream_t stream) {
     const PermuteKernel kernel = launch.to_universal
                                      ? permute_kernel_of<true>(launch.width, launch.stepped)
                                      : permute_kernel_of<false>(launch.width, launch.stepped);
-    void* parameters[] = {&launch};
-    if (const int error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(ctas),
-                                           dim3(kThreads), parameters, 0, stream);
+    if (const int error = launch_kernel(kernel, ctas, kThreads, launch, stream);
         error != cudaSuccess) {
       return error;
     }

@@ -56,8 +56,8 @@ Result<std::shared_ptr<CudaStreams>> CudaStreams::create(const CudaStreamsOption
   streams->copier_.find_kernels();
   {
     const CudaContext::Scope scope(*streams->context_);
-    streams->patterns_loaded_ = streams->patterns_.load();
-    streams->checksums_loaded_ = streams->checksums_.load();
+    streams->patterns_loaded_ = streams->block_kernels_.load_patterns();
+    streams->checksums_loaded_ = streams->block_kernels_.load_checksums();
     if (options.ring_bytes > 0 && streams->kernels() != KernelSupport::kNone) {
       streams->ring_made_ = streams->copier_.make_rings(options.ring_bytes);
     }
@@ -75,8 +75,7 @@ CudaStreams::CudaStreams(const CudaStreamsOptions& options,
       context_(std::move(context)),
       gates_(context_),
       copier_(context_, std::move(pinner)),
-      patterns_(context_),
-      checksums_(context_),
+      block_kernels_(context_),
       tasks_(std::move(tasks)),
       watcher_(*this, context_, health_, options_.executor, std::move(watch)) {}
 
@@ -294,26 +293,15 @@ Status CudaStreams::put_on(CudaStream& stream, QueuedCopy copy, bool& wake) {
 }
 
 Status CudaStreams::pattern(StreamRef ref, PatternBatch batch) {
-  KVBM_ASSIGN_OR_RETURN(const StreamPointer stream, find(ref));
-  {
-    const MutexLock submit(stream->submit);
-    {
-      const MutexLock lock(stream->mutex);
-      KVBM_TRY(accepts_locked(*stream));
-      if (stream->state != CudaStream::State::kIdle) {
-        stream->operations.emplace_back(QueuedPattern{std::move(batch)});
-        return {};
-      }
-    }
-    const CudaContext::Scope scope(*context_);
-    KVBM_TRY(stream->check_not_capturing());
-    KVBM_TRY(patterns_.launch(*stream, batch));
-  }
-  watcher_.watch_arrivals(stream);
-  return {};
+  return launch_queued(ref, QueuedPattern{std::move(batch)});
 }
 
 Status CudaStreams::checksum(StreamRef ref, ChecksumBatch batch) {
+  return launch_queued(ref, QueuedChecksum{std::move(batch)});
+}
+
+template <class Queued>
+Status CudaStreams::launch_queued(StreamRef ref, Queued queued) {
   KVBM_ASSIGN_OR_RETURN(const StreamPointer stream, find(ref));
   {
     const MutexLock submit(stream->submit);
@@ -321,13 +309,13 @@ Status CudaStreams::checksum(StreamRef ref, ChecksumBatch batch) {
       const MutexLock lock(stream->mutex);
       KVBM_TRY(accepts_locked(*stream));
       if (stream->state != CudaStream::State::kIdle) {
-        stream->operations.emplace_back(QueuedChecksum{std::move(batch)});
+        stream->operations.emplace_back(std::move(queued));
         return {};
       }
     }
     const CudaContext::Scope scope(*context_);
     KVBM_TRY(stream->check_not_capturing());
-    KVBM_TRY(checksums_.launch(*stream, batch));
+    KVBM_TRY(block_kernels_.launch(*stream, queued.batch));
   }
   watcher_.watch_arrivals(stream);
   return {};
@@ -576,12 +564,12 @@ void CudaStreams::run(const StreamPointer& stream, CudaOperation& operation) {
     operation = QueuedLaunch{};
     if (!copied) note(*stream, copied);
   } else if (auto* pattern = std::get_if<QueuedPattern>(&operation)) {
-    if (Status launched = patterns_.launch(*stream, pattern->batch); !launched) {
+    if (Status launched = block_kernels_.launch(*stream, pattern->batch); !launched) {
       note(*stream, launched);
     }
     watcher_.watch_arrivals(stream);
   } else if (auto* checksum = std::get_if<QueuedChecksum>(&operation)) {
-    if (Status launched = checksums_.launch(*stream, checksum->batch); !launched) {
+    if (Status launched = block_kernels_.launch(*stream, checksum->batch); !launched) {
       note(*stream, launched);
     }
     // Its share of the checksums goes before anybody hears of the end.
@@ -688,8 +676,7 @@ void CudaStreams::close() {
   }
   gates_.close();
   copier_.close();
-  patterns_.close();
-  checksums_.close();
+  block_kernels_.close();
 }
 
 }  // namespace kvbm::internal

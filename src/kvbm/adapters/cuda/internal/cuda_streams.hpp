@@ -10,12 +10,11 @@
 #include <string>
 #include <string_view>
 
-#include "kvbm/adapters/cuda/internal/cuda_checksums.hpp"
+#include "kvbm/adapters/cuda/internal/cuda_block_kernels.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_context.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_copier.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_gates.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_health.hpp"
-#include "kvbm/adapters/cuda/internal/cuda_patterns.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_pinner.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_stream.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_watcher.hpp"
@@ -113,6 +112,10 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   Status wait_at_gate(const StreamPointer& stream, const Event& event);
   void run_at_gate(const StreamPointer& stream, CudaMark mark);
 
+  /// Of a kernel over blocks.
+  template <class Queued>
+  Status launch_queued(StreamRef ref, Queued queued);
+
   // Behind what waits for the host.
 
   Status defer(const StreamPointer& stream, CudaOperation operation);
@@ -142,9 +145,8 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   CudaHealth health_;
   CudaGates gates_;
   CudaCopier copier_;
-  CudaPatterns patterns_;
-  Status patterns_loaded_;  // of create(), never changed afterwards
-  CudaChecksums checksums_;
+  CudaBlockKernels block_kernels_;
+  Status patterns_loaded_;                      // of create(), never changed afterwards
   Status checksums_loaded_;                     // likewise
   Status ring_made_;                            // likewise
   const MemoryPool pool_ = make_memory_pool();  // of completions
