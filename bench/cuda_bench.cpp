@@ -181,31 +181,33 @@ Calibration calibration_for(Rig& rig, Mover mover, benchmark::State& state) {
   return *std::move(measured);
 }
 
-/// A layout in pinned memory, contiguous, and one on the GPU.
+/// A layout in pinned memory, contiguous unless it is said otherwise, and one on the GPU.
 struct Ends {
-  Ends(Rig& rig, const LayoutConfig& config, Shape shape)
+  Ends(Rig& rig, const LayoutConfig& config, Shape shape, Shape host_shape = kContiguous)
       : host_memory(pinned(rig, config)), gpu_memory(on_gpu(rig, config, kind_of(shape))) {
     std::memset(host_memory.data(), 1, host_memory.size_bytes());
-    host = std::make_unique<PhysicalLayout>(
-        PhysicalLayout::fully_contiguous(config, host_memory.region()).value());
+    host = layout(config, host_shape, host_memory.region());
+    gpu = layout(config, shape, MemoryRegion::of(gpu_memory));
+    for (uint32_t i = 0; i < config.num_blocks; ++i) ids.emplace_back(i);
+    if (shape != kContiguous) Random(1).shuffle(std::span(ids));
+  }
+
+  static std::unique_ptr<PhysicalLayout> layout(const LayoutConfig& config, Shape shape,
+                                                const MemoryRegion& memory) {
     const LayoutKind kind = kind_of(shape);
+    if (kind == LayoutKind::kFullyContiguous) {
+      return std::make_unique<PhysicalLayout>(
+          PhysicalLayout::fully_contiguous(config, memory).value());
+    }
     const MemoryNeed need = required_memory(config, kind).value();
     std::vector<MemoryRegion> regions;
     for (size_t i = 0; i < need.num_regions; ++i) {
-      regions.push_back(
-          MemoryRegion::of(gpu_memory).slice(i * need.region_bytes, need.region_bytes));
+      regions.push_back(memory.slice(i * need.region_bytes, need.region_bytes));
     }
-    gpu = std::make_unique<PhysicalLayout>(
-        (kind == LayoutKind::kFullyContiguous
-             ? PhysicalLayout::fully_contiguous(config, regions.front())
-             : PhysicalLayout::layer_separate(config,
-                                              shape == kLayersApart
-                                                  ? BlockDimension::kBlockIsFirst
-                                                  : BlockDimension::kBlockIsSecond,
-                                              regions))
-            .value());
-    for (uint32_t i = 0; i < config.num_blocks; ++i) ids.emplace_back(i);
-    if (shape != kContiguous) Random(1).shuffle(std::span(ids));
+    const BlockDimension blocks =
+        shape == kLayersApart ? BlockDimension::kBlockIsFirst : BlockDimension::kBlockIsSecond;
+    return std::make_unique<PhysicalLayout>(
+        PhysicalLayout::layer_separate(config, blocks, regions).value());
   }
 
   static PinnedMemory pinned(Rig& rig, const LayoutConfig& config) {
@@ -230,12 +232,12 @@ struct Ends {
 
 /// Both ends with a manager.
 struct Scene {
-  Scene(Rig& rig, Ends& ends, const Calibration& calibration)
+  Scene(Rig& rig, Ends& ends, const Calibration& calibration, size_t streams_per_direction = 4)
       : manager(TransferManager::create({.device = *rig.device,
                                          .executor = rig.executor,
                                          .log = rig.log,
                                          .calibration = calibration,
-                                         .streams_per_direction = 4})
+                                         .streams_per_direction = streams_per_direction})
                     .value()),
         host(manager->register_layout(*ends.host).value()),
         gpu(manager->register_layout(*ends.gpu).value()) {}
@@ -857,21 +859,28 @@ class EndlessCopies {
   std::thread thread_;
 };
 
+/// How the copies go beside a matrix product.
+struct Beside {
+  Mover mover = kAsChosen;
+  Shape host = kContiguous;
+  size_t streams = 4;  ///< each way; with one, copies follow each other
+};
+
 /// Arguments: blocks, way (2: both at a time), whether each multiprocessor has one thread block of
 /// the product. A matrix product in bf16 while blocks of 160 runs of 32 KiB are copied. `slowed`:
 /// by which share its time grows; `gbps`: of the copies.
-void run_beside(benchmark::State& state, Mover mover) {
+void run_beside(benchmark::State& state, const Beside& how) {
   Rig rig(state);
   if (rig.device == nullptr) return;
   constexpr int64_t kBothWays = 2;
   constexpr int kProducts = 16;
-  const Calibration measured = calibration_for(rig, mover, state);
+  const Calibration measured = calibration_for(rig, how.mover, state);
   std::vector<std::unique_ptr<Ends>> ends;
   std::vector<std::pair<std::unique_ptr<Scene>, Way>> scenes;
   for (const Way way : {kDown, kUp}) {
     if (state.range(1) != kBothWays && state.range(1) != way) continue;
-    ends.push_back(std::make_unique<Ends>(rig, kConfig, kChunksApart));
-    scenes.emplace_back(std::make_unique<Scene>(rig, *ends.back(), measured), way);
+    ends.push_back(std::make_unique<Ends>(rig, kConfig, kChunksApart, how.host));
+    scenes.emplace_back(std::make_unique<Scene>(rig, *ends.back(), measured, how.streams), way);
   }
   cudaStream_t stream = nullptr;
   static_cast<void>(::cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -919,15 +928,34 @@ void run_beside(benchmark::State& state, Mover mover) {
 }
 
 /// As choose_method() has it.
-void BM_CudaBeside(benchmark::State& state) { run_beside(state, kAsChosen); }
+void BM_CudaBeside(benchmark::State& state) { run_beside(state, {}); }
 BENCHMARK(BM_CudaBeside)
     ->ArgsProduct({{16, 128}, {kDown, kUp, 2}, {0, 1}})
     ->Iterations(9)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
+/// Where layers lie apart on the host as well, so that kernels write there, each with its pace: one
+/// at a time, and two on two streams.
+void BM_CudaBesideOneStream(benchmark::State& state) {
+  run_beside(state, {.host = kChunksApart, .streams = 1});
+}
+void BM_CudaBesideTwoStreams(benchmark::State& state) {
+  run_beside(state, {.host = kChunksApart, .streams = 2});
+}
+BENCHMARK(BM_CudaBesideOneStream)
+    ->ArgsProduct({{1, 16, 128}, {kUp}, {0, 1}})
+    ->Iterations(9)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK(BM_CudaBesideTwoStreams)
+    ->ArgsProduct({{1, 16, 128}, {kUp}, {0, 1}})
+    ->Iterations(9)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
 /// By kernels at full speed: what the pace of a kernel to the host is for, few blocks or many.
-void BM_CudaBesideUnpaced(benchmark::State& state) { run_beside(state, kByKernel); }
+void BM_CudaBesideUnpaced(benchmark::State& state) { run_beside(state, {.mover = kByKernel}); }
 BENCHMARK(BM_CudaBesideUnpaced)
     ->ArgsProduct({{1, 16}, {kUp}, {0, 1}})
     ->Iterations(9)

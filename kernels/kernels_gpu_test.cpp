@@ -122,9 +122,11 @@ class KernelsGpu : public ::testing::Test {
     const auto pieces = copy.place(src.as(), dst.as());
     const size_t num_digests = copy.from.size() * pieces.size();
     Buffer found(std::vector<uint64_t>(num_digests, 77), Memory::kDevice);
-    const kvbm_strided_copy_options options = {max_ctas,
-                                               seed % 5 == 0 ? uint64_t{3'000'000'000} : 0,
-                                               digests ? found.as<uint64_t>() : nullptr};
+    Buffer shared_pace(std::vector<uint64_t>(1), Memory::kDevice);
+    const kvbm_strided_copy_options options = {
+        max_ctas, seed % 5 == 0 ? uint64_t{3'000'000'000} : 0,
+        seed / 20 % 2 == 0 ? shared_pace.as<uint64_t>() : nullptr,
+        digests ? found.as<uint64_t>() : nullptr};
     copy_plainly(copy, src_bytes, expected);
     KVBM_CUDA(kvbm_kernels_launch_strided_copy(pieces.data(), pieces.size(),
                                                from_ids.as<uint32_t>(), to_ids.as<uint32_t>(),
@@ -141,12 +143,13 @@ class KernelsGpu : public ::testing::Test {
     if (digests) expect_digests(copy, src_bytes, found);
 
     dst.fill(before.data());
-    launch_plan_and_forget(copy, pieces, {max_ctas, options.max_bytes_per_second, nullptr});
+    launch_plan_and_forget(copy, pieces,
+                           {max_ctas, options.max_bytes_per_second, options.shared_pace, nullptr});
     KVBM_CUDA(cudaStreamSynchronize(stream_));
     ASSERT_TRUE(dst.read() == expected) << "a plan";
 
     KVBM_CUDA(cudaMemsetAsync(found.as(), 1, found.size(), stream_));
-    const kvbm_strided_copy_options digest_options = {0, 0, found.as<uint64_t>()};
+    const kvbm_strided_copy_options digest_options = {0, 0, nullptr, found.as<uint64_t>()};
     KVBM_CUDA(kvbm_kernels_launch_digest(pieces.data(), pieces.size(), from_ids.as<uint32_t>(),
                                          copy.from.size(), &digest_options, stream_));
     KVBM_CUDA(cudaStreamSynchronize(stream_));
@@ -460,7 +463,7 @@ TEST_F(KernelsGpuPermute, fused_copy_roundtrip) {
   Buffer device_ids(ids, Memory::kDevice);
   std::vector<uint64_t> expected_digests(s.nb * s.nl);
   Buffer digests(expected_digests, Memory::kDevice);
-  const kvbm_strided_copy_options options = {0, 0, digests.as<uint64_t>()};
+  const kvbm_strided_copy_options options = {0, 0, nullptr, digests.as<uint64_t>()};
   KVBM_CUDA(kvbm_kernels_launch_strided_copy(out.data(), out.size(), device_ids.as<uint32_t>(),
                                              device_ids.as<uint32_t>(), s.nb, &options, stream_));
   KVBM_CUDA(cudaStreamSynchronize(stream_));

@@ -159,7 +159,7 @@ TEST(Kernels, MakeNoPlanThatMakesNoSense) {
   EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, ids, nullptr, 1, nullptr, nullptr),
             KVBM_KERNELS_INVALID_VALUE);
   uint64_t digests[1] = {};
-  const kvbm_strided_copy_options options = {0, 0, digests};
+  const kvbm_strided_copy_options options = {0, 0, nullptr, digests};
   EXPECT_EQ(kvbm_kernels_launch_strided_plan(plan, ids, ids, 1, &options, nullptr),
             KVBM_KERNELS_INVALID_VALUE);
   if (kvbm_kernels_is_stub_build()) {
@@ -179,7 +179,7 @@ TEST(Kernels, AnswerWithAnErrorWhereNoGpuCanDoTheWork) {
   const uint32_t ids[] = {0};
   uint64_t digests[] = {0};
   const kvbm_strided_piece piece = small_piece(memory, memory);
-  const kvbm_strided_copy_options options = {0, 0, digests};
+  const kvbm_strided_copy_options options = {0, 0, nullptr, digests};
   expect_no_gpu_error(kvbm_kernels_launch_strided_copy(&piece, 1, ids, ids, 1, nullptr, nullptr));
   expect_no_gpu_error(
       kvbm_kernels_launch_strided_copy_host_ids(&piece, 1, ids, ids, 1, nullptr, nullptr));
@@ -461,10 +461,104 @@ TEST(StridedPlan, CutsLaunchesOfMoreCellsThanItCanNumber) {
   EXPECT_EQ(cells, uint64_t{4} * 3000 * (4 << 20));
 }
 
-TEST(StridedPlan, AnyRateIsATimeThatAClockCanBeAddedTo) {
-  EXPECT_EQ(paced_ns(1000, 1'000'000'000), 1000U);
-  EXPECT_EQ(paced_ns(uint64_t{1} << 32, 1), (uint64_t{1} << 32) * 1'000'000'000);
-  EXPECT_EQ(paced_ns(uint64_t{1} << 36, 1), uint64_t{1} << 62);
+// --- the pace ------------------------------------------------------------------------------------
+
+TEST(SharedPace, AnyRateIsATimeThatAClockCanBeAddedTo) {
+  EXPECT_EQ(paced_ticks(1000, 1'000'000'000), 1000 * kTicks);
+  EXPECT_EQ(paced_ticks(4096, 50'000'000'000), 328U) << "81.92 ns";
+  EXPECT_EQ(paced_ticks(1 << 16, 1), (uint64_t{1} << 16) * 1'000'000'000 * kTicks);
+  EXPECT_EQ(paced_ticks(uint64_t{1} << 36, 1), uint64_t{1} << 48);
+}
+
+TEST(SharedPace, TimeWithoutATurnIsLost) {
+  unsigned long long next = 0;
+  EXPECT_EQ(take_turn(&next, 1000, 10), 1000U);
+  EXPECT_EQ(take_turn(&next, 1000, 30), 1010U);
+  EXPECT_EQ(take_turn(&next, 1005, 10), 1040U);
+  EXPECT_EQ(take_turn(&next, 2000, 10), 2000U);
+  EXPECT_EQ(take_turn(&next, 2000, 10), 2010U);
+}
+
+/// Warps of launches as the kernel has them: each takes its next turn when one begins, and begins
+/// it when it is due and the one before has ended.
+class PacedLaunches {
+ public:
+  /// `works`: ticks from the begin of a turn until the warp could begin another one.
+  void add(uint64_t start, uint64_t end, uint64_t bytes_per_second, uint64_t works) {
+    const size_t launch = bytes_.size();
+    bytes_.push_back(0);
+    for (int warp = 0; warp < 32; ++warp) {
+      warps_.push_back({.ready = start,
+                        .end = end,
+                        .turn = paced_ticks(kTurnBytes, bytes_per_second),
+                        .works = works,
+                        .launch = launch});
+    }
+  }
+
+  void run_until(uint64_t time) {
+    for (;;) {
+      Warp* next = nullptr;
+      for (Warp& warp : warps_) {
+        if (warp.ready < std::min(warp.end, time) && (!next || warp.ready < next->ready)) {
+          next = &warp;
+        }
+      }
+      if (next == nullptr) return;
+      if (next->begun) bytes_[next->launch] += kTurnBytes;
+      const uint64_t due = take_turn(&next_turn_, next->ready, next->turn);
+      next->ready = std::max(due, next->ready + (next->begun ? next->works : 0));
+      next->begun = true;
+    }
+  }
+
+  /// Since it was asked last.
+  uint64_t take_bytes(size_t launch) { return std::exchange(bytes_[launch], 0); }
+
+ private:
+  struct Warp {
+    uint64_t ready;
+    uint64_t end;
+    uint64_t turn;
+    uint64_t works;
+    size_t launch;
+    bool begun = false;
+  };
+
+  static constexpr uint64_t kTurnBytes = 4096;
+  std::vector<Warp> warps_;
+  std::vector<uint64_t> bytes_;
+  unsigned long long next_turn_ = 0;
+};
+
+TEST(SharedPace, LaunchesTogetherAreAsFastAsOneAlone) {
+  constexpr uint64_t kMs = 1'000'000 * kTicks;
+  constexpr uint64_t kRate = 50'000'000'000;
+  constexpr uint64_t kWorks = 1500 * kTicks;
+  constexpr double kBytesOfAMs = 50'000'000;
+  PacedLaunches launches;
+  launches.add(0, 3 * kMs, kRate, kWorks);
+  launches.add(kMs, 2 * kMs, kRate, kWorks);
+  launches.run_until(kMs);
+  EXPECT_NEAR(static_cast<double>(launches.take_bytes(0)), kBytesOfAMs, 0.01 * kBytesOfAMs);
+  launches.run_until(2 * kMs);
+  const auto first = static_cast<double>(launches.take_bytes(0));
+  const auto second = static_cast<double>(launches.take_bytes(1));
+  EXPECT_NEAR(first + second, kBytesOfAMs, 0.01 * kBytesOfAMs);
+  EXPECT_NEAR(first, second, 0.05 * first) << "each has its share";
+  launches.run_until(3 * kMs);
+  EXPECT_NEAR(static_cast<double>(launches.take_bytes(0)), kBytesOfAMs, 0.01 * kBytesOfAMs);
+}
+
+TEST(SharedPace, ALaunchThatCannotKeepItLeavesTheRestToOthers) {
+  constexpr uint64_t kMs = 1'000'000 * kTicks;
+  constexpr uint64_t kRate = 50'000'000'000;
+  PacedLaunches launches;
+  launches.add(0, kMs, kRate, 26'000 * kTicks);  // 32 turns of 4 KiB in 26 us: 5 GB/s
+  launches.add(0, kMs, kRate, 1000 * kTicks);
+  launches.run_until(kMs);
+  EXPECT_NEAR(static_cast<double>(launches.take_bytes(0)), 5e6, 0.05 * 5e6);
+  EXPECT_NEAR(static_cast<double>(launches.take_bytes(1)), 45e6, 0.02 * 45e6);
 }
 
 // --- digests -------------------------------------------------------------------------------------

@@ -226,7 +226,7 @@ void launch(const std::vector<kvbm_strided_piece>& pieces, size_t blocks, const 
             cudaStream_t on = nullptr, const uint32_t* from = nullptr,
             const uint32_t* to = nullptr) {
   const kvbm_strided_copy_options options = {how.ctas, static_cast<uint64_t>(how.gbps * 1e9),
-                                             how.digests ? memory.digests : nullptr};
+                                             nullptr, how.digests ? memory.digests : nullptr};
   if (how.travel) {
     CHECK(kvbm_kernels_launch_strided_copy_host_ids(pieces.data(), pieces.size(), memory.host_ids,
                                                     memory.host_ids, blocks, &options,
@@ -570,7 +570,7 @@ void both() {
 void digests() {
   const auto pieces = lw_to_fc(memory.device2, kChunk, kBlocks);
   for (const uint32_t ctas : {1, 2, 4}) {
-    const kvbm_strided_copy_options options = {ctas, 0, memory.digests};
+    const kvbm_strided_copy_options options = {ctas, 0, nullptr, memory.digests};
     add_rate("digests", "digests only, 32 KiB x 20480, ctas " + std::to_string(ctas), kTotal,
              measure([&] {
                CHECK(kvbm_kernels_launch_digest(pieces.data(), pieces.size(), memory.ids, kBlocks,

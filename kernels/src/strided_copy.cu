@@ -172,31 +172,49 @@ __device__ void do_words(const StridedLaunch& launch, const IdPair* ids, uint32_
   }
 }
 
-__device__ __forceinline__ uint64_t now_ns() {
+__device__ __forceinline__ uint64_t now_ticks() {
   uint64_t now = 0;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-  return now;
+  return now * kTicks;
 }
 
-/// Gives each warp its turns at a distance in time, so that all together keep to a rate.
+/// Gives each warp its turns at a distance in time, so that all together keep to a rate: those of
+/// the launch, or of all launches that share a pace.
 class Pace {
  public:
-  __device__ Pace(uint64_t turn_ns, uint32_t warp, uint32_t num_warps) : turn_ns_(turn_ns) {
-    if (turn_ns_ > 0) due_ = now_ns() + turn_ns_ / num_warps * warp;
+  __device__ Pace(const StridedLaunch& launch, uint32_t warp, uint32_t num_warps)
+      : launch_(launch), round_ticks_(launch.turn_ticks * num_warps) {
+    if (launch.turn_ticks == 0) return;
+    if (launch.shared_pace == nullptr) {
+      due_ = now_ticks() + launch.turn_ticks * warp;
+    } else if (threadIdx.x % kWarp == 0) {
+      due_ = take_turn(launch.shared_pace, now_ticks(), launch.turn_ticks);
+    }
   }
 
-  __device__ __forceinline__ void wait() {
-    if (turn_ns_ == 0) return;
-    uint64_t now = now_ns();
-    // Whoever is a turn late has lost it: what was missed is not made up for by a burst.
-    if (now > due_ + turn_ns_) due_ = now;
-    for (; now < due_; now = now_ns()) __nanosleep(due_ - now > 200 ? 200 : 20);
-    due_ += turn_ns_;
+  /// `is_last`: of the warp's turns.
+  __device__ __forceinline__ void wait(bool is_last) {
+    if (launch_.turn_ticks == 0) return;
+    if (threadIdx.x % kWarp == 0) {
+      const bool shared = launch_.shared_pace != nullptr;
+      uint64_t now = now_ticks();
+      // Whoever is a round late has lost it: what was missed is not made up for by a burst.
+      if (!shared && now > due_ + round_ticks_) due_ = now;
+      for (; now < due_; now = now_ticks()) __nanosleep(due_ - now > 200 * kTicks ? 200 : 20);
+      if (!shared) {
+        due_ += round_ticks_;
+      } else if (!is_last) {
+        // Now, so that it is known when this turn has ended.
+        due_ = take_turn(launch_.shared_pace, now, launch_.turn_ticks);
+      }
+    }
+    __syncwarp();
   }
 
  private:
-  uint64_t turn_ns_;
-  uint64_t due_ = 0;
+  const StridedLaunch& launch_;
+  const uint64_t round_ticks_;
+  uint64_t due_ = 0;  ///< of the first lane
 };
 
 template <uint32_t kWidth, bool kStepped, Work kWork>
@@ -215,9 +233,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   const uint32_t warps_of_cta = blockDim.x / kWarp;
   const uint32_t num_warps = gridDim.x * warps_of_cta;
   const uint32_t warp = blockIdx.x * warps_of_cta + threadIdx.x / kWarp;
-  Pace pace(launch.turn_ns, warp, num_warps);
+  if (warp * batch >= num_chunks) return;  // and takes no turn
+  Pace pace(launch, warp, num_warps);
   for (uint32_t chunk = warp * batch; chunk < num_chunks; chunk += num_warps * batch) {
-    pace.wait();
+    pace.wait(num_chunks - chunk <= num_warps * batch);
     if constexpr (kStepped) {
       do_stepped<kWidth, kWork>(launch, ids, chunk, num_chunks);
     } else if constexpr (kWork != Work::kCopy && kWidth < 8) {
@@ -270,8 +289,6 @@ bool is_host(const void* address) {
 struct Grid {
   uint32_t ctas = 0;
   uint32_t threads = kThreads;
-
-  uint32_t warps() const { return ctas * (threads / kWarp); }
 };
 
 /// How many CTAs at most, where nobody has said it; 0: all that fit. Reads over a link need many
@@ -301,22 +318,22 @@ int choose_grid(const StridedLaunch& launch, uint32_t max_ctas, bool paced, Grid
   return cudaSuccess;
 }
 
-/// From turn to turn of a warp, so that all warps together keep to the rate.
-uint64_t turn_ns(const StridedLaunch& launch, Work work, const Grid& grid,
-                 uint64_t bytes_per_second) {
+/// Of the pace, for what a warp moves in a turn.
+uint64_t turn_ticks(const StridedLaunch& launch, Work work, uint64_t bytes_per_second) {
   if (bytes_per_second == 0) return 0;
   const uint32_t cell_bytes = work == Work::kCopy ? launch.width : std::max(launch.width, 8U);
   const uint64_t turn_bytes =
-      uint64_t{grid.warps()} * kChunkCells * cell_bytes * (launch.stepped ? kChunksPerTurn : 1);
-  return paced_ns(turn_bytes, bytes_per_second);
+      uint64_t{kChunkCells} * cell_bytes * (launch.stepped ? kChunksPerTurn : 1);
+  return std::max<uint64_t>(paced_ticks(turn_bytes, bytes_per_second), 1);
 }
 
-int run(StridedLaunch& launch, Work work, uint32_t max_ctas, uint64_t bytes_per_second,
-        cudaStream_t stream) {
+int run(StridedLaunch& launch, Work work, uint32_t max_ctas,
+        const kvbm_strided_copy_options& options, cudaStream_t stream) {
   Grid grid;
-  const int error = choose_grid(launch, max_ctas, bytes_per_second > 0, grid);
+  const int error = choose_grid(launch, max_ctas, options.max_bytes_per_second > 0, grid);
   if (error != cudaSuccess) return error;
-  launch.turn_ns = turn_ns(launch, work, grid, bytes_per_second);
+  launch.turn_ticks = turn_ticks(launch, work, options.max_bytes_per_second);
+  launch.shared_pace = reinterpret_cast<unsigned long long*>(options.shared_pace);
   const size_t shared_bytes = launch.from_ids == nullptr ? 0 : launch.num_blocks * sizeof(IdPair);
   return launch_kernel(kernel_of(work, launch.width, launch.stepped), grid.ctas, grid.threads,
                        launch, stream, shared_bytes);
@@ -334,7 +351,7 @@ int run(StridedPlan& plan, size_t num_digests, Work work, const kvbm_strided_cop
   }
   StridedLaunch launch;
   while (plan.next(launch)) {
-    const int error = run(launch, work, max_ctas, options.max_bytes_per_second, stream);
+    const int error = run(launch, work, max_ctas, options, stream);
     if (error != cudaSuccess) return error;
   }
   return KVBM_KERNELS_SUCCESS;
@@ -383,7 +400,7 @@ int kvbm_kernels_launch_strided_plan(const kvbm_kernels_strided_plan* plan,
   for (const StridedLaunch& group : plan->groups) {
     for (size_t next_block = 0; next_block < num_blocks;) {
       cut_launch(group, blocks, next_block, launch);
-      const int error = run(launch, Work::kCopy, max_ctas, chosen.max_bytes_per_second, stream);
+      const int error = run(launch, Work::kCopy, max_ctas, chosen, stream);
       if (error != cudaSuccess) return error;
     }
   }

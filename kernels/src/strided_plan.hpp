@@ -30,12 +30,31 @@ inline constexpr uint32_t kTableWords = 478;
 inline constexpr uint32_t kMaxBases = 160;
 inline constexpr uint32_t kMaxAxes = 4;
 
-/// What `bytes` take at a rate; at most 2^62, to which a clock can be added.
-/// Requires: bytes_per_second > 0.
-inline uint64_t paced_ns(uint64_t bytes, uint64_t bytes_per_second) {
-  constexpr uint64_t kMost = uint64_t{1} << 62;
-  const double ns = static_cast<double>(bytes) * 1e9 / static_cast<double>(bytes_per_second);
-  return ns < static_cast<double>(kMost) ? static_cast<uint64_t>(ns) : kMost;
+/// Of a nanosecond. A turn of a warp takes some 80 of these; the clock of a GPU, which counts
+/// nanoseconds since 1970, has room for so many until 2116.
+inline constexpr uint64_t kTicks = 4;
+
+/// What `bytes` take at a rate, in ticks; at most 2^48, of which all warps of a launch can be added
+/// to a clock. Requires: bytes_per_second > 0.
+inline uint64_t paced_ticks(uint64_t bytes, uint64_t bytes_per_second) {
+  constexpr uint64_t kMost = uint64_t{1} << 48;
+  const double ticks =
+      static_cast<double>(bytes) * 1e9 * kTicks / static_cast<double>(bytes_per_second) + 0.5;
+  return ticks < static_cast<double>(kMost) ? static_cast<uint64_t>(ticks) : kMost;
+}
+
+/// When the next turn begins of those that launches take one after another: `next` is the end of
+/// the last one. Time in which there was none is lost: it is not made up for by a burst. In ticks.
+/// On the host: one thread at a time.
+KVBM_HOST_DEVICE uint64_t take_turn(unsigned long long* next, uint64_t now, uint64_t turn_ticks) {
+#ifdef __CUDA_ARCH__
+  atomicMax(next, static_cast<unsigned long long>(now));
+  return atomicAdd(next, static_cast<unsigned long long>(turn_ticks));
+#else
+  const uint64_t begin = *next > now ? *next : now;
+  *next = begin + turn_ticks;
+  return begin;
+#endif
 }
 
 /// What a launch does with the bytes.
@@ -84,8 +103,9 @@ struct StridedLaunch {
   const uint32_t* from_ids = nullptr;  ///< null: the ids are in `table`
   const uint32_t* to_ids = nullptr;
   uint64_t* digests = nullptr;  ///< of the first base in the first block
-  uint64_t turn_ns = 0;         ///< from turn to turn of a warp; 0: at once
-  Axis axes[kMaxAxes] = {};     ///< innermost first
+  uint64_t turn_ticks = 0;      ///< that a turn of a warp takes of the pace; 0: there is none
+  unsigned long long* shared_pace = nullptr;  ///< null: the launch has one of its own
+  Axis axes[kMaxAxes] = {};                   ///< innermost first
   uint64_t table[kTableWords];  ///< source and destination of each base, then ids; the rest is left
 };
 static_assert(sizeof(StridedLaunch) <= 4096);

@@ -100,6 +100,11 @@ typedef struct kvbm_strided_copy_options {
    * run at half their speed. Beside other work, 0.95 of what a launch reaches alone leaves them in
    * peace. */
   uint64_t max_bytes_per_second;
+  /* If not null: 64 bits of device memory, zero before their first use, where launches on any
+   * streams take turns. Each turn takes its time at the launch's own rate, so all of them together
+   * are as fast as one alone, and one of a much lower rate slows the others down to its own. Not
+   * used without max_bytes_per_second. */
+  uint64_t* shared_pace;
   /* If not null: device memory, [num_blocks][num_pieces], which the launch overwrites with the
    * digests of what was read; see kvbm_kernels_digest_on_host. */
   uint64_t* digests;

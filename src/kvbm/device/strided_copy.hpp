@@ -177,7 +177,8 @@ struct StridedCopyBatch {
   /// as the device finds best. With kEngine it has no meaning and is refused.
   uint32_t max_ctas = 0;
   /// Bytes per second that a kernel moves at most; 0: as fast as it goes. Writes to the host that
-  /// come faster than the link takes them hold up the memory accesses of every other kernel. With
+  /// come faster than the link takes them hold up the memory accesses of every other kernel. So
+  /// those of a device that have a pace share it, and move no more together than one alone. With
   /// kEngine and kRing, whose kernels do not write there, it has no meaning and is refused.
   uint64_t max_bytes_per_second = 0;
 

@@ -331,6 +331,35 @@ TEST_F(CudaDeviceTest, AKernelKeepsItsPace) {
   EXPECT_GT(took.count(), 0.9 * static_cast<double>(kSize) / static_cast<double>(kPace));
 }
 
+TEST_F(CudaDeviceTest, KernelsOnTwoStreamsKeepThePaceOfOne) {
+  constexpr uint64_t kSize = 64 * kMiB;
+  constexpr uint64_t kPace = 4'000'000'000;
+  const PinnedMemory host = pinned(2 * kSize);
+  const DeviceMemory device = memory(2 * kSize);
+  const std::vector<StreamRef> streams = own_streams(2);
+  const BlockList one = make_block_list({BlockId(0)});
+  for (uint64_t at = 0; at < 2 * kSize; at += kSize) {
+    ASSERT_EQ(::cudaMemset(device.data() + at, at == 0 ? 1 : 2, kSize), cudaSuccess);
+  }
+  ASSERT_EQ(::cudaDeviceSynchronize(), cudaSuccess);
+  const auto start = std::chrono::steady_clock::now();
+  for (uint64_t i = 0; i < 2; ++i) {
+    ASSERT_TRUE(device_->copy(streams[i], {.from = one,
+                                           .to = one,
+                                           .pieces = {{.src = device.data() + i * kSize,
+                                                       .dst = host.data() + i * kSize,
+                                                       .bytes = kSize}},
+                                           .method = CopyMethod::kKernel,
+                                           .max_bytes_per_second = kPace}));
+  }
+  for (const StreamRef stream : streams) ASSERT_TRUE(device_->synchronize(stream, soon()));
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  EXPECT_GT(took.count(), 0.9 * static_cast<double>(2 * kSize) / static_cast<double>(kPace));
+  const std::span<const std::byte> landed(host.data(), 2 * kSize);
+  EXPECT_EQ(std::ranges::count(landed, std::byte{1}), kSize);
+  EXPECT_EQ(std::ranges::count(landed, std::byte{2}), kSize);
+}
+
 TEST_F(CudaDeviceTest, KernelsGatherAndScatterLayersInPinnedMemory) {
   ASSERT_TRUE(device_->info().capabilities.kernel_copies);
   constexpr uint64_t kChunk = 4 * kKiB;

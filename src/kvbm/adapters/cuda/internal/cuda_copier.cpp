@@ -97,11 +97,22 @@ void CudaCopier::find_kernels() {
     loaded = make_error(memory.error());
   } else {
     std::fill_n(*memory, kIdBytes, std::byte{0});
-    loaded = load_kernels(stream, {*memory, kIdBytes});
+    loaded = make_shared_pace(stream);
+    if (loaded) loaded = load_kernels(stream, {*memory, kIdBytes});
     give_back_id_memory(*memory);
   }
   if (stream != nullptr) static_cast<void>(::cudaStreamDestroy(stream));
   if (!loaded) kernels_ = KernelSupport::kNone;
+}
+
+Status CudaCopier::make_shared_pace(CUstream_st* stream) {
+  constexpr size_t kBytes = sizeof(*shared_pace_);
+  void* memory = nullptr;
+  cudaError_t code = ::cudaMalloc(&memory, kBytes);
+  shared_pace_ = static_cast<uint64_t*>(memory);
+  if (code == cudaSuccess) code = ::cudaMemsetAsync(memory, 0, kBytes, stream);
+  if (code != cudaSuccess) return make_error(cuda_error("no memory for a pace", code));
+  return {};
 }
 
 Status CudaCopier::make_rings(uint64_t size_bytes) {
@@ -173,7 +184,10 @@ Status CudaCopier::copy_by_kernel(CudaStream& stream, QueuedCopy& copy) {
         ids = write_ids(batch, copy.done_pairs, count, id_words(*slice));
         arrival.ids = *std::move(slice);
       }
-      copied = launch_copy(batch, ids, stream.native, queued);
+      const KernelLimits limits{.max_ctas = batch.max_ctas,
+                                .max_bytes_per_second = batch.max_bytes_per_second,
+                                .shared_pace = shared_pace_};
+      copied = launch_copy(batch.pieces, limits, ids, stream.native, queued);
       if (!copied && !queued && copy.done_pairs == 0) return copied;
       if (copied) arrival.bytes = copy.bytes / num_pairs * count;
     }
@@ -230,6 +244,7 @@ void CudaCopier::forget(CudaStream& stream) {
 
 void CudaCopier::close() noexcept {
   rings_ = {};
+  static_cast<void>(::cudaFree(std::exchange(shared_pace_, nullptr)));
   const MutexLock lock(ids_mutex_);
   for (void* const memory : id_memory_) static_cast<void>(::cudaFreeHost(memory));
   id_memory_.clear();

@@ -54,6 +54,9 @@ class CudaCopier {
   void close() noexcept;
 
  private:
+  /// Before the kernels that come on the stream.
+  [[nodiscard]] Status make_shared_pace(CUstream_st* stream);
+
   Status copy_by_engine(CudaStream& stream, QueuedCopy& copy);
   Status copy_by_kernel(CudaStream& stream, QueuedCopy& copy);
   Status copy_by_ring(CudaStream& stream, QueuedCopy& copy);
@@ -72,6 +75,7 @@ class CudaCopier {
   const std::shared_ptr<const CudaContext> context_;
   const std::shared_ptr<CudaPinner> pinner_;
   KernelSupport kernels_ = KernelSupport::kNone;
+  uint64_t* shared_pace_ = nullptr;  ///< of the GPU, for kernels that have a pace
   /// By the side of the host: to the device, to the host. Both, or none.
   std::array<std::unique_ptr<CudaRing>, 2> rings_;
 

@@ -125,6 +125,13 @@ Status launched(int code, bool& queued) {
   return {};
 }
 
+kvbm_strided_copy_options options_of(const KernelLimits& limits) {
+  return {.max_ctas = limits.max_ctas,
+          .max_bytes_per_second = limits.max_bytes_per_second,
+          .shared_pace = limits.shared_pace,
+          .digests = nullptr};
+}
+
 /// What the kernels have made of pieces, whatever the blocks.
 class KernelPlan final : public PreparedPieces {
  public:
@@ -209,23 +216,16 @@ Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
 
 Status launch_pieces(std::span<const StridedPiece> pieces, const KernelLimits& limits,
                      const KernelIds& ids, CUstream_st* stream, bool& queued) {
-  const kvbm_strided_copy_options options{.max_ctas = limits.max_ctas,
-                                          .max_bytes_per_second = limits.max_bytes_per_second,
-                                          .digests = nullptr};
+  const kvbm_strided_copy_options options = options_of(limits);
   return launched(::kvbm_kernels_launch_strided_copy(native(pieces), pieces.size(), ids.from,
                                                      ids.to, ids.count, &options, stream),
                   queued);
 }
 
-Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids, CUstream_st* stream,
-                   bool& queued) {
-  const KernelLimits limits{.max_ctas = batch.max_ctas,
-                            .max_bytes_per_second = batch.max_bytes_per_second};
-  if (!ids.travel) return launch_pieces(batch.pieces, limits, ids, stream, queued);
-  const kvbm_strided_copy_options options{.max_ctas = limits.max_ctas,
-                                          .max_bytes_per_second = limits.max_bytes_per_second,
-                                          .digests = nullptr};
-  return launched(plan_of(batch.pieces).launch(ids, options, stream), queued);
+Status launch_copy(const PieceList& pieces, const KernelLimits& limits, const KernelIds& ids,
+                   CUstream_st* stream, bool& queued) {
+  if (!ids.travel) return launch_pieces(pieces, limits, ids, stream, queued);
+  return launched(plan_of(pieces).launch(ids, options_of(limits), stream), queued);
 }
 
 }  // namespace kvbm::internal

@@ -45,6 +45,7 @@ struct KernelIds {
 struct KernelLimits {
   uint32_t max_ctas = 0;
   uint64_t max_bytes_per_second = 0;
+  uint64_t* shared_pace = nullptr;  ///< of the GPU: all launches with it keep to the rate together
 };
 
 /// Puts the pieces for these ids on the stream, which keeps nothing of the pieces. `queued`:
@@ -54,7 +55,7 @@ struct KernelLimits {
 [[nodiscard]] Status launch_pieces(std::span<const StridedPiece> pieces, const KernelLimits& limits,
                                    const KernelIds& ids, CUstream_st* stream, bool& queued);
 /// Those of a batch, with which it keeps what it makes of them; its ids may travel.
-[[nodiscard]] Status launch_copy(const StridedCopyBatch& batch, const KernelIds& ids,
-                                 CUstream_st* stream, bool& queued);
+[[nodiscard]] Status launch_copy(const PieceList& pieces, const KernelLimits& limits,
+                                 const KernelIds& ids, CUstream_st* stream, bool& queued);
 
 }  // namespace kvbm::internal
