@@ -19,13 +19,15 @@ inline int count_processors(uint32_t& processors) {
   return error;
 }
 
-/// An error of CUDA.
+/// An error of CUDA, but for the one that stands for "nothing was launched": there may have been
+/// launches before this one.
 template <class Launch>
 int launch_kernel(void (*kernel)(Launch), uint32_t ctas, uint32_t threads, Launch& launch,
                   cudaStream_t stream, size_t shared_bytes = 0) {
   void* parameters[] = {&launch};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(ctas), dim3(threads),
-                          parameters, shared_bytes, stream);
+  const int error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(ctas),
+                                     dim3(threads), parameters, shared_bytes, stream);
+  return error == cudaErrorInvalidValue ? cudaErrorUnknown : error;
 }
 
 }  // namespace kvbm::kernels

@@ -260,6 +260,25 @@ TEST_F(CudaDeviceTest, ARefusedCopyComesBackFromTheCall) {
   EXPECT_EQ(::cudaGetLastError(), cudaSuccess) << "the engine would find our error";
 }
 
+TEST_F(CudaDeviceTest, ABatchThatTheDriverRefusesFailsTheEventBehindIt) {
+  const StreamRef stream = device_->create_stream("s").value();
+  const DeviceMemory small = memory(65 * kMiB);
+  const DeviceMemory large = memory(512 * kMiB);
+  const PinnedMemory host = pinned(kMiB);
+  // Of three runs the last one leads out of what it begins in; the driver has the others by then.
+  StridedCopyBatch batch = plain_copy(host.data(), large.data(), kKiB);
+  batch.pieces = {{.src = host.data(), .dst = large.data(), .bytes = kKiB},
+                  {.src = host.data() + 8 * kKiB, .dst = large.data() + 4 * kKiB, .bytes = kKiB},
+                  {.src = small.data(), .dst = large.data() + kMiB, .bytes = 400 * kMiB}};
+  const auto moved = batch.bytes_moved;
+  ASSERT_TRUE(device_->copy(stream, std::move(batch)));
+  EXPECT_EQ(code_of(device_->synchronize(stream, soon())), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(*moved, 0u);
+  EXPECT_EQ(::cudaGetLastError(), cudaSuccess) << "the engine would find our error";
+  EXPECT_TRUE(device_->copy(stream, plain_copy(host.data(), large.data(), kMiB)));
+  EXPECT_TRUE(device_->synchronize(stream, soon()));
+}
+
 TEST_F(CudaDeviceTest, TheEndOfCopiesIsToldWithoutAnEventToo) {
   const StreamRef stream = device_->create_stream("s").value();
   const PinnedMemory host = pinned(kMiB);

@@ -63,8 +63,8 @@ Status submit(CopyList& list, CUstream_st* stream, bool has_batch, bool& queued)
   const size_t runs = list.run_bytes.size();
   // The driver's batch does not take a default stream.
   if (runs > 1 && has_batch && !is_default_stream(stream)) {
+    queued = true;  // whatever it answers: it may have begun, and does not say how far it came
     if (const cudaError_t code = copy_runs(list, stream)) return refused(code);
-    queued = true;
     return {};
   }
   for (size_t i = 0; i < runs; ++i) {

@@ -12,7 +12,8 @@ namespace kvbm::internal {
 [[nodiscard]] bool is_default_stream(CUstream_st* stream) noexcept;
 
 /// Puts all copies on the stream, plain runs as one batch where `has_batch` says that driver and
-/// build have it. `queued`: whether anything was put there, also where the call fails.
+/// build have it. `queued`: whether anything was or may have been put there, also where the call
+/// fails.
 /// Requires: a Scope of the context. Errors: kInvalidArgument (an address that is neither the GPU's
 /// nor pinned), kDevice.
 [[nodiscard]] Status submit(CopyList& list, CUstream_st* stream, bool has_batch, bool& queued);

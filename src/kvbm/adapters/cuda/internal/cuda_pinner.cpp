@@ -18,7 +18,11 @@ Status CudaPinner::pin(std::byte* data, uint64_t size_bytes) {
     return make_error(
         cuda_error(format_text("cannot pin {} of host memory", format_size(size_bytes)), code));
   }
-  context_->own_memory().add(data, size_bytes);
+  void* for_gpu = nullptr;
+  if (::cudaHostGetDevicePointer(&for_gpu, data, 0) == cudaSuccess && for_gpu == data) {
+    context_->own_memory().add(data, size_bytes);
+  }
+  static_cast<void>(::cudaGetLastError());
   const MutexLock lock(mutex_);
   Cuts cuts = *cuts_;
   add_cut(cuts, data);

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include <kvbm/kernels.h>
@@ -46,22 +47,9 @@ class Reach {
       last_ = *range;
       return true;
     }
-    CUmemorytype type{};
-    int ordinal = -1;
-    CUdeviceptr start = 0;
-    size_t size = 0;
-    std::array<int, 4> attributes = {
-        CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
-        CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, CU_POINTER_ATTRIBUTE_RANGE_SIZE};
-    std::array<void*, 4> values = {&type, &ordinal, &start, &size};
-    const int code = context_.driver().pointer_attributes(
-        static_cast<unsigned>(attributes.size()), attributes.data(), values.data(), address);
-    const bool ours = type == CU_MEMORYTYPE_HOST ||
-                      (type == CU_MEMORYTYPE_DEVICE && ordinal == context_.gpu().ordinal);
-    if (code != 0 || !ours) return false;
-    const AddressRange range{.begin = start, .end = start + size};
-    last_ = range.has(address) ? range : AddressRange{};  // where the driver tells it
-    return true;
+    const auto found = find_reach(context_.driver(), context_.gpu().ordinal, address);
+    if (found) last_ = *found;
+    return found.has_value();
   }
 
   const CudaContext& context_;
@@ -190,6 +178,28 @@ Status load_kernels(CUstream_st* stream, std::span<std::byte> memory) {
   return {};
 }
 
+std::optional<AddressRange> find_reach(const CudaDriver& driver, int32_t ordinal,
+                                       uintptr_t address) {
+  CUmemorytype type{};
+  int of_gpu = -1;
+  CUdeviceptr for_gpu = 0;
+  CUdeviceptr start = 0;
+  size_t size = 0;
+  std::array<int, 5> attributes = {
+      CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+      CU_POINTER_ATTRIBUTE_DEVICE_POINTER, CU_POINTER_ATTRIBUTE_RANGE_START_ADDR,
+      CU_POINTER_ATTRIBUTE_RANGE_SIZE};
+  std::array<void*, 5> values = {&type, &of_gpu, &for_gpu, &start, &size};
+  const int code = driver.pointer_attributes(static_cast<unsigned>(attributes.size()),
+                                             attributes.data(), values.data(), address);
+  const bool ours =
+      type == CU_MEMORYTYPE_HOST || (type == CU_MEMORYTYPE_DEVICE && of_gpu == ordinal);
+  if (code != 0 || !ours || for_gpu != address) return std::nullopt;
+  const AddressRange range{.begin = start, .end = start + size};
+  // The driver does not tell it of all memory.
+  return range.has(address) ? range : AddressRange{.begin = address, .end = address + 1};
+}
+
 Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
   if (batch.from->empty()) return {};
   const IdRange from = range_of(*batch.from);
@@ -207,7 +217,7 @@ Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
         return make_error(
             ErrorCode::kInvalidArgument,
             "a copy by a kernel was refused: its addresses are neither of this GPU nor "
-            "pinned host memory");
+            "pinned host memory that the GPU has at the same address");
       }
     }
   }

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "kvbm/adapters/cuda/internal/cuda_context.hpp"
@@ -28,6 +29,12 @@ enum class KernelSupport : uint8_t {
 /// Requires: a Scope of the context. Errors: kUnsupported (no code for this GPU, or none that its
 /// driver compiles), kDevice.
 [[nodiscard]] Status load_kernels(CUstream_st* stream, std::span<std::byte> memory);
+
+/// What a kernel on the GPU `ordinal` may touch around an address, at this very address: memory of
+/// that GPU, or pinned memory, which a GPU may have at another one. As far as the driver tells; at
+/// least one byte. None where it may not.
+[[nodiscard]] std::optional<AddressRange> find_reach(const CudaDriver& driver, int32_t ordinal,
+                                                     uintptr_t address);
 
 /// Whether all that the batch touches is memory of this GPU or pinned: a kernel that touches other
 /// memory ends the context. Looks at both ends of what a piece touches on a side.
