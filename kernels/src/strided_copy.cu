@@ -198,8 +198,10 @@ class Pace {
     if (threadIdx.x % kWarp == 0) {
       const bool shared = launch_.shared_pace != nullptr;
       uint64_t now = now_ticks();
-      // Whoever is a round late has lost it: what was missed is not made up for by a burst.
-      if (!shared && now > due_ + round_ticks_) due_ = now;
+      // Whoever is a round late has lost the turn: what was missed is not made up for by a burst.
+      if (now > due_ + round_ticks_) {
+        due_ = shared ? take_turn(launch_.shared_pace, now, launch_.turn_ticks) : now;
+      }
       for (; now < due_; now = now_ticks()) __nanosleep(due_ - now > 200 * kTicks ? 200 : 20);
       if (!shared) {
         due_ += round_ticks_;

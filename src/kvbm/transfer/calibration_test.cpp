@@ -244,7 +244,7 @@ TEST(Calibration, TheManagerHoldsKernelsBackThatWriteToTheHost) {
   ASSERT_TRUE(rig.transfer(rig.on_device, rig.on_host));
   EXPECT_EQ(rig.device.kernel_copies, 1);
   EXPECT_EQ(rig.device.last_max_ctas, 2u);
-  EXPECT_EQ(rig.device.last_pace, 9'800'000'000u);
+  EXPECT_EQ(rig.device.last_pace, 9'900'000'000u);
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ inline constexpr double kKernelMustSave = 0.95;
 
 /// Of the rate that kernels reach alone on the way to the host, what they are held to there: at
 /// full speed they stall the memory accesses of all other kernels.
-inline constexpr double kPaceToHost = 0.98;
+inline constexpr double kPaceToHost = 0.99;
 
 /// A pure function: no device is asked, and nothing is allocated. A copy engine gets rows where an
 /// axis, or a group of blocks, has eight and more in equal steps. The ring takes what is one run of
