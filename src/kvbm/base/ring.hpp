@@ -20,9 +20,13 @@ class Ring {
   /// The i-th oldest.
   [[nodiscard]] T& operator[](size_t i) noexcept { return slots_[(first_ + i) % slots_.size()]; }
 
+  /// So many more need no memory afterwards, until they are there.
+  void make_room(size_t more) {
+    while (slots_.size() - count_ < more) grow();
+  }
   /// Where there is no memory for one more, `value` is untouched.
   void push(T&& value) {
-    if (count_ == slots_.size()) grow();
+    make_room(1);
     slots_[(first_ + count_) % slots_.size()] = std::move(value);
     ++count_;
   }

@@ -8,6 +8,8 @@
 
 #include "kvbm/base/random.hpp"
 
+#include "tests/support/allocation_meter.hpp"
+
 namespace kvbm {
 namespace {
 
@@ -31,6 +33,17 @@ TEST(RingTest, AgreesWithADeque) {
       ASSERT_EQ(ring[i], model[i]);
     }
   }
+}
+
+TEST(RingTest, NeedsNoMemoryForWhatItHasRoomFor) {
+  Ring<uint64_t> ring;
+  for (uint64_t value = 0; value < 6; ++value) ring.push(uint64_t{value});
+  for (uint64_t value = 0; value < 4; ++value) EXPECT_EQ(ring.pop(), value);
+  ring.make_room(19);
+  const testing::AllocationFailure no_memory;
+  for (uint64_t value = 6; value < 25; ++value) ring.push(uint64_t{value});
+  EXPECT_EQ(no_memory.num_refused(), 0U);
+  for (uint64_t value = 4; value < 25; ++value) EXPECT_EQ(ring.pop(), value);
 }
 
 TEST(RingTest, KeepsNothingOfWhatWasTakenOut) {

@@ -54,6 +54,7 @@ Status CudaBlockKernels::launch(CudaStream& stream, const Work& work) {
       stream.anything_since_record = true;
       return {};  // the next event fails all the same
     }
+    stream.arrivals.make_room(work.blocks.size() / CudaRoom::kMostBlocks + 1);
   }
   const BlockList blocks = make_block_list(work.blocks);
   KVBM_TRY(check_reach(*context_, {.from = blocks, .to = blocks, .pieces = work.touched}));
@@ -65,13 +66,16 @@ Status CudaBlockKernels::launch(CudaStream& stream, const Work& work) {
     Arrival arrival;
     if (room) {
       for (size_t i = 0; i < count; ++i) (*room)->ids[i] = work.blocks[first + i].value();
-      const int code = work.put(**room, first, count);
-      if (code != 0) launched = make_error(cuda_error("a kernel was not launched", code));
-      // Also where it failed: a part of it may be on the stream.
-      arrival.on_end = [room = *std::move(room), count,
-                        tell = launched ? work.tell : nullptr](bool arrived) {
+      // Before the launch: what it has is not to be lent again for want of memory.
+      arrival.on_end = [room = *room, count, tell = work.tell](bool arrived) {
         if (arrived && tell) tell({room->found, count});
       };
+      const int code = work.put(**room, first, count);
+      if (code != 0) {
+        // A part of it may be on the stream, and has nothing to tell.
+        arrival.on_end = [room = *room](bool /*arrived*/) {};
+        launched = make_error(cuda_error("a kernel was not launched", code));
+      }
     } else {
       launched = make_error(std::move(room).error());
     }

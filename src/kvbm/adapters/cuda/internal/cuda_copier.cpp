@@ -75,12 +75,20 @@ void write_ring_ids(const QueuedCopy& copy, size_t count, uint64_t slot_bytes, u
 
 void note_copy(CudaStream& stream, const Status& copied, bool queued, Arrival arrival) {
   const MutexLock lock(stream.mutex);
-  stream.note(copied);
   stream.native_since_mark = stream.native_since_mark || queued;
   stream.bytes_since_mark += arrival.bytes;
   if (arrival.counter != nullptr || !arrival.ids.bytes().empty()) {
     stream.add(std::move(arrival));
   }
+  stream.note(copied);
+}
+
+/// Arrivals that what is left of a copy comes to, at most.
+size_t most_arrivals(const QueuedCopy& copy) {
+  if (copy.batch.method == CopyMethod::kEngine) return 1;
+  const bool travel = copy.batch.method == CopyMethod::kKernel && ids_travel(copy);
+  const size_t left = copy.batch.from->size() - copy.done_pairs;
+  return left / (travel ? kIdPairsThatTravel : kIdPairsOfALaunch) + 1;
 }
 
 }  // namespace
@@ -139,6 +147,8 @@ Status CudaCopier::copy(CudaStream& stream, QueuedCopy& copy) {
       copy.done_pairs = copy.batch.from->size();
       return {};  // the next event fails all the same
     }
+    // What is on the stream already could not be kept for want of memory.
+    stream.arrivals.make_room(most_arrivals(copy));
   }
   if (copy.ring.has_value()) return copy_by_ring(stream, copy);
   return copy.batch.method == CopyMethod::kKernel ? copy_by_kernel(stream, copy)
@@ -284,10 +294,14 @@ std::unique_ptr<CopyList> CudaCopier::take_list() {
   return std::make_unique<CopyList>();
 }
 
-void CudaCopier::give_back(std::unique_ptr<CopyList> list) {
+void CudaCopier::give_back(std::unique_ptr<CopyList> list) noexcept {
   list->clear();
   const MutexLock lock(lists_mutex_);
-  lists_.push_back(std::move(list));
+  try {
+    lists_.push_back(std::move(list));
+  } catch (...) {
+    list.reset();  // without memory for its place it goes
+  }
 }
 
 }  // namespace kvbm::internal

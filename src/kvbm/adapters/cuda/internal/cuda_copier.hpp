@@ -70,7 +70,7 @@ class CudaCopier {
   void give_back_id_memory(std::byte* memory);
 
   [[nodiscard]] std::unique_ptr<CopyList> take_list();
-  void give_back(std::unique_ptr<CopyList> list);
+  void give_back(std::unique_ptr<CopyList> list) noexcept;
 
   const std::shared_ptr<const CudaContext> context_;
   const std::shared_ptr<CudaPinner> pinner_;

@@ -283,12 +283,20 @@ Status CudaStreams::put_on(CudaStream& stream, QueuedCopy copy, bool& wake) {
     KVBM_TRY(stream.check_not_capturing());
     KVBM_TRY(copier_.copy(stream, copy));
   }
-  if (!copy.is_done()) {
+  if (copy.is_done()) return {};
+  try {
     const MutexLock lock(stream.mutex);
     stream.operations.emplace_back(std::move(copy));
     stream.state = CudaStream::State::kScheduled;
     wake = true;
+    return {};
+  } catch (...) {
+    if (copy.done_pairs == 0 && !copy.is_under_way()) throw;
   }
+  // A part of it runs, and there is no memory to queue the rest. What the ring has is ended, so
+  // that the stream waits for it; the event behind it fails.
+  while (copy.is_under_way()) KVBM_TRY(copier_.copy(stream, copy));
+  if (!copy.is_done()) note(stream, unrecorded().status());
   return {};
 }
 

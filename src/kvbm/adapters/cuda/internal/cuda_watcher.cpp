@@ -104,12 +104,14 @@ Result<std::shared_ptr<const NativeEvent>> CudaWatcher::record_mark(const Stream
 }
 
 bool CudaWatcher::push(CudaStream& stream, CudaMark mark) const {
-  mark.num_arrivals = std::exchange(stream.num_unmarked, 0);
-  mark.bytes = std::exchange(stream.bytes_since_mark, 0);
+  mark.num_arrivals = stream.num_unmarked;
+  mark.bytes = stream.bytes_since_mark;
   mark.recorded_at = now();
+  stream.marks.push(std::move(mark));  // before anything changes: there may be no memory for it
+  stream.num_unmarked = 0;
+  stream.bytes_since_mark = 0;
   stream.unmarked_at.reset();
   stream.native_since_mark = false;
-  stream.marks.push(std::move(mark));
   return !std::exchange(stream.watched, true);
 }
 
