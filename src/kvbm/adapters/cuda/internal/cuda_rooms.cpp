@@ -13,7 +13,8 @@ namespace kvbm::internal {
 
 struct CudaRooms::Store {
   Mutex mutex{LockRank::kDevice, "device.cuda_rooms", 0};
-  std::vector<std::unique_ptr<CudaRoom>> free KVBM_GUARDED_BY(mutex);
+  std::vector<std::unique_ptr<CudaRoom>> free KVBM_GUARDED_BY(mutex);  // with a place for each
+  size_t num_rooms KVBM_GUARDED_BY(mutex) = 0;
 };
 
 Result<CudaRoom> CudaRoom::make() {
@@ -49,7 +50,9 @@ Result<std::shared_ptr<const CudaRoom>> CudaRooms::take() {
   std::unique_ptr<CudaRoom> room;
   {
     const MutexLock lock(store_->mutex);
-    if (!store_->free.empty()) {
+    if (store_->free.empty()) {
+      store_->free.reserve(++store_->num_rooms);  // whoever gives one back must not fail
+    } else {
       room = std::move(store_->free.back());
       store_->free.pop_back();
     }
@@ -69,6 +72,7 @@ void CudaRooms::close() {
   {
     const MutexLock lock(store_->mutex);
     rooms.swap(store_->free);
+    store_->num_rooms -= rooms.size();
   }
   for (const std::unique_ptr<CudaRoom>& room : rooms) free_(*room);
 }

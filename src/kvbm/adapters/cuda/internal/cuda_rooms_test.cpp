@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/adapters/cuda/internal/cuda_rooms.hpp"
 
+#include <array>
 #include <atomic>
 #include <optional>
 #include <set>
@@ -10,6 +11,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/allocation_meter.hpp"
 #include "tests/support/error_code.hpp"
 
 namespace kvbm::internal {
@@ -55,6 +57,19 @@ TEST_F(CudaRoomsTest, WithoutMemoryForMoreTheOthersAreLentAllTheSame) {
   EXPECT_EQ(code_of(all.take()), ErrorCode::kExhausted);
   room.reset();
   EXPECT_TRUE(all.take());
+}
+
+TEST_F(CudaRoomsTest, ComeBackWithoutMemory) {
+  CudaRooms all = rooms();
+  std::array<std::shared_ptr<const CudaRoom>, 3> lent;
+  for (auto& room : lent) room = all.take().value();
+  {
+    const testing::AllocationFailure no_host_memory;
+    lent = {};
+    EXPECT_EQ(no_host_memory.num_refused(), 0u);
+  }
+  for (auto& room : lent) room = all.take().value();
+  EXPECT_EQ(made_, 3u);
 }
 
 TEST_F(CudaRoomsTest, MemoryGoesAtTheEndAndOnce) {
