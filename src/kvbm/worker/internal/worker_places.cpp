@@ -15,6 +15,9 @@ namespace {
 /// The log tells how far the pinning of host memory has come, this often and at its end.
 constexpr uint64_t kPinnedBetweenRecords = uint64_t{4} << 30;
 
+/// Of its pinning, one way or the other.
+bool has_ended(const HostMemory& memory) { return memory.ready(memory.size_bytes()).done(); }
+
 }  // namespace
 
 Result<LayoutConfig> WorkerPlaces::config_of(const PlaceSpec& spec) const {
@@ -106,9 +109,8 @@ Completion WorkerPlaces::ready(Place place, std::span<const BlockId> blocks) con
 bool WorkerPlaces::take_pinning_ended() {
   if (!is_pinning_.load(std::memory_order_relaxed)) return false;
   const MutexLock lock(mutex_);
-  const bool all = std::ranges::all_of(provided_, [](const auto& made) {
-    return made->memory.ready(made->memory.size_bytes()).done();
-  });
+  const bool all =
+      std::ranges::all_of(provided_, [](const auto& made) { return has_ended(made->memory); });
   return all && is_pinning_.exchange(false);
 }
 
@@ -116,7 +118,10 @@ void WorkerPlaces::end_pinning() {
   std::vector<HostMemory*> memory;
   {
     const MutexLock lock(mutex_);
-    for (const auto& made : provided_) memory.push_back(&made->memory);
+    for (const auto& made : provided_) {
+      // What has come since is on its way, and has its own turn.
+      if (has_ended(made->memory)) memory.push_back(&made->memory);
+    }
   }
   // Where it failed the log has told.
   for (HostMemory* const one : memory) static_cast<void>(one->wait());
