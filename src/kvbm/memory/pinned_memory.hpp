@@ -61,8 +61,8 @@ class PinnedMemory {
   ~PinnedMemory();
 
   /// Returns before anything is pinned.
-  /// Errors: kInvalidArgument (no byte, no thread, no slice, no pinner), kExhausted (no address
-  /// space; no threads).
+  /// Errors: kInvalidArgument (no byte, no thread, no slice or one of more than 1 GiB, no pinner),
+  /// kExhausted (no address space; no threads).
   [[nodiscard]] static Result<PinnedMemory> create(PinnedMemoryOptions options);
 
   [[nodiscard]] std::byte* data() const noexcept;

@@ -20,8 +20,6 @@ using internal::CudaPinner;
 using internal::CudaStreams;
 using internal::KernelSupport;
 
-namespace {}  // namespace
-
 Result<std::unique_ptr<CudaDevice>> CudaDevice::create(const CudaDeviceOptions& options) {
   if (options.num_threads == 0 || options.max_streams == 0 || options.max_queued == 0) {
     return make_error(

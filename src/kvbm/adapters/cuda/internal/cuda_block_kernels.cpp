@@ -88,8 +88,7 @@ Status CudaBlockKernels::launch(CudaStream& stream, const Work& work) {
   return {};
 }
 
-// --- patterns
-// ---------------------------------------------------------------------------------------
+// --- patterns ------------------------------------------------------------------------------------
 
 Status CudaBlockKernels::load_patterns() {
   return load("kernels of patterns", [](const CudaRoom& room, CUstream_st* stream) {
@@ -146,8 +145,7 @@ Status CudaBlockKernels::launch(CudaStream& stream, const PatternBatch& batch) {
   return launch(stream, work);
 }
 
-// --- checksums
-// --------------------------------------------------------------------------------------
+// --- checksums -----------------------------------------------------------------------------------
 
 Status CudaBlockKernels::load_checksums() {
   return load("kernel of checksums", [](const CudaRoom& room, CUstream_st* stream) {

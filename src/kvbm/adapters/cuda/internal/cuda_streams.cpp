@@ -79,8 +79,7 @@ CudaStreams::CudaStreams(const CudaStreamsOptions& options,
       tasks_(std::move(tasks)),
       watcher_(*this, context_, health_, options_.executor, std::move(watch)) {}
 
-// --- who is there
-// ------------------------------------------------------------------------------
+// --- who is there --------------------------------------------------------------------------------
 
 Result<StreamRef> CudaStreams::create_stream(std::string_view name) {
   KVBM_TRY(usable());
@@ -215,8 +214,7 @@ void CudaStreams::forget(const StreamPointer& stream) {
   static_cast<void>(::cudaStreamDestroy(stream->native));  // after what it still has
 }
 
-// --- operations
-// --------------------------------------------------------------------------------
+// --- operations ----------------------------------------------------------------------------------
 
 Status CudaStreams::copy(StreamRef ref, StridedCopyBatch batch, uint64_t bytes) {
   KVBM_ASSIGN_OR_RETURN(const StreamPointer stream, find(ref));
@@ -448,8 +446,7 @@ void CudaStreams::run_at_gate(const StreamPointer& stream, CudaMark mark) {
   if (!posted && CudaGates::open_gate(*stream, gate, destroyed_error(*stream))) forget(stream);
 }
 
-// --- behind what waits for the host
-// -------------------------------------------------------------
+// --- behind what waits for the host --------------------------------------------------------------
 
 Status CudaStreams::defer(const StreamPointer& stream, CudaOperation operation) {
   bool wake = false;
@@ -629,8 +626,7 @@ void CudaStreams::on_reached(const StreamPointer& stream, CudaMark mark) {
   }
 }
 
-// --- the end
-// -----------------------------------------------------------------------------------
+// --- the end -------------------------------------------------------------------------------------
 
 void CudaStreams::close() {
   std::vector<StreamPointer> streams;
