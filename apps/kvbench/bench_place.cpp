@@ -69,11 +69,11 @@ Result<OwnedRegion> BenchMemory::allocate(uint64_t size_bytes) {
     KVBM_ASSIGN_OR_RETURN(SystemMemory memory, SystemMemory::create({.size_bytes = size_bytes}));
     return OwnedRegion::of(std::move(memory));
   }
-  const uint64_t slice_bytes = std::min(size_bytes, PinnedMemoryOptions::kMostSliceBytes);
+  // In one slice: the raw calls take no copy across the end of one.
   KVBM_ASSIGN_OR_RETURN(PinnedMemory memory, PinnedMemory::create({.executor = executor_,
                                                                    .pinner = device_.pinner,
                                                                    .size_bytes = size_bytes,
-                                                                   .slice_bytes = slice_bytes}));
+                                                                   .slice_bytes = size_bytes}));
   KVBM_TRY(memory.wait_for(size_bytes));
   return OwnedRegion::of(std::move(memory));
 }

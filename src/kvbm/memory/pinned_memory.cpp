@@ -193,13 +193,6 @@ Result<PinnedMemory> PinnedMemory::create(PinnedMemoryOptions options) {
                       "pinned memory needs at least one byte, one byte a slice, one thread, and "
                       "somebody who pins");
   }
-  if (options.slice_bytes > PinnedMemoryOptions::kMostSliceBytes) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      format_text("{} are not pinned in one call, locks are held for as long: ask "
-                                  "for slices of at most {}",
-                                  format_size(options.slice_bytes),
-                                  format_size(PinnedMemoryOptions::kMostSliceBytes)));
-  }
   if (options.size_bytes > uint64_t{std::numeric_limits<int64_t>::max()} - kHugePageBytes) {
     return make_error(ErrorCode::kExhausted, format_text("no room for {} of host memory",
                                                          format_size(options.size_bytes)));

@@ -29,13 +29,12 @@ enum class PinnedPages : uint8_t {
 
 struct PinnedMemoryOptions {
   static constexpr uint64_t kSliceBytes = uint64_t{256} << 20;
-  static constexpr uint64_t kMostSliceBytes = uint64_t{1} << 30;
 
   Executor& executor;
   std::shared_ptr<HostPinner> pinner;
   uint64_t size_bytes = 0;
-  /// Pinned in one call; at most 1 GiB, rounded up to huge pages. Smaller: sooner ready, and no
-  /// lock of the kernel or the driver is held for long.
+  /// Pinned in one call; rounded up to huge pages. Smaller: sooner ready, and no lock of the kernel
+  /// or the driver is held for long. Above 1 GiB is for whoever needs one range for the driver.
   uint64_t slice_bytes = kSliceBytes;
   size_t num_threads =
       8;  ///< that touch and pin; they end with wait_for() of all, or with the memory
@@ -61,7 +60,7 @@ class PinnedMemory {
   ~PinnedMemory();
 
   /// Returns before anything is pinned.
-  /// Errors: kInvalidArgument (no byte, no thread, no slice or one of more than 1 GiB, no pinner),
+  /// Errors: kInvalidArgument (no byte, no thread, no slice, no pinner),
   /// kExhausted (no address space; no threads).
   [[nodiscard]] static Result<PinnedMemory> create(PinnedMemoryOptions options);
 

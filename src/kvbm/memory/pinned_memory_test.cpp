@@ -191,10 +191,6 @@ TEST(PinnedMemoryTest, RefusesWhatMakesNoSense) {
   EXPECT_EQ(code_of(PinnedMemory::create(
                 {.executor = executor, .pinner = pinner, .size_bytes = 1, .slice_bytes = 0})),
             ErrorCode::kInvalidArgument);
-  EXPECT_EQ(
-      code_of(PinnedMemory::create(
-          {.executor = executor, .pinner = pinner, .size_bytes = 1, .slice_bytes = kGiB + 1})),
-      ErrorCode::kInvalidArgument);
   EXPECT_EQ(code_of(PinnedMemory::create(
                 {.executor = executor, .pinner = pinner, .size_bytes = 1, .num_threads = 0})),
             ErrorCode::kInvalidArgument);

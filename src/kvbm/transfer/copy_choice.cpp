@@ -135,12 +135,26 @@ std::optional<CopyCost> estimate_ring(const MethodQuestion& question, const Rout
   return std::max(estimate.on_device, on_link) + cost_of(cost, CopyForm::kRing).submission;
 }
 
+/// Whether source and destination are one run of bytes each.
+bool is_one_run(const MethodQuestion& question) {
+  if (question.pieces.size() != 1) return false;
+  const StridedPiece piece = fold(question.pieces.front());
+  if (piece.bytes == 0 ||
+      std::ranges::any_of(piece.axes, [](const StridedAxis& axis) { return axis.count != 1; })) {
+    return false;
+  }
+  return question.num_blocks == 1 ||
+         (question.num_groups == 1 && piece.src_block_stride == piece.bytes &&
+          piece.dst_block_stride == piece.bytes);
+}
+
 }  // namespace
 
 MethodChoice choose_method(const MethodQuestion& question) noexcept {
   using Reason = MethodChoice::Reason;
   if (!question.capabilities.kernel_copies) return {.reason = Reason::kOnlyMethod};
   if (question.num_blocks == 0) return {.reason = Reason::kNothingToMove};
+  if (is_one_run(question)) return {.reason = Reason::kOneRun};
   const RouteCost* const cost = question.calibration.find(question.route);
   if (cost == nullptr) return {.reason = Reason::kNotMeasured};
   const double pace = pace_on(question.route);
@@ -173,6 +187,8 @@ std::string describe(const MethodChoice& choice) {
       return "engine: the device has no other method";
     case MethodChoice::Reason::kNothingToMove:
       return "engine: there is nothing to move";
+    case MethodChoice::Reason::kOneRun:
+      return "engine: it is one run of bytes";
     case MethodChoice::Reason::kNotMeasured:
       return "engine: nothing was measured on this route";
     case MethodChoice::Reason::kCheaper:

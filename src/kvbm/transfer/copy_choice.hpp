@@ -30,6 +30,7 @@ struct MethodChoice {
   enum class Reason : uint8_t {
     kOnlyMethod,  ///< the device has one
     kNothingToMove,
+    kOneRun,         ///< nothing is as good at one run of bytes as an engine, whatever was measured
     kNotMeasured,    ///< the route is not in the calibration
     kCheaper,        ///< by the costs below
     kEngineInDoubt,  ///< a kernel, or the ring, would gain too little: both take SMs from compute

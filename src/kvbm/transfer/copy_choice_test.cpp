@@ -91,6 +91,39 @@ TEST(CopyChoice, NothingToMoveIsNoWorkForAKernel) {
   EXPECT_EQ(choose(layers(4, 64), 0).reason, Reason::kNothingToMove);
 }
 
+TEST(CopyChoice, OneRunIsForTheEngineWhateverWasMeasured) {
+  // Of the engine something came in between.
+  Calibration calibration;
+  const RouteCost costs = {cost(50, 0, {{256, 1e9}}), cost(50, 0, {{256, 1e9}}),
+                           cost(1, 0, {{256, 50e9}})};
+  calibration.set(TransferRoute::kDeviceToDevice, costs);
+  const auto reason = [&](const std::vector<StridedPiece>& pieces, size_t num_blocks,
+                          size_t num_groups) {
+    const MethodChoice choice = choose_method({.pieces = pieces,
+                                               .num_blocks = num_blocks,
+                                               .num_groups = num_groups,
+                                               .route = TransferRoute::kDeviceToDevice,
+                                               .capabilities = kKernels,
+                                               .calibration = calibration});
+    EXPECT_EQ(choice.method == CopyMethod::kEngine, choice.reason == Reason::kOneRun);
+    return choice.reason;
+  };
+  std::vector<StridedPiece> whole = layers(1, kMiB);
+  whole.front().axes[1] = {.count = 4, .src_stride = kMiB, .dst_stride = kMiB};
+  whole.front().src_block_stride = whole.front().dst_block_stride = 4 * kMiB;
+  EXPECT_EQ(reason(whole, 1, 1), Reason::kOneRun);
+  EXPECT_EQ(reason(whole, 1, 0), Reason::kOneRun);
+  EXPECT_EQ(reason(whole, 16, 1), Reason::kOneRun);
+  EXPECT_EQ(reason(whole, 16, 2), Reason::kCheaper);
+  EXPECT_EQ(reason(whole, 16, 0), Reason::kCheaper) << "nothing is known of their order";
+  whole.front().dst_block_stride *= 2;
+  EXPECT_EQ(reason(whole, 16, 1), Reason::kCheaper) << "a gap behind each block";
+  EXPECT_EQ(reason(layers(2, kMiB), 1, 1), Reason::kCheaper);
+  whole.front().axes[1].src_stride *= 2;
+  EXPECT_EQ(reason(whole, 1, 1), Reason::kCheaper);
+  EXPECT_THAT(describe({.reason = Reason::kOneRun}), HasSubstr("one run of bytes"));
+}
+
 TEST(CopyChoice, AKernelTakesManyShortRuns) {
   const MethodChoice choice = choose(layers(160, 32 * kKiB), 16);
   EXPECT_EQ(choice.method, CopyMethod::kKernel);

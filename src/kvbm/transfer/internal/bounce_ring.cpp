@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kvbm/base/text.hpp"
+#include "kvbm/base/units.hpp"
 
 namespace kvbm::internal {
 
@@ -80,7 +81,7 @@ Result<std::shared_ptr<BounceMemory>> BounceMemory::create(StorageKind kind,
         "give TransferConfig one, or the transfer a BounceBuffer");
   }
   const uint64_t slice_bytes =
-      std::min<uint64_t>(options.slot_bytes, PinnedMemoryOptions::kMostSliceBytes);
+      std::min<uint64_t>(options.slot_bytes, kGiB);  // no lock is held for longer
   KVBM_ASSIGN_OR_RETURN(memory->pinned_, PinnedMemory::create({.executor = options.executor,
                                                                .pinner = options.pinner,
                                                                .size_bytes = size_bytes,

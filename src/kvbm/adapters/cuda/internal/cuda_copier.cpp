@@ -28,6 +28,9 @@ constexpr size_t kIdPairsThatTravel = 512;
 /// On the device each of many CTAs reads all ids of a launch. Over the link that takes longer than
 /// more launches, unless blocks are so small that a launch has less to do than it costs.
 constexpr uint64_t kLeastBlockBytes = 64 * 1024;
+/// Below, a launch keeps a pace of its own: of a shared one its turns would take so long that no
+/// other launch came to its turn. No link is as slow.
+constexpr uint64_t kLeastSharedRate = 1'000'000'000;
 
 bool ids_travel(const QueuedCopy& copy) {
   const size_t num_pairs = copy.batch.from->size();
@@ -194,9 +197,10 @@ Status CudaCopier::copy_by_kernel(CudaStream& stream, QueuedCopy& copy) {
         ids = write_ids(batch, copy.done_pairs, count, id_words(*slice));
         arrival.ids = *std::move(slice);
       }
-      const KernelLimits limits{.max_ctas = batch.max_ctas,
-                                .max_bytes_per_second = batch.max_bytes_per_second,
-                                .shared_pace = shared_pace_};
+      const KernelLimits limits{
+          .max_ctas = batch.max_ctas,
+          .max_bytes_per_second = batch.max_bytes_per_second,
+          .shared_pace = batch.max_bytes_per_second < kLeastSharedRate ? nullptr : shared_pace_};
       copied = launch_copy(batch.pieces, limits, ids, stream.native, queued);
       if (!copied && !queued && copy.done_pairs == 0) return copied;
       if (copied) arrival.bytes = copy.bytes / num_pairs * count;
