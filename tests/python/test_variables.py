@@ -243,12 +243,29 @@ with open(folder / "probe", "wb") as probe:
 
 import numpy as np
 import kvbm
+def tell_files():
+    for descriptor in pathlib.Path("/proc/self/fd").iterdir():
+        if os.path.exists(descriptor) and os.readlink(descriptor).startswith(f"{folder}/"):
+            facts = os.stat(descriptor)
+            print(facts.st_size, facts.st_blocks * 512)
+"""
+
+
+def files_without_fallocate(program, folder):
+    """Size and allocated bytes of each file that the program has in the folder at tell_files()."""
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FALLOCATE + program, str(folder)], capture_output=True, text=True, timeout=60
+    )
+    if run.returncode == 77:
+        pytest.skip("this kernel takes no filter that refuses fallocate()")
+    assert run.returncode == 0, run.stderr
+    return [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
+
+
+CONNECTOR = """
 worker = kvbm.KvbmWorker(8, 4, [np.zeros((8, 4096), np.uint8)])
 leader = kvbm.KvbmLeader(1, workers=[worker])
-for descriptor in pathlib.Path("/proc/self/fd").iterdir():
-    if os.path.exists(descriptor) and os.readlink(descriptor).startswith(f"{folder}/"):
-        facts = os.stat(descriptor)
-        print(facts.st_size, facts.st_blocks * 512)
+tell_files()
 leader.stop()
 worker.stop()
 """
@@ -259,12 +276,21 @@ def test_where_space_cannot_be_reserved_the_file_is_filled_if_asked(monkeypatch,
     monkeypatch.setenv("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", "4")
     monkeypatch.setenv("DYN_KVBM_DISK_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("DYN_KVBM_DISK_ZEROFILL_FALLBACK", str(fill).lower())
-    run = subprocess.run(
-        [sys.executable, "-c", WITHOUT_FALLOCATE, str(tmp_path)], capture_output=True, text=True, timeout=60
-    )
-    if run.returncode == 77:
-        pytest.skip("this kernel takes no filter that refuses fallocate()")
-    assert run.returncode == 0, run.stderr
-    size, allocated = map(int, run.stdout.split())  # of one file
+    [(size, allocated)] = files_without_fallocate(CONNECTOR, tmp_path)
     assert size >= 4 * 4096
     assert (allocated >= size) is fill
+
+
+BLOCK_MANAGER = """
+with kvbm.BlockManager(block_size=4, num_layers=2, num_heads=2, head_dim=8, num_blocks=4, num_ranks=2,
+                       disk_blocks=16, enable_offload=True, offload_path=str(folder), log_level="error"):
+    tell_files()
+"""
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_a_block_manager_has_the_files_of_each_rank_filled_if_asked(monkeypatch, tmp_path, fill):
+    monkeypatch.setenv("KVBM_DISK_ZERO_FILL", str(fill).lower())
+    files = files_without_fallocate(BLOCK_MANAGER, tmp_path)
+    assert len(files) == 2
+    assert [(size > 0, allocated >= size) for size, allocated in files] == [(True, fill)] * 2

@@ -68,7 +68,7 @@ What belongs together:
 - `host_blocks`, `host_bytes`, `disk_blocks` and `disk_bytes` need `enable_offload = true`, and that needs one of them. A tier is sized in
   blocks or in bytes, not both.
 - `num_layers`, `num_heads` and `head_dim` have no useful default and must be set, here or in `groups`.
-- `gpu_memory_fraction` is used where `num_blocks` is 0 and `device` is a GPU; with `host`, `num_blocks` must be set. `cuda_ring_size` needs a GPU too. `offload_path` and `disk_threads` need a disk tier; `transfer_timeout`
+- `gpu_memory_fraction` is used where `num_blocks` is 0 and `device` is a GPU; with `host`, `num_blocks` must be set. `cuda_ring_size` needs a GPU too. `offload_path`, `disk_zero_fill` and `disk_threads` need a disk tier; `transfer_timeout`
   needs `enable_offload`.
 
 ## Layer groups

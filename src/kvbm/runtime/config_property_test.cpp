@@ -69,6 +69,7 @@ void mend(KvBlockManagerConfig& config) {
   if (!config.enable_offload) config.transfer_timeout = defaults.transfer_timeout;
   if (!config.has_disk_tier()) {
     config.offload_path = defaults.offload_path;
+    config.disk_zero_fill = defaults.disk_zero_fill;
     config.disk_threads = defaults.disk_threads;
   } else if (config.offload_path.empty()) {
     config.offload_path = "x";

@@ -111,6 +111,10 @@ std::vector<ConfigKey> make_schema() {
        .doc = "Disk space (G3) over all ranks, instead of `disk_blocks`.",
        .max = kMaxBytes,
        .form = kSizeForm},
+      {.name = "disk_zero_fill",
+       .member = &Values::disk_zero_fill,
+       .doc = "Fill the files with zeros at the start where space cannot be reserved. Without it "
+              "they are sparse there, and a write may fail later. Only with a disk tier."},
       {.name = "policy",
        .member = &Values::policy,
        .doc = "Which idle block makes room for a new one.",

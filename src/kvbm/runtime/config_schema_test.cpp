@@ -37,7 +37,7 @@ TEST(ConfigSchema, HasEveryKeyOnceWithADocument) {
     EXPECT_TRUE(each.doc.ends_with('.')) << each.name;
     EXPECT_EQ(each.doc.find_first_of("\n|"), std::string_view::npos) << each.name;
   }
-  EXPECT_EQ(names.size(), 26U);
+  EXPECT_EQ(names.size(), 27U);
 }
 
 TEST(ConfigSchema, NoTwoKeysShareAMember) {
@@ -67,6 +67,7 @@ TEST(ConfigSchema, DefaultsAreThoseOfTheStructure) {
       {"host_bytes", "0"},
       {"disk_blocks", "0"},
       {"disk_bytes", "0"},
+      {"disk_zero_fill", "false"},
       {"policy", "\"lineage\""},
       {"model", "\"\""},
       {"cache_salt", "\"\""},

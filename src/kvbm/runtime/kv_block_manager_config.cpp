@@ -137,7 +137,7 @@ class Checker {
       return invalid(format_text("{} has no slots: give it {} and more, or 0 for no ring",
                                  named("cuda_ring_size"), format_size(kLeastRingBytes)));
     }
-    for (const std::string_view key : {"offload_path", "disk_threads"}) {
+    for (const std::string_view key : {"offload_path", "disk_zero_fill", "disk_threads"}) {
       if (config_.has_disk_tier() || !is_changed(key)) continue;
       return invalid(format_text(
           "{} has no effect without a disk tier: set disk_blocks or disk_bytes, or drop it",

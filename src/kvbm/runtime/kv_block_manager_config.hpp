@@ -39,6 +39,8 @@ struct KvBlockManagerConfig {
   uint64_t host_bytes = 0;   ///< of G2, instead of host_blocks
   uint32_t disk_blocks = 0;  ///< of G3
   uint64_t disk_bytes = 0;   ///< of G3, instead of disk_blocks
+  /// Where space for the files cannot be reserved: false: they are sparse.
+  bool disk_zero_fill = false;
 
   std::string policy = "lineage";
   std::string model = {};

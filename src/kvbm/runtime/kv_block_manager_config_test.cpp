@@ -185,6 +185,9 @@ TEST(KvBlockManagerConfig, WhatWouldHaveNoEffectIsRefused) {
   EXPECT_EQ(verdict([](Config& c) { c.offload_path = "/nvme"; }),
             "offload_path = \"/nvme\" has no effect without a disk tier: set disk_blocks or "
             "disk_bytes, or drop it");
+  EXPECT_EQ(verdict([](Config& c) { c.disk_zero_fill = true; }),
+            "disk_zero_fill = true has no effect without a disk tier: set disk_blocks or "
+            "disk_bytes, or drop it");
   EXPECT_EQ(verdict([](Config& c) { c.disk_threads = 8; }),
             "disk_threads = 8 has no effect without a disk tier: set disk_blocks or disk_bytes, or "
             "drop it");
@@ -196,6 +199,7 @@ TEST(KvBlockManagerConfig, WhatWouldHaveNoEffectIsRefused) {
               c.enable_offload = true;
               c.disk_blocks = 1;
               c.offload_path = "/nvme";
+              c.disk_zero_fill = true;
               c.disk_threads = 8;
               c.transfer_timeout = std::chrono::seconds(1);
             }),

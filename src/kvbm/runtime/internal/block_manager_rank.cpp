@@ -114,6 +114,7 @@ Status start_rank(BlockManagerRank& rank, RankId id, const ResolvedConfig& resol
                                                      .worker = WorkerId(id.value()),
                                                      .model = resolved.model,
                                                      .disk_directory = options.config.offload_path,
+                                                     .zero_fill = options.config.disk_zero_fill,
                                                      .metrics = &options.metrics,
                                                      .pinner = rank.device.pinner,
                                                      .calibration = std::move(costs.calibration)},
