@@ -118,7 +118,7 @@ These begin with `KVBM_` too, and are no keys:
 
 nlohmann::ordered_json size_schema(uint64_t min, uint64_t max) {
   return {{{"type", "integer"}, {"minimum", min}, {"maximum", max}},
-          {{"type", "string"}, {"pattern", "^[0-9.]+ *([KMGT]i?)?B?$"}}};
+          {{"type", "string"}, {"pattern", "^[0-9]+([.][0-9]{1,9})? *(B|[KMGT]iB|[kKMGT]B)?$"}}};
 }
 
 template <class T, class Values>

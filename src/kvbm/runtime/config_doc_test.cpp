@@ -3,11 +3,14 @@
 
 #include <fstream>
 #include <iterator>
+#include <regex>
+#include <string>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "kvbm/base/units.hpp"
 #include "kvbm/runtime/config.hpp"
 #include "kvbm/runtime/config_schema.hpp"
 #include "kvbm/runtime/connector_config.hpp"
@@ -72,6 +75,18 @@ TEST(ConfigJsonSchema, DescribesEveryKey) {
   EXPECT_EQ(properties["dtype_width_bytes"]["enum"], (nlohmann::json{1, 2, 4, 8}));
   EXPECT_EQ(properties["enable_offload"]["type"], "boolean");
   EXPECT_EQ(properties["host_bytes"]["anyOf"].size(), 2U);
+}
+
+TEST(ConfigJsonSchema, ASizeIsWhatAFileMaySay) {
+  const auto schema = nlohmann::json::parse(config_json_schema());
+  const auto& forms = schema["properties"]["host_bytes"]["anyOf"];
+  const std::regex pattern(forms[1]["pattern"].get<std::string>());
+  for (const std::string text :
+       {"0",     "64",     "1.5MB",     "64 B", "1 kB", "1KB",   "2 GB", "3TB", "4 KiB",
+        "5 MiB", "64 GiB", "1.25  TiB", "64G",  "64Ki", "1.2.3", "1.",   ".5",  "1.0123456789 GB",
+        "1kiB",  "-1",     "many"}) {
+    EXPECT_EQ(std::regex_match(text, pattern), parse_size(text).has_value()) << text;
+  }
 }
 
 TEST(ConfigJsonSchema, DescribesEverySettingOfTheConnector) {
