@@ -51,7 +51,7 @@ class HostMemory {
     return pinned_.size_bytes() > 0 ? pinned_.ready(bytes) : Completion::ready();
   }
 
-  /// Ends the threads that have pinned all of it; waits for that. Errors: those of the pinner.
+  /// Waits for all of it, and ends the threads that pinned it. Errors: those of the pinner.
   Status wait() { return pinned_.wait_for(pinned_.size_bytes()); }
 
   [[nodiscard]] uint64_t size_bytes() const noexcept { return bytes().size(); }

@@ -228,9 +228,10 @@ Completion PinnedMemory::ready(uint64_t bytes) const {
   return bytes == 0 ? Completion::ready() : maker_->ready(bytes);
 }
 Status PinnedMemory::wait_for(uint64_t bytes, TimePoint deadline) {
-  KVBM_TRY(ready(bytes).wait(deadline));
-  if (bytes > 0 && bytes == size_bytes()) maker_->stop();
-  return {};
+  const Completion pinned = ready(bytes);
+  Status status = pinned.wait(deadline);
+  if (bytes > 0 && bytes == size_bytes() && pinned.done()) maker_->stop();
+  return status;
 }
 PinnedPages PinnedMemory::pages() const noexcept {
   return maker_ != nullptr && maker_->pages().are_reserved() ? PinnedPages::kReservedHuge

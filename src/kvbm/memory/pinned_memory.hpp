@@ -36,8 +36,8 @@ struct PinnedMemoryOptions {
   /// Pinned in one call; rounded up to huge pages. Smaller: sooner ready, and no lock of the kernel
   /// or the driver is held for long. Above 1 GiB is for whoever needs one range for the driver.
   uint64_t slice_bytes = kSliceBytes;
-  size_t num_threads =
-      8;  ///< that touch and pin; they end with wait_for() of all, or with the memory
+  /// That touch and pin. They end with wait_for() of all, however it went, or with the memory.
+  size_t num_threads = 8;
   /// Told after each slice how many bytes are ready, on one of those threads at a time; short, and
   /// it does not end the memory.
   UniqueFunction<void(uint64_t ready_bytes)> on_progress = {};

@@ -78,6 +78,8 @@ class Worker::Core : public std::enable_shared_from_this<Worker::Core> {
   void open_gates(const std::vector<OpId>& waiting, Point point, Todo& todo) KVBM_REQUIRES(mutex_);
   void open_steps(uint64_t begin, uint64_t end, Point point, Todo& todo) KVBM_REQUIRES(mutex_);
   bool may_start(const Operation& operation) const KVBM_REQUIRES(mutex_);
+  bool wait_for_memory(const std::shared_ptr<Operation>& operation, Todo& todo)
+      KVBM_REQUIRES(mutex_);
   void split(Operation& load) const KVBM_REQUIRES(mutex_);
   void open_gate(Operation& operation) KVBM_REQUIRES(mutex_);
   void answer(OpResult result, Todo& todo) KVBM_REQUIRES(mutex_);
@@ -488,12 +490,23 @@ bool Worker::Core::may_start(const Operation& operation) const {
   return operation.op.priority == Priority::kOnboard || num_offloading_ < most - most / 4;
 }
 
+/// Whether the operation has to wait until its blocks are pinned: as for an event, without a turn.
+bool Worker::Core::wait_for_memory(const std::shared_ptr<Operation>& operation, Todo& todo) {
+  for (const Completion& ready : places_->ready(operation->op)) {
+    if (ready.done()) continue;
+    ++operation->closed_gates;
+    todo.watch.emplace_back(Event(ready), operation);
+  }
+  return operation->closed_gates > 0;
+}
+
 void Worker::Core::start_ready(Todo& todo) {
   while (!ready_.empty()) {
     const OpId id = ready_.begin()->second;
     const auto& operation = operations_.at(id);
     if (!may_start(*operation)) return;  // nor may those behind it
     ready_.erase(ready_.begin());
+    if (wait_for_memory(operation, todo)) continue;
     operation->running = true;
     start_deadlines_.erase({operation->start_by, id});
     ++num_running_;
@@ -610,16 +623,22 @@ std::optional<OpResult> Worker::Core::start(const std::shared_ptr<Operation>& op
                    op.op.value(), options_.rank.value());
     return cancelled(op.op);
   }
+  for (const Completion& ready : places_->ready(op)) {
+    // One that is not done is of a place that has come this moment.
+    const Status pinned =
+        ready.done() ? ready.status() : make_error(ErrorCode::kUnavailable, "not pinned yet");
+    if (!pinned) {
+      KVBM_LOG_WARNING(log_, "worker", "operation {} is cancelled on rank {}, its blocks: {}",
+                       op.op.value(), options_.rank.value(), pinned.error().describe());
+      return cancelled(op.op);
+    }
+  }
   std::vector<SlotTag> tags;
   tags.reserve(op.tags.size());
   for (const Tag& tag : op.tags) tags.push_back(tag.bytes);
   TransferRequest request{
       .src = *src, .src_ids = op.from, .dst = *dst, .dst_ids = op.to, .options = {}};
   request.options.wait_for = std::move(operation->outcomes);
-  for (const auto& [place, blocks] : {std::pair(op.src, std::span(op.from)), {op.dst, op.to}}) {
-    const Completion ready = places_->ready(place, blocks);
-    if (!ready.done() || !ready.status()) request.options.wait_for.emplace_back(ready);
-  }
   request.options.tags = tags;
   if (places_->take_pinning_ended()) {
     static_cast<void>(timers_->try_post([weak = weak_from_this()] {

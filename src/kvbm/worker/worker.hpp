@@ -96,9 +96,10 @@ class Worker {
   [[nodiscard]] Result<PlaceSpec> attach(Place place, PhysicalLayout tensors,
                                          uint32_t pieces_per_layer = 0);
   /// Makes a place in host memory (G2) or in a file (G3). Of pinned memory it returns with the
-  /// first slice: operations on blocks that are not pinned yet wait until they are, and fail if
-  /// they cannot be. Errors: kInvalidArgument (other bytes than the group's), kUnsupported
-  /// (replicated blocks, G4, G3 without a file engine), those of SystemMemory and FileMemory.
+  /// first slice: operations on blocks that are not pinned yet wait until they are, without a turn,
+  /// and are cancelled if they cannot be. Errors: kInvalidArgument (other bytes than the group's),
+  /// kUnsupported (replicated blocks, G4, G3 without a file engine), those of SystemMemory and
+  /// FileMemory.
   Status provide(const PlaceSpec& spec);
 
   /// Replaces the receiver of results; null drops them.

@@ -154,7 +154,7 @@ Result<HostMemory> WorkerPlaces::make_host_memory(uint64_t bytes) {
     KVBM_LOG_ERROR(
         log, "worker",
         "rank {}: host memory cannot be pinned to its end, operations on the blocks from "
-        "there on fail: {}",
+        "there on are cancelled: {}",
         rank.value(), status.error().describe());
   });
   return memory;

@@ -2,6 +2,7 @@
 // WorkerPlaces: where the blocks of a rank are: the engine's tensors, host memory, files.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <map>
@@ -46,13 +47,15 @@ class WorkerPlaces {
 
   /// None: there is no such place.
   [[nodiscard]] std::optional<LayoutHandle> find(Place place) const;
-  /// True once, when all host memory is pinned: then the threads that did it are to be ended, by
-  /// end_pinning() on a thread that may wait.
+  /// True once, when the pinning of host memory is over: then the threads that did it are to be
+  /// ended, by end_pinning() on a thread that may wait.
   [[nodiscard]] bool take_pinning_ended();
   void end_pinning();
 
-  /// Done when these blocks may be copied: those in host memory are pinned.
-  [[nodiscard]] Completion ready(Place place, std::span<const BlockId> blocks) const;
+  /// Done when the blocks of both ends may be copied: those in host memory are pinned.
+  [[nodiscard]] std::array<Completion, 2> ready(const CopyOp& op) const {
+    return {ready(op.src, op.from), ready(op.dst, op.to)};
+  }
   /// Of a place of the engine's. 0: nobody knows.
   [[nodiscard]] uint32_t pieces_per_layer(Place place) const;
 
@@ -68,6 +71,7 @@ class WorkerPlaces {
     FileMemory file;
   };
 
+  [[nodiscard]] Completion ready(Place place, std::span<const BlockId> blocks) const;
   [[nodiscard]] Result<LayoutConfig> config_of(const PlaceSpec& spec) const;
   [[nodiscard]] Result<HostMemory> make_host_memory(uint64_t bytes);
   [[nodiscard]] Result<PhysicalLayout> in_host_memory(const LayoutConfig& config, Provided& memory);
