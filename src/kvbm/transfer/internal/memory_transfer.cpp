@@ -92,10 +92,10 @@ bool MemoryTransfer::ends_by_itself() const noexcept {
 }
 
 Status MemoryTransfer::put_on_pool(const StreamPool::Held& held, EventOf event_of) noexcept {
-  Result<Event> end = put_on(held.stream, {});
-  if (end) await(*std::move(end), held.stream, event_of);
+  const Result<Event> end = put_on(held.stream, {});
+  if (end) await(*end, held.stream, event_of);
   context().streams().give_back(held);
-  return end ? Status() : make_error(std::move(end).error());
+  return end ? Status() : make_error(end.error());
 }
 
 /// Waits and copies; what a refused call leaves on the stream is closed off, so that it does not
