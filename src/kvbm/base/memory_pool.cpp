@@ -46,11 +46,12 @@ class FreeLists final : public std::pmr::memory_resource {
   void* do_allocate(size_t bytes, size_t alignment) override {
     if (goes_by(bytes, alignment)) return ::operator new(bytes, std::align_val_t(alignment));
     const size_t list = list_of(bytes);
-    {
-      const MutexLock lock(mutex_);
-      if (lists_[list] != nullptr) return std::exchange(lists_[list], lists_[list]->next);
-    }
-    return ::operator new (size_t{1} << (kLeast + list));
+    const MutexLock lock(mutex_);
+    Piece* const piece = lists_[list];
+    if (piece == nullptr) return ::operator new(piece_bytes(list));
+    lists_[list] = piece->next;
+    ASAN_UNPOISON_MEMORY_REGION(piece, piece_bytes(list));
+    return piece;
   }
   void do_deallocate(void* data, size_t bytes, size_t alignment) override {
     if (goes_by(bytes, alignment)) return ::operator delete(data, std::align_val_t(alignment));
