@@ -503,7 +503,7 @@ void BM_CudaLevels(benchmark::State& state) {
   std::vector<uint32_t> numbers(used.size());
   std::iota(numbers.begin(), numbers.end(), 0U);
   static_cast<void>(::cudaMemcpy(ids.data(), numbers.data(), ids.size_bytes(), cudaMemcpyDefault));
-  const BlockList list = make_block_list(used);
+  const BlockPairList list = make_block_pairs(used);
   const PieceList shared = pieces;
   const StreamRef stream = rig.device->create_stream("s").value();
   std::map<std::string, std::vector<double>> calls;
@@ -533,8 +533,7 @@ void BM_CudaLevels(benchmark::State& state) {
          plain.finish();
        },
        [&] {
-         StridedCopyBatch batch{.from = list,
-                                .to = list,
+         StridedCopyBatch batch{.pairs = list,
                                 .pieces = shared,
                                 .method = by_kernel ? CopyMethod::kKernel : CopyMethod::kEngine};
          const Result<Event> event = timed("device_call_us", [&] {
@@ -682,10 +681,9 @@ void BM_CudaRingCtas(benchmark::State& state) {
   if (plain.host == nullptr) return state.SkipWithError("no memory");
   const PhysicalLayout& src = way == kDown ? *ends.host : *ends.gpu;
   const PhysicalLayout& dst = way == kDown ? *ends.gpu : *ends.host;
-  const BlockList ids = make_block_list(used);
+  const BlockPairList ids = make_block_pairs(used);
   const StridedCopyBatch batch{
-      .from = ids,
-      .to = ids,
+      .pairs = ids,
       .pieces =
           TransferPlan::create(src, dst, kConfig.all_layers()).value().with_addresses(src, dst),
       .method = CopyMethod::kRing,
@@ -778,7 +776,7 @@ void BM_CudaCompletion(benchmark::State& state) {
   const StreamRef stream = rig.device->create_stream("s").value();
   cudaStream_t native = nullptr;
   static_cast<void>(::cudaStreamCreateWithFlags(&native, cudaStreamNonBlocking));
-  const BlockList one = make_block_list({BlockId(0)});
+  const BlockPairList one = make_block_pairs({BlockId(0)});
   std::vector<double> plains;
   std::vector<double> ours;
   std::vector<double> callbacks;
@@ -789,9 +787,8 @@ void BM_CudaCompletion(benchmark::State& state) {
     plains.push_back(microseconds_since(start));
     start = WallClock::now();
     const Status copied = rig.device->copy(
-        stream, {.from = one,
-                 .to = one,
-                 .pieces = {{.src = host.data(), .dst = gpu.data(), .bytes = bytes}}});
+        stream,
+        {.pairs = one, .pieces = {{.src = host.data(), .dst = gpu.data(), .bytes = bytes}}});
     std::atomic<double> told = 0;
     const Event event = rig.device->record(stream);
     event.on_done([&told, start](const Status&) noexcept { told = microseconds_since(start); });

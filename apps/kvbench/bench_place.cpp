@@ -168,9 +168,8 @@ Status BenchPlaces::copy_all(const BenchPlace& src, const BenchPlace& dst) {
                       .dst = dst.memory[i].region.base(),
                       .bytes = src.memory[i].region.size_bytes()});
   }
-  Status copied = device.copy(stream, {.from = make_block_list({BlockId(0)}),
-                                       .to = make_block_list({BlockId(0)}),
-                                       .pieces = std::move(pieces)});
+  Status copied =
+      device.copy(stream, {.pairs = make_block_pairs({BlockId(0)}), .pieces = std::move(pieces)});
   if (copied) copied = device.synchronize(stream);
   static_cast<void>(device.destroy_stream(stream));
   return copied;

@@ -237,12 +237,11 @@ Status CopyBench::measure_plain(const std::vector<BenchCell>& cells) {
 
 Result<double> CopyBench::plain_rate(const MemoryRegion& src, const MemoryRegion& dst,
                                      uint64_t bytes) {
-  const BlockList one = make_block_list({BlockId(0)});
+  const BlockPairList one = make_block_pairs({BlockId(0)});
   const SubmitCopy submit = [&] {
     return device_.device->copy(
-        raw_->stream(), {.from = one,
-                         .to = one,
-                         .pieces = {{.src = src.base(), .dst = dst.base(), .bytes = bytes}}});
+        raw_->stream(),
+        {.pairs = one, .pieces = {{.src = src.base(), .dst = dst.base(), .bytes = bytes}}});
   };
   std::vector<double> ms;
   for (uint32_t i = 0; i < 2 + std::min(options_.iters, kPlainCopies); ++i) {
@@ -358,19 +357,15 @@ Result<TimeCopy> CopyBench::make_auto(const BenchPlaces& places, std::string& ch
                        .dst = {.storage = dst.storage_kind()},
                        .match = reshaped ? BlockMatch::kReshaped : BlockMatch::kSameBytes,
                        .device = capabilities}));
-  const auto ids = [](std::span<const BlockId> list) {
-    return make_block_list(std::vector<BlockId>(list.begin(), list.end()));
-  };
-  StridedCopyBatch batch{.from = ids(places.source_ids()),
-                         .to = ids(places.destination_ids()),
-                         .pieces = plan.with_addresses(src, dst)};
-  const MethodChoice choice =
-      choose_method({.pieces = batch.pieces,
-                     .num_blocks = batch.from->size(),
-                     .num_groups = count_equal_steps(*batch.from, *batch.to),
-                     .route = strategy.first.route(),
-                     .capabilities = capabilities,
-                     .calibration = calibration_});
+  StridedCopyBatch batch{
+      .pairs = std::make_shared<const BlockPairs>(places.source_ids(), places.destination_ids()),
+      .pieces = plan.with_addresses(src, dst)};
+  const MethodChoice choice = choose_method({.pieces = batch.pieces,
+                                             .num_blocks = batch.pairs->size(),
+                                             .num_groups = batch.pairs->count_groups(),
+                                             .route = strategy.first.route(),
+                                             .capabilities = capabilities,
+                                             .calibration = calibration_});
   batch.method = choice.method;
   batch.max_ctas = choice.max_ctas;
   batch.max_bytes_per_second = choice.max_bytes_per_second;

@@ -89,12 +89,12 @@ class HostCopies final : public RawCopies {
     return pieces;
   }
   [[nodiscard]] StridedCopyBatch batch_of(std::vector<StridedPiece> pieces) const {
-    return {.from = one_, .to = one_, .pieces = std::move(pieces)};
+    return {.pairs = one_, .pieces = std::move(pieces)};
   }
 
   Device& device_;
   const StreamRef stream_;
-  const BlockList one_ = make_block_list({BlockId(0)});
+  const BlockPairList one_ = make_block_pairs({BlockId(0)});
 };
 
 }  // namespace

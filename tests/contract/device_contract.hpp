@@ -113,8 +113,7 @@ class DeviceContract : public ::testing::Test {
   /// One block of `bytes` bytes.
   [[nodiscard]] static StridedCopyBatch plain_copy(const std::byte* from, std::byte* to,
                                                    uint64_t bytes) {
-    return {.from = make_block_list({BlockId(0)}),
-            .to = make_block_list({BlockId(0)}),
+    return {.pairs = make_block_pairs({BlockId(0)}),
             .pieces = {{.src = from, .dst = to, .bytes = bytes}}};
   }
 
@@ -438,8 +437,7 @@ TYPED_TEST_P(DeviceContract, StridedCopiesMatchAnElementWiseOracle) {
     const DeviceMemory src = this->filled(src_image);
     const DeviceMemory dst = this->filled(expected);
     uint64_t planned = 0;
-    StridedCopyBatch batch{.from = make_block_list(from),
-                           .to = make_block_list(to),
+    StridedCopyBatch batch{.pairs = make_block_pairs(from, to),
                            .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
     std::vector<StridedPiece> strided;
     for (const Piece& piece : pieces) {
@@ -590,8 +588,7 @@ TYPED_TEST_P(DeviceContract, CopiesThroughTheRingMatchAnElementWiseOracle) {
         }
       }
       random.shuffle(std::span(pieces));
-      StridedCopyBatch batch{.from = make_block_list(from),
-                             .to = make_block_list(to),
+      StridedCopyBatch batch{.pairs = make_block_pairs(from, to),
                              .pieces = std::move(pieces),
                              .method = CopyMethod::kRing,
                              .max_ctas = static_cast<uint32_t>(random.uniform(5)),
@@ -652,10 +649,10 @@ TYPED_TEST_P(DeviceContract, ABatchKeepsItsBlockListsUntilItIsDone) {
   ASSERT_TRUE(this->device().wait(stream, gate.event()));
   StridedCopyBatch batch = this->plain_copy(src.data(), dst.data(), 256);
   batch.bytes_moved = std::make_shared<std::atomic<uint64_t>>(0);
-  const std::weak_ptr<const std::vector<BlockId>> from = batch.from;
+  const std::weak_ptr<const BlockPairs> pairs = batch.pairs;
   const std::weak_ptr<std::atomic<uint64_t>> moved = batch.bytes_moved;
   ASSERT_TRUE(this->device().copy(stream, std::move(batch)));
-  EXPECT_FALSE(from.expired());
+  EXPECT_FALSE(pairs.expired());
   EXPECT_FALSE(moved.expired());
   gate.signal();
   ASSERT_TRUE(this->device().synchronize(stream, this->soon()));
@@ -721,7 +718,7 @@ TYPED_TEST_P(DeviceContract, CopiesAndRecordsInOneCall) {
                   .wait(this->soon()));
 
   StridedCopyBatch bad = this->plain_copy(src.data(), second.data(), 4096);
-  bad.to = nullptr;
+  bad.pairs = nullptr;
   EXPECT_EQ(code_of(this->device().copy_and_record(stream, std::move(bad))),
             ErrorCode::kInvalidArgument);
   EXPECT_EQ(code_of(this->device().copy_and_record(
@@ -734,19 +731,17 @@ TYPED_TEST_P(DeviceContract, RefusesBatchesThatMakeNoSense) {
   const DeviceMemory memory = this->device().allocate(4096, 1).value();
   const StreamRef stream = this->stream();
   const StridedCopyBatch good = this->plain_copy(memory.data(), memory.data() + 2048, 64);
-  std::vector<StridedCopyBatch> bad(6, good);
-  bad[0].from = nullptr;
-  bad[1].to = nullptr;
-  bad[2].to = make_block_list({BlockId(0), BlockId(1)});
+  std::vector<StridedCopyBatch> bad(4, good);
+  bad[0].pairs = nullptr;
   const auto changed = [&](auto&& change) {
     StridedPiece piece = good.pieces[0];
     change(piece);
     return PieceList{piece};
   };
-  bad[3].pieces = changed([](StridedPiece& piece) { piece.src = nullptr; });
-  bad[4].pieces = changed([](StridedPiece& piece) { piece.dst = nullptr; });
-  bad[5].from = make_block_list({BlockId(2)});
-  bad[5].pieces = changed([](StridedPiece& piece) {
+  bad[1].pieces = changed([](StridedPiece& piece) { piece.src = nullptr; });
+  bad[2].pieces = changed([](StridedPiece& piece) { piece.dst = nullptr; });
+  bad[3].pairs = make_block_pairs({BlockId(2)}, {BlockId(0)});
+  bad[3].pieces = changed([](StridedPiece& piece) {
     piece.src_block_stride = std::numeric_limits<uint64_t>::max() / 2;
   });
   for (size_t i = 0; i < bad.size(); ++i) {
@@ -759,7 +754,7 @@ TYPED_TEST_P(DeviceContract, TakesEmptyBatches) {
   const DeviceMemory memory = this->device().allocate(64, 1).value();
   const StreamRef stream = this->stream();
   StridedCopyBatch no_blocks = this->plain_copy(memory.data(), memory.data(), 8);
-  no_blocks.from = no_blocks.to = make_block_list({});
+  no_blocks.pairs = make_block_pairs({});
   EXPECT_TRUE(this->device().copy(stream, no_blocks));
   StridedCopyBatch no_pieces = this->plain_copy(memory.data(), memory.data(), 8);
   no_pieces.pieces = {};

@@ -101,8 +101,7 @@ TEST(FaultyDevice, FailsTheEventAfterACopyItWasToldToFail) {
   for (int i = 0; i < 100; ++i) {
     const auto moved = std::make_shared<std::atomic<uint64_t>>(0);
     ASSERT_TRUE(device.copy(
-        stream, {.from = make_block_list({BlockId(0)}),
-                 .to = make_block_list({BlockId(0)}),
+        stream, {.pairs = make_block_pairs({BlockId(0)}),
                  .pieces = {{.src = memory.data(), .dst = memory.data() + 4096, .bytes = 4096}},
                  .bytes_moved = moved}));
     const Status outcome = device.synchronize(stream);

@@ -43,8 +43,9 @@ struct QueuedWait {
 using Operation =
     std::variant<QueuedCopy, QueuedPattern, QueuedChecksum, QueuedLaunch, QueuedRecord, QueuedWait>;
 
-void copy_piece(const StridedPiece& piece, const std::vector<BlockId>& from,
-                const std::vector<BlockId>& to) {
+void copy_piece(const StridedPiece& piece, const BlockPairs& pairs) {
+  const std::vector<BlockId>& from = pairs.from();
+  const std::vector<BlockId>& to = pairs.to();
   const bool blocks_touch =
       std::ranges::all_of(piece.axes, [](const StridedAxis& axis) { return axis.count == 1; }) &&
       piece.src_block_stride == piece.bytes && piece.dst_block_stride == piece.bytes;
@@ -67,9 +68,9 @@ void copy_batch(const StridedCopyBatch& batch) {
     uint64_t bytes = piece.bytes;
     for (const StridedAxis& axis : piece.axes) bytes *= axis.count;
     if (bytes == 0) continue;
-    copy_piece(fold(piece), *batch.from, *batch.to);
+    copy_piece(fold(piece), *batch.pairs);
     if (batch.bytes_moved != nullptr) {
-      batch.bytes_moved->fetch_add(bytes * batch.from->size(), std::memory_order_relaxed);
+      batch.bytes_moved->fetch_add(bytes * batch.pairs->size(), std::memory_order_relaxed);
     }
   }
 }

@@ -83,8 +83,7 @@ TEST(HostDevice, LeavesOutCopiesAfterAFailureUpToTheNextRecord) {
   std::vector<std::byte> dst(128);
   const auto moved = std::make_shared<std::atomic<uint64_t>>(0);
   const auto copy_to = [&](size_t offset) {
-    return device->copy(stream, {.from = make_block_list({BlockId(0)}),
-                                 .to = make_block_list({BlockId(0)}),
+    return device->copy(stream, {.pairs = make_block_pairs({BlockId(0)}),
                                  .pieces = {{.src = src.data(), .dst = &dst[offset], .bytes = 64}},
                                  .bytes_moved = moved});
   };
@@ -312,16 +311,16 @@ TEST(HostDevice, JoinsBlocksThatTouchWithoutChangingTheResult) {
   std::vector<std::byte> dst(64);
   // Blocks of two runs of four bytes, dense on both sides; ids run on, jump, and run on at one side
   // only.
-  ASSERT_TRUE(device->copy(stream, {.from = make_block_list({BlockId(0), BlockId(1), BlockId(4),
-                                                             BlockId(5), BlockId(6), BlockId(2)}),
-                                    .to = make_block_list({BlockId(2), BlockId(3), BlockId(0),
-                                                           BlockId(1), BlockId(7), BlockId(6)}),
-                                    .pieces = {{.src = src.data(),
-                                                .dst = dst.data(),
-                                                .src_block_stride = 8,
-                                                .dst_block_stride = 8,
-                                                .bytes = 4,
-                                                .axes = {{{2, 4, 4}}}}}}));
+  ASSERT_TRUE(device->copy(
+      stream, {.pairs = make_block_pairs(
+                   {BlockId(0), BlockId(1), BlockId(4), BlockId(5), BlockId(6), BlockId(2)},
+                   {BlockId(2), BlockId(3), BlockId(0), BlockId(1), BlockId(7), BlockId(6)}),
+               .pieces = {{.src = src.data(),
+                           .dst = dst.data(),
+                           .src_block_stride = 8,
+                           .dst_block_stride = 8,
+                           .bytes = 4,
+                           .axes = {{{2, 4, 4}}}}}}));
   ASSERT_TRUE(device->synchronize(stream));
   std::vector<std::byte> expected(64);
   const std::array<std::array<size_t, 2>, 6> pairs{
@@ -343,8 +342,7 @@ TEST(HostDevice, WhatIsCopiedAndCannotBeRecordedIsNoRefusedCopy) {
   const std::byte src{7};
   std::byte dst{0};
   const auto event =
-      forgetful.copy_and_record(stream, {.from = make_block_list({BlockId(0)}),
-                                         .to = make_block_list({BlockId(0)}),
+      forgetful.copy_and_record(stream, {.pairs = make_block_pairs({BlockId(0)}),
                                          .pieces = {{.src = &src, .dst = &dst, .bytes = 1}}});
   ASSERT_TRUE(event) << "the copy is on its way";
   ASSERT_TRUE(event->done());

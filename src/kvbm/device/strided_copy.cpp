@@ -14,9 +14,6 @@ namespace kvbm {
 
 namespace {
 
-/// Ids that are looked at side by side.
-constexpr size_t kLanes = 8;
-
 /// Steps of a piece in each block; none if they cannot be counted.
 std::optional<uint64_t> steps_of(const StridedPiece& piece) {
   uint64_t steps = 1;
@@ -123,10 +120,6 @@ const PreparedPieces& PieceList::keep(
   return *kept;
 }
 
-BlockList make_block_list(std::vector<BlockId> ids) {
-  return std::make_shared<const std::vector<BlockId>>(std::move(ids));
-}
-
 std::string_view to_string(CopyMethod method) noexcept {
   switch (method) {
     case CopyMethod::kEngine:
@@ -167,73 +160,9 @@ StridedPiece fold(const StridedPiece& piece) noexcept {
   return folded;
 }
 
-uint32_t highest_id(std::span<const BlockId> ids) noexcept {
-  std::array<uint32_t, kLanes> most{};
-  size_t i = 0;
-  for (; i + kLanes <= ids.size(); i += kLanes) {
-    for (size_t k = 0; k < kLanes; ++k) most[k] = std::max(most[k], ids[i + k].value());
-  }
-  for (; i < ids.size(); ++i) most[0] = std::max(most[0], ids[i].value());
-  return *std::max_element(most.begin(), most.end());
-}
-
-size_t count_rows(std::span<const BlockId> from, std::span<const BlockId> to,
-                  size_t first) noexcept {
-  const auto step = [](std::span<const BlockId> ids, size_t i) {
-    return int64_t{ids[i + 1].value()} - int64_t{ids[i].value()};
-  };
-  if (first + 1 == from.size()) return 1;
-  const int64_t from_step = step(from, first);
-  const int64_t to_step = step(to, first);
-  if (from_step <= 0 || to_step <= 0) return 1;
-  size_t last = first + 1;
-  const auto from_bits = static_cast<uint32_t>(from_step);
-  const auto to_bits = static_cast<uint32_t>(to_step);
-  constexpr size_t kPairs = 8 * kLanes;  // so that adding up the lanes is little of the work
-  while (last + kPairs < from.size()) {
-    std::array<uint32_t, kLanes> differ{};
-    for (size_t i = last; i < last + kPairs; i += kLanes) {
-      const std::span next_from = from.subspan(i, kLanes + 1);
-      const std::span next_to = to.subspan(i, kLanes + 1);
-      for (size_t k = 0; k < kLanes; ++k) {
-        differ[k] |= ((next_from[k + 1].value() - next_from[k].value()) ^ from_bits) |
-                     ((next_to[k + 1].value() - next_to[k].value()) ^ to_bits);
-      }
-    }
-    const uint32_t any = std::accumulate(differ.begin(), differ.end(), 0U, std::bit_or());
-    // Steps that are alike but for 2^32 do not add up.
-    const auto adds_up = [&](std::span<const BlockId> ids, int64_t each) {
-      return int64_t{ids[last + kPairs].value()} - int64_t{ids[last].value()} ==
-             int64_t{kPairs} * each;
-    };
-    if (any != 0 || !adds_up(from, from_step) || !adds_up(to, to_step)) break;
-    last += kPairs;
-  }
-  while (last + 1 < from.size() && step(from, last) == from_step && step(to, last) == to_step) {
-    ++last;
-  }
-  const size_t length = last - first + 1;
-  return length == 2 && (from_step != 1 || to_step != 1) ? 1 : length;
-}
-
-PairSummary summary_of(std::span<const BlockId> from, std::span<const BlockId> to) noexcept {
-  if (from.empty()) return {};
-  if (count_rows(from, to, 0) == from.size()) {
-    return {.highest_from = from.back().value(),
-            .highest_to = to.back().value(),
-            .in_equal_steps = true};
-  }
-  return {.highest_from = highest_id(from), .highest_to = highest_id(to)};
-}
-
 Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
-  if (batch.from == nullptr || batch.to == nullptr) {
+  if (batch.pairs == nullptr) {
     return make_error(ErrorCode::kInvalidArgument, "a copy batch has no list of block ids");
-  }
-  if (batch.from->size() != batch.to->size()) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      format_text("a copy batch goes from {} blocks to {}", batch.from->size(),
-                                  batch.to->size()));
   }
   if (batch.method == CopyMethod::kEngine && batch.max_ctas != 0) {
     return make_error(
@@ -250,13 +179,13 @@ Result<uint64_t> planned_bytes(const StridedCopyBatch& batch) {
                     batch.method == CopyMethod::kEngine ? "copy engine" : "ring",
                     batch.max_bytes_per_second));
   }
-  if (batch.from->empty()) return 0;
+  const BlockPairs& pairs = *batch.pairs;
+  if (pairs.empty()) return 0;
 
-  const PairSummary pairs = summary_of(*batch.from, *batch.to);
   uint64_t total = 0;
   for (const PieceRun& run : batch.pieces.runs()) {
-    const PieceForm form =
-        form_of(batch.pieces[run.begin], pairs.highest_from, pairs.highest_to, batch.from->size());
+    const PieceForm form = form_of(batch.pieces[run.begin], pairs.from_range().highest,
+                                   pairs.to_range().highest, pairs.size());
     if (form.is_empty) continue;
     const auto invalid = [&run](const char* what) {
       return make_error(ErrorCode::kInvalidArgument,

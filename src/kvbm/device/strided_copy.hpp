@@ -15,6 +15,7 @@
 
 #include "kvbm/base/ids.hpp"
 #include "kvbm/base/result.hpp"
+#include "kvbm/device/block_pairs.hpp"
 
 namespace kvbm {
 
@@ -135,41 +136,12 @@ enum class CopyMethod : uint8_t {
 /// "engine", "kernel", "ring".
 [[nodiscard]] std::string_view to_string(CopyMethod method) noexcept;
 
-/// A list of block ids that plans and batches share.
-using BlockList = std::shared_ptr<const std::vector<BlockId>>;
-
-[[nodiscard]] BlockList make_block_list(std::vector<BlockId> ids);
-
-/// 0 of none.
-[[nodiscard]] uint32_t highest_id(std::span<const BlockId> ids) noexcept;
-
-/// Fewer rows of a rectangle are cheaper to a copy engine as plain runs.
-inline constexpr uint64_t kLeastRows = 8;
-
-/// How many pairs (from[i], to[i]) from `first` on go up in equal steps: what can be the rows of a
-/// rectangle. Two in steps of more than one block are none: the second may begin a longer one.
-/// Requires: lists of one length, above `first`.
-[[nodiscard]] size_t count_rows(std::span<const BlockId> from, std::span<const BlockId> to,
-                                size_t first) noexcept;
-
-/// What is asked of all pairs (from[i], to[i]) before they are copied.
-struct PairSummary {
-  uint32_t highest_from = 0;  ///< 0 of none
-  uint32_t highest_to = 0;
-  bool in_equal_steps = false;  ///< all, upwards: each id is there once
-};
-
-/// Requires: lists of one length.
-[[nodiscard]] PairSummary summary_of(std::span<const BlockId> from,
-                                     std::span<const BlockId> to) noexcept;
-
-/// Every piece for every pair (from[i], to[i]).
-/// Ownership: keeps its lists until the copies have ended; the memory is the caller's, and stays
+/// Every piece for every pair.
+/// Ownership: keeps its pairs until the copies have ended; the memory is the caller's, and stays
 /// until an event recorded after the batch is done. Requires: what is written overlaps neither
 /// itself nor what is read. The order of the copies inside a batch is not defined.
 struct StridedCopyBatch {
-  BlockList from = nullptr;
-  BlockList to = nullptr;
+  BlockPairList pairs = nullptr;
   PieceList pieces = {};
 
   CopyMethod method = CopyMethod::kEngine;
@@ -190,9 +162,9 @@ struct StridedCopyBatch {
 };
 
 /// The bytes that a batch asks for, after a look at its shape.
-/// Errors: kInvalidArgument (a list missing or of another length than its twin, a null base of a
-/// piece that is not empty, a sum or an offset of 2^64 bytes and more, max_ctas or
-/// max_bytes_per_second for a method that does not look at it).
+/// Errors: kInvalidArgument (no pairs given, a null base of a piece that is not empty, a sum or an
+/// offset of 2^64 bytes and more, max_ctas or max_bytes_per_second for a method that does not look
+/// at it).
 [[nodiscard]] Result<uint64_t> planned_bytes(const StridedCopyBatch& batch);
 
 }  // namespace kvbm

@@ -19,8 +19,7 @@ StridedCopyBatch batch_of(StridedPiece piece) {
   static std::byte memory[1];
   piece.src = memory;
   piece.dst = memory;
-  return {.from = make_block_list({BlockId(3), BlockId(1)}),
-          .to = make_block_list({BlockId(0), BlockId(7)}),
+  return {.pairs = make_block_pairs({BlockId(3), BlockId(1)}, {BlockId(0), BlockId(7)}),
           .pieces = {piece}};
 }
 
@@ -36,7 +35,7 @@ TEST(PlannedBytes, IsZeroForNoBlocksNoPiecesAndNoRepeats) {
   EXPECT_EQ(planned_bytes(batch), 0u);
   batch.pieces = {};
   EXPECT_EQ(planned_bytes(batch), 0u);
-  batch.from = batch.to = make_block_list({});
+  batch.pairs = make_block_pairs({});
   EXPECT_EQ(planned_bytes(batch), 0u);
 }
 
@@ -168,64 +167,6 @@ TEST(Fold, KeepsAxesThatTouchOnOneSideAlone) {
   const StridedPiece piece = fold({.bytes = 8, .axes = axes});
   EXPECT_EQ(piece.bytes, 8u);
   EXPECT_EQ(piece.axes, (StridedAxes{{{}, {}, axes[0], axes[1]}}));
-}
-
-std::vector<BlockId> ids_in_steps(uint32_t first, uint32_t step, size_t count) {
-  std::vector<BlockId> ids;
-  for (size_t i = 0; i < count; ++i) ids.emplace_back(first + static_cast<uint32_t>(i) * step);
-  return ids;
-}
-
-TEST(HighestId, IsFoundWhereverItStands) {
-  EXPECT_EQ(highest_id({}), 0U);
-  for (size_t at = 0; at < 21; ++at) {
-    std::vector<BlockId> ids = ids_in_steps(5, 1, 21);
-    ids[at] = BlockId(1000);
-    EXPECT_EQ(highest_id(ids), 1000U) << at;
-  }
-}
-
-TEST(CountRows, EndsWhereAStepDiffersOnEitherSide) {
-  for (size_t length = 3; length < 200; ++length) {
-    std::vector<BlockId> from = ids_in_steps(3, 2, 230);
-    const std::vector<BlockId> to = ids_in_steps(7, 5, 230);
-    EXPECT_EQ(count_rows(from, to, 0), 230U);
-    from[length] = BlockId(from[length].value() + 1);
-    EXPECT_EQ(count_rows(from, to, 0), length);
-    EXPECT_EQ(count_rows(to, from, 0), length);
-  }
-}
-
-TEST(CountRows, StepsThatDifferByAllIdsAreNotEqual) {
-  // 0, 3 * 2^30, 2^31, 2^30, 0 …: modulo 2^32 in equal steps.
-  const std::vector<BlockId> wraps = ids_in_steps(0, 0xc000'0000, 400);
-  const std::vector<BlockId> rises = ids_in_steps(0, 1, 400);
-  EXPECT_EQ(count_rows(wraps, rises, 0), 1U);
-  // Ten of these are below 2^32.
-  const std::vector<BlockId> later = ids_in_steps(0, 0x1c00'0000, 400);
-  EXPECT_EQ(count_rows(rises, later, 0), 10U);
-  const std::vector<BlockId> much_later = ids_in_steps(0, 0x0100'0000, 400);
-  EXPECT_EQ(count_rows(rises, much_later, 0), 256U);
-}
-
-TEST(SummaryOf, FindsTheHighestOfBothInAnyOrder) {
-  EXPECT_EQ(summary_of({}, {}).highest_from, 0U);
-  for (const size_t count : {1U, 2U, 3U, 64U, 200U}) {
-    const std::vector<BlockId> from = ids_in_steps(4, 1, count);
-    const std::vector<BlockId> to = ids_in_steps(9, 3, count);
-    const auto highest_from = static_cast<uint32_t>(3 + count);
-    const auto highest_to = static_cast<uint32_t>(9 + 3 * (count - 1));
-    const PairSummary rising = summary_of(from, to);
-    EXPECT_EQ(rising.highest_from, highest_from);
-    EXPECT_EQ(rising.highest_to, highest_to);
-    EXPECT_EQ(rising.in_equal_steps, count != 2) << "two in steps of three are no row";
-    std::vector<BlockId> swapped = to;
-    std::swap(swapped.front(), swapped.back());
-    const PairSummary other = summary_of(from, swapped);
-    EXPECT_EQ(other.highest_from, highest_from);
-    EXPECT_EQ(other.highest_to, highest_to);
-    EXPECT_EQ(other.in_equal_steps, count == 1);
-  }
 }
 
 }  // namespace

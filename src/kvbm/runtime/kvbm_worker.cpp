@@ -84,8 +84,7 @@ Status check_reach(const OpenedDevice& opened, const PhysicalLayout& tensors) {
     }
   }
   KVBM_ASSIGN_OR_RETURN(const StreamRef stream, device.create_stream("check"));
-  Status reached = device.copy(stream, {.from = make_block_list({BlockId(0)}),
-                                        .to = make_block_list({BlockId(0)}),
+  Status reached = device.copy(stream, {.pairs = make_block_pairs({BlockId(0)}),
                                         .pieces = std::move(ends),
                                         .method = CopyMethod::kKernel});
   if (reached) reached = device.synchronize(stream);

@@ -186,8 +186,7 @@ class Measurement {
       pieces.back().axes.back() = {
           .count = shape.num_rows, .src_stride = src_side.row, .dst_stride = dst_side.row};
     }
-    return {.from = make_block_list(std::move(from)),
-            .to = make_block_list(std::move(to)),
+    return {.pairs = make_block_pairs(from, to),
             .pieces = std::move(pieces),
             .method = method_of(form)};
   }

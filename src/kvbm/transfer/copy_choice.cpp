@@ -215,10 +215,4 @@ std::string describe(const MethodChoice& choice) {
                          : "");
 }
 
-size_t count_equal_steps(std::span<const BlockId> from, std::span<const BlockId> to) noexcept {
-  size_t groups = 0;
-  for (size_t i = 0; i < from.size(); i += count_rows(from, to, i)) ++groups;
-  return groups;
-}
-
 }  // namespace kvbm

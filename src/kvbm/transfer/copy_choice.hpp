@@ -19,7 +19,7 @@ namespace kvbm {
 struct MethodQuestion {
   std::span<const StridedPiece> pieces;
   size_t num_blocks = 0;
-  /// Groups of blocks in equal steps, as count_equal_steps() has them; 0: as many as blocks.
+  /// Groups of blocks in equal steps, as BlockPairs counts them; 0: as many as blocks.
   size_t num_groups = 0;
   TransferRoute route = TransferRoute::kHostToHost;
   const DeviceCapabilities& capabilities;
@@ -61,10 +61,5 @@ inline constexpr double kPaceToHost = 0.99;
 /// The choice in words: "kernel, at most 2 CTAs and 49.9 GB/s: 95 us, the engine would take 130
 /// us".
 [[nodiscard]] std::string describe(const MethodChoice& choice);
-
-/// The groups that a list falls into when each is as long as source and destination go up in equal
-/// steps; an id may be a group of its own. Requires: lists of one length.
-[[nodiscard]] size_t count_equal_steps(std::span<const BlockId> from,
-                                       std::span<const BlockId> to) noexcept;
 
 }  // namespace kvbm

@@ -327,7 +327,7 @@ TEST(CopyChoice, ARingThatGainsLittleIsLeftOut) {
 }
 
 size_t groups(const std::vector<uint32_t>& from, const std::vector<uint32_t>& to) {
-  return count_equal_steps(block_ids(from), block_ids(to));
+  return make_block_pairs(block_ids(from), block_ids(to))->count_groups();
 }
 
 TEST(CopyChoice, GroupsGoUpInEqualSteps) {

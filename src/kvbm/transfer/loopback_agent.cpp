@@ -33,17 +33,6 @@ struct Extent {
   uint64_t end = 0;
 };
 
-struct BlockIdRange {
-  uint64_t lowest = 0;
-  uint64_t highest = 0;
-};
-
-/// Requires: a list that is not empty.
-BlockIdRange range_of(const std::vector<BlockId>& ids) {
-  const auto [lowest, highest] = std::ranges::minmax_element(ids);
-  return {lowest->value(), highest->value()};
-}
-
 /// What a piece touches of one side. Requires: planned_bytes() takes the piece.
 Extent extent_of(uint64_t base, const BlockIdRange& ids, uint64_t block_stride,
                  const StridedPiece& piece, uint64_t StridedAxis::*stride) {
@@ -365,7 +354,7 @@ class LoopbackAgent::Core {
     const auto operation =
         std::make_shared<Operation>(executor_, std::move(request), std::move(peer));
     KVBM_TRY(prepare(*operation));
-    if (operation->batch.from->empty() && !operation->request.notification) {
+    if (operation->batch.pairs->empty() && !operation->request.notification) {
       return Completion::ready();
     }
     if (num_pending_.fetch_add(1) >= max_pending_) {
@@ -397,8 +386,15 @@ class LoopbackAgent::Core {
     const RemoteRequest& request = operation.request;
     const bool reads = request.op == RemoteOp::kRead;
     StridedCopyBatch& batch = operation.batch;
-    batch.from = reads ? request.remote : request.local;
-    batch.to = reads ? request.local : request.remote;
+    if (request.local == nullptr || request.remote == nullptr) {
+      return invalid("a remote request has no list of block ids");
+    }
+    if (request.local->size() != request.remote->size()) {
+      return invalid(format_text("a remote request has {} blocks here and {} there",
+                                 request.local->size(), request.remote->size()));
+    }
+    batch.pairs = reads ? make_block_pairs(*request.remote, *request.local)
+                        : make_block_pairs(*request.local, *request.remote);
     std::vector<StridedPiece> pieces;
     for (const RemotePiece& piece : request.pieces) {
       if (const StridedPiece made = addressed(piece, request.op); has_bytes(made)) {
@@ -410,10 +406,10 @@ class LoopbackAgent::Core {
     if (!operation.peer->is_open()) {
       return unavailable(format_text("the agent {} is gone", request.peer));
     }
-    if (batch.from->empty()) return {};
-    operation.block_bytes = bytes / batch.from->size();
-    const BlockIdRange from = range_of(*batch.from);
-    const BlockIdRange to = range_of(*batch.to);
+    if (batch.pairs->empty()) return {};
+    operation.block_bytes = bytes / batch.pairs->size();
+    const BlockIdRange& from = batch.pairs->from_range();
+    const BlockIdRange& to = batch.pairs->to_range();
     for (StridedPiece& piece : pieces) {
       const Extent src = extent_of(reinterpret_cast<uintptr_t>(piece.src), from,
                                    piece.src_block_stride, piece, &StridedAxis::src_stride);
@@ -471,7 +467,7 @@ class LoopbackAgent::Core {
   void turn(const std::shared_ptr<Operation>& operation) noexcept {
     const Status status = internal::guarded([&]() -> Status {
       KVBM_TRY(copy_some(*operation));
-      if (operation->next < operation->batch.from->size()) return post_next(operation);
+      if (operation->next < operation->batch.pairs->size()) return post_next(operation);
       const RemoteRequest& request = operation->request;
       if (request.notification) {
         KVBM_TRY(operation->peer->notify({.peer = name(), .value = *request.notification}));
@@ -500,11 +496,11 @@ class LoopbackAgent::Core {
     const StridedCopyBatch& batch = operation.batch;
     const size_t per_turn =
         std::max<uint64_t>(bytes_per_turn_ / std::max<uint64_t>(operation.block_bytes, 1), 1);
-    const size_t end = operation.next + std::min(per_turn, batch.from->size() - operation.next);
+    const size_t end = operation.next + std::min(per_turn, batch.pairs->size() - operation.next);
     const size_t count = end - operation.next;
     for (; operation.next < end; ++operation.next) {
       for (const StridedPiece& piece : batch.pieces) {
-        copy_on_host(piece, (*batch.from)[operation.next], (*batch.to)[operation.next]);
+        copy_on_host(piece, batch.pairs->from()[operation.next], batch.pairs->to()[operation.next]);
       }
     }
     if (operation.request.bytes_moved) {

@@ -72,6 +72,11 @@ struct RemotePiece {
   friend bool operator==(const RemotePiece&, const RemotePiece&) = default;
 };
 
+/// Block ids of one side.
+using BlockList = std::shared_ptr<const std::vector<BlockId>>;
+
+[[nodiscard]] BlockList make_block_list(std::vector<BlockId> ids);
+
 /// Every piece for every pair (local[i], remote[i]): to here with kRead, to the peer with kWrite.
 /// Requires: what is written overlaps neither itself nor what is read.
 struct RemoteRequest {

@@ -490,7 +490,7 @@ TEST(StagedTransfer, HopsOverlapAndASlotIsNotFilledBeforeItIsEmpty) {
     StagedSetup setup({.seed = 7, .bounce_slots = slots});
     size_t copied_blocks = 0;
     setup.device->on_copy = [&](const StridedCopyBatch& batch) -> Status {
-      copied_blocks += batch.from->size();
+      copied_blocks += batch.pairs->size();
       return {};
     };
     setup.rig.stepped->hold("file");

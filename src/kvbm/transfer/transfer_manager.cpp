@@ -260,9 +260,7 @@ class TransferManager::Core {
     }
     return internal::start_hop(context_, {.hop = hop,
                                           .src = plan.src,
-                                          .from = request.src_ids,
                                           .dst = plan.dst,
-                                          .to = request.dst_ids,
                                           .plan = &plan.plan,
                                           .pieces = plan.pieces,
                                           .blocks = checked.blocks,
@@ -282,9 +280,8 @@ class TransferManager::Core {
       return text;
     }
     if (checked.strategy.is_staged()) return text;
-    const MethodChoice choice =
-        internal::choose_method_of(*context_, checked.plan->pieces, request.src_ids,
-                                   request.dst_ids, checked.strategy.first.route());
+    const MethodChoice choice = internal::choose_method_of(
+        *context_, checked.plan->pieces, checked.blocks->pairs, checked.strategy.first.route());
     return format_text("{}; {}", text, describe(choice));
   }
 
@@ -381,8 +378,12 @@ class TransferManager::Core {
     const TransferOptions& options = request.options;
     KVBM_ASSIGN_OR_RETURN(const internal::PlanCache::Plan plan, find_plan(request));
     auto blocks = context_->blocks().take();
-    KVBM_TRY(internal::check_ids({*plan->src, request.src_ids}, {*plan->dst, request.dst_ids},
-                                 blocks->scratch));
+    if (request.src_ids.size() != request.dst_ids.size()) {
+      return invalid(format_text("{} source blocks and {} destination blocks",
+                                 request.src_ids.size(), request.dst_ids.size()));
+    }
+    blocks->pairs.assign(request.src_ids, request.dst_ids);
+    KVBM_TRY(internal::check_pairs(*plan->src, *plan->dst, blocks->pairs, blocks->scratch));
     TransferStrategy strategy = plan->strategy;
     KVBM_TRY(internal::check_options(options, strategy, request.src_ids.size()));
     std::shared_ptr<const PhysicalLayout> bounce;

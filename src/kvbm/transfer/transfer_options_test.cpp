@@ -391,7 +391,7 @@ TEST(TransferOptions, WhatWaitsForTheManagersThreadsGoesByPriority) {
   const Filled dst(rig, kConfig, KvBlockLayout::kOperationalHND);
   std::vector<uint32_t> order;
   device.on_copy = [&](const StridedCopyBatch& batch) {
-    order.push_back(batch.from->front().value());
+    order.push_back(batch.pairs->from().front().value());
   };
   EventSource go = rig.device->create_event();
   rig.stepped->hold("w7-transfer");

@@ -92,8 +92,7 @@ class CudaDeviceTest : public ::testing::Test {
 
   [[nodiscard]] static StridedCopyBatch plain_copy(const std::byte* from, std::byte* to,
                                                    uint64_t bytes) {
-    return {.from = make_block_list({BlockId(0)}),
-            .to = make_block_list({BlockId(0)}),
+    return {.pairs = make_block_pairs({BlockId(0)}),
             .pieces = {{.src = from, .dst = to, .bytes = bytes}},
             .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
   }
@@ -198,7 +197,7 @@ TEST_F(CudaDeviceTest, PinnedMemoryIsCopiedAcrossItsSlices) {
   set_block_strides(up, 5000, 5000);
   std::vector<BlockId> ids;
   for (uint32_t i = 0; i < kSize / 5000; ++i) ids.emplace_back(i);
-  up.from = up.to = make_block_list(ids);
+  up.pairs = make_block_pairs(ids);
   ASSERT_TRUE(device_->copy(stream, up));
   const Status done = device_->synchronize(stream, soon());
   ASSERT_TRUE(done) << done.error();
@@ -337,11 +336,10 @@ TEST_F(CudaDeviceTest, AKernelKeepsItsPace) {
   const PinnedMemory host = pinned(kSize);
   const DeviceMemory device = memory(kSize);
   const StreamRef stream = device_->create_stream("s").value();
-  const BlockList one = make_block_list({BlockId(0)});
+  const BlockPairList one = make_block_pairs({BlockId(0)});
   const auto start = std::chrono::steady_clock::now();
   ASSERT_TRUE(
-      device_->copy(stream, {.from = one,
-                             .to = one,
+      device_->copy(stream, {.pairs = one,
                              .pieces = {{.src = device.data(), .dst = host.data(), .bytes = kSize}},
                              .method = CopyMethod::kKernel,
                              .max_bytes_per_second = kPace}));
@@ -356,15 +354,14 @@ TEST_F(CudaDeviceTest, KernelsOnTwoStreamsKeepThePaceOfOne) {
   const PinnedMemory host = pinned(2 * kSize);
   const DeviceMemory device = memory(2 * kSize);
   const std::vector<StreamRef> streams = own_streams(2);
-  const BlockList one = make_block_list({BlockId(0)});
+  const BlockPairList one = make_block_pairs({BlockId(0)});
   for (uint64_t at = 0; at < 2 * kSize; at += kSize) {
     ASSERT_EQ(::cudaMemset(device.data() + at, at == 0 ? 1 : 2, kSize), cudaSuccess);
   }
   ASSERT_EQ(::cudaDeviceSynchronize(), cudaSuccess);
   const auto start = std::chrono::steady_clock::now();
   for (uint64_t i = 0; i < 2; ++i) {
-    ASSERT_TRUE(device_->copy(streams[i], {.from = one,
-                                           .to = one,
+    ASSERT_TRUE(device_->copy(streams[i], {.pairs = one,
                                            .pieces = {{.src = device.data() + i * kSize,
                                                        .dst = host.data() + i * kSize,
                                                        .bytes = kSize}},
@@ -400,12 +397,10 @@ TEST_F(CudaDeviceTest, KernelsGatherAndScatterLayersInPinnedMemory) {
     to.emplace_back(kBlocks - 1 - i);
   }
   // Blocks outermost in the host's memory, layers on the GPU.
-  StridedCopyBatch down{.from = make_block_list(from),
-                        .to = make_block_list(to),
+  StridedCopyBatch down{.pairs = make_block_pairs(from, to),
                         .method = CopyMethod::kKernel,
                         .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
-  StridedCopyBatch up{.from = down.to,
-                      .to = down.from,
+  StridedCopyBatch up{.pairs = make_block_pairs(to, from),
                       .method = CopyMethod::kKernel,
                       .max_ctas = 2,
                       .bytes_moved = std::make_shared<std::atomic<uint64_t>>(0)};
@@ -463,8 +458,7 @@ TEST_F(CudaDeviceTest, AKernelIsGivenNoMemoryThatItCannotReach) {
             ErrorCode::kInvalidArgument);
   // A list that leads out of it, whose first id does not.
   StridedCopyBatch beyond = plain_copy(device.data(), host.data(), kKiB);
-  beyond.to = make_block_list({BlockId(0), BlockId(100)});
-  beyond.from = make_block_list({BlockId(0), BlockId(1)});
+  beyond.pairs = make_block_pairs({BlockId(0), BlockId(1)}, {BlockId(0), BlockId(100)});
   set_block_strides(beyond, kKiB, kMiB);
   EXPECT_EQ(refused(beyond), ErrorCode::kInvalidArgument);
   StridedCopyBatch huge = plain_copy(device.data(), device.data() + 1, 1);
@@ -488,8 +482,7 @@ StridedCopyBatch reversed_by_kernel(const std::byte* from, std::byte* to, uint32
     destinations.emplace_back(count - 1 - i);
   }
   return {
-      .from = make_block_list(std::move(sources)),
-      .to = make_block_list(std::move(destinations)),
+      .pairs = make_block_pairs(sources, destinations),
       .pieces =
           {{.src = from, .dst = to, .src_block_stride = 16, .dst_block_stride = 16, .bytes = 16}},
       .method = CopyMethod::kKernel,
@@ -680,8 +673,7 @@ class CudaRingTest : public CudaDeviceTest {
     const StridedAxis axis = {.count = kChunks,
                               .src_stride = to_host ? count * kRun : kRun,
                               .dst_stride = to_host ? kRun : count * kRun};
-    return {.from = make_block_list(ids),
-            .to = make_block_list(ids),
+    return {.pairs = make_block_pairs(ids),
             .pieces = {{.src = to_host ? device : host,
                         .dst = to_host ? host : device,
                         .src_block_stride = to_host ? kRun : kBlock,
@@ -833,8 +825,7 @@ TEST_F(CudaRingTest, BlocksOfASlotAndMoreIdsThanThereIsRoomForGoThrough) {
   const auto there_and_back = [&](uint64_t block_bytes, uint32_t count) {
     std::vector<BlockId> ids;
     for (uint32_t i = 0; i < count; ++i) ids.emplace_back(count - 1 - i);
-    StridedCopyBatch batch{.from = make_block_list(ids),
-                           .to = make_block_list(ids),
+    StridedCopyBatch batch{.pairs = make_block_pairs(ids),
                            .pieces = {{.src = host.data(),
                                        .dst = device.data(),
                                        .src_block_stride = block_bytes,
@@ -905,7 +896,7 @@ TEST_F(CudaRingTest, ADriverThatRefusesInTheMiddleFailsTheCopyAndNotTheRing) {
   StridedCopyBatch bad = ring_copy(holed.data(), device.data(), kCount, false);
   std::vector<BlockId> ids;  // one after another: a group begins in there and ends outside
   for (uint32_t i = 0; i < kCount; ++i) ids.emplace_back(i);
-  bad.from = bad.to = make_block_list(ids);
+  bad.pairs = make_block_pairs(ids);
   const auto moved = bad.bytes_moved;
   Status outcome = copy(stream, std::move(bad));
   if (outcome) outcome = device_->synchronize(stream, soon());
@@ -1024,11 +1015,11 @@ TEST_F(CudaDeviceTest, TheDefaultStreamIsAdoptedToo) {
   ASSERT_EQ(::cudaMemsetAsync(device.data(), 7, device.size_bytes(), nullptr), cudaSuccess);
   StridedCopyBatch copy = plain_copy(device.data(), host.data(), 1000);
   set_block_strides(copy, 1024, 1024);
-  copy.from = copy.to =
-      make_block_list({BlockId(9), BlockId(3), BlockId(7), BlockId(1), BlockId(0)});
+  copy.pairs = make_block_pairs({BlockId(9), BlockId(3), BlockId(7), BlockId(1), BlockId(0)});
   ASSERT_TRUE(device_->copy(stream, copy));
   ASSERT_TRUE(device_->synchronize(stream, soon()));
-  for (const BlockId id : *copy.from) EXPECT_EQ(host.data()[id.value() * 1024 + 999], std::byte{7});
+  for (const BlockId id : copy.pairs->from())
+    EXPECT_EQ(host.data()[id.value() * 1024 + 999], std::byte{7});
 }
 
 TEST_F(CudaDeviceTest, AnEngineStreamWaitsForTheHostWithoutTheHostWaiting) {
@@ -1241,8 +1232,7 @@ int lose_a_gpu() {
     const Status status = event.wait(soon);
     if (!status && status.error().code() != ErrorCode::kDevice) return 4;
   }
-  StridedCopyBatch copy{.from = make_block_list({BlockId(0)}),
-                        .to = make_block_list({BlockId(0)}),
+  StridedCopyBatch copy{.pairs = make_block_pairs({BlockId(0)}),
                         .pieces = {{.src = memory.data(), .dst = memory.data() + 64, .bytes = 64}}};
   Status copied = device->copy(stream, copy);
   if (copied) copied = device->synchronize(stream, soon);

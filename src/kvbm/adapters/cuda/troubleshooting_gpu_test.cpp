@@ -52,8 +52,7 @@ TEST(Troubleshooting, OnAGpu) {
   const DeviceMemory memory = device.allocate(4096, 256).value();
   std::vector<std::byte> pageable(4096);
   const auto copy = [&](CopyMethod method) {
-    StridedCopyBatch batch{.from = make_block_list({BlockId(0)}),
-                           .to = make_block_list({BlockId(0)}),
+    StridedCopyBatch batch{.pairs = make_block_pairs({BlockId(0)}),
                            .pieces = {{.src = pageable.data(), .dst = memory.data(), .bytes = 64}}};
     batch.method = method;
     return batch;

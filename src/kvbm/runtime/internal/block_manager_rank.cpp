@@ -53,9 +53,8 @@ Status BlockManagerRank::copy_layer(LayerCopy way, size_t group, BlockId block, 
                       .bytes = chunk.size_bytes()});
     bytes = bytes.subspan(chunk.size_bytes());
   }
-  return device.device->copy(compute, {.from = make_block_list({BlockId(0)}),
-                                       .to = make_block_list({BlockId(0)}),
-                                       .pieces = std::move(pieces)});
+  return device.device->copy(
+      compute, {.pairs = make_block_pairs({BlockId(0)}), .pieces = std::move(pieces)});
 }
 
 Result<std::vector<BlockManagerRank>> make_ranks(const RankOptions& options) {

@@ -28,26 +28,21 @@ bool any_failed(std::span<const Event> events) {
                              [](const Event& event) { return event.done() && !event.status(); });
 }
 
-std::vector<BlockId> copy_of(std::span<const BlockId> ids) { return {ids.begin(), ids.end()}; }
-
 TransferFrame frame_of(const std::shared_ptr<TransferContext>& context, const HopRequest& request,
                        uint64_t block_bytes) {
   return {.context = context,
           .kind = request.kind,
           .route = request.hop.route(),
-          .num_blocks = request.from.size(),
+          .num_blocks = request.blocks->pairs.size(),
           .block_bytes = block_bytes,
-          .blocks = request.blocks ? request.blocks : context->blocks().take(),
+          .blocks = request.blocks,
           .deadline = request.deadline,
           .priority = request.priority,
           .layouts = {request.src, request.dst}};
 }
 
 StridedCopyBatch batch_of(const TransferFrame& frame, const HopRequest& request) {
-  frame.blocks->from.assign(request.from.begin(), request.from.end());
-  frame.blocks->to.assign(request.to.begin(), request.to.end());
-  return {.from = share(frame.blocks, &TransferBlocks::from),
-          .to = share(frame.blocks, &TransferBlocks::to),
+  return {.pairs = pairs_of(frame.blocks),
           .pieces = request.pieces.empty()
                         ? PieceList(request.plan->with_addresses(*request.src, *request.dst))
                         : request.pieces,
@@ -78,7 +73,7 @@ Result<TransferCompleteNotification> copy_on_device(const std::shared_ptr<Transf
   // copy engine is left as it is.
   if (!request.stream) {
     const MethodChoice choice =
-        choose_method_of(*context, batch.pieces, request.from, request.to, request.hop.route());
+        choose_method_of(*context, batch.pieces, *batch.pairs, request.hop.route());
     batch.method = choice.method;
     batch.max_ctas = choice.max_ctas;
     batch.max_bytes_per_second = choice.max_bytes_per_second;
@@ -106,6 +101,7 @@ Result<TransferCompleteNotification> ask_file(const std::shared_ptr<TransferCont
   const PhysicalLayout& memory = writes ? *request.src : *request.dst;
   const bool hidden =
       memory.storage_kind() == StorageKind::kDevice && !context->capabilities().host_accessible;
+  const BlockPairs& pairs = request.blocks->pairs;
   KVBM_TRY(check_slot_alignment(file));
   KVBM_ASSIGN_OR_RETURN(
       const auto transfer,
@@ -115,8 +111,8 @@ Result<TransferCompleteNotification> ask_file(const std::shared_ptr<TransferCont
                            .place = hidden ? BufferPlace::kDevice : BufferPlace::kHost,
                            .file = file,
                            .runs = addressed_runs(memory),
-                           .slots = copy_of(writes ? request.to : request.from),
-                           .blocks = copy_of(writes ? request.from : request.to),
+                           .slots = writes ? pairs.to() : pairs.from(),
+                           .blocks = writes ? pairs.from() : pairs.to(),
                            .tags = {request.tags.begin(), request.tags.end()}}));
   return launch(*context, transfer, [&](FileTransfer& starting) {
     return starting.start_after(not_done(request.wait_for));
@@ -126,7 +122,7 @@ Result<TransferCompleteNotification> ask_file(const std::shared_ptr<TransferCont
 Result<TransferCompleteNotification> ask_agent(const std::shared_ptr<TransferContext>& context,
                                                const HopRequest& request) {
   RemoteRequest operation =
-      remote_request(*request.plan, *request.src, request.from, *request.dst, request.to);
+      remote_request(*request.plan, *request.src, *request.dst, request.blocks->pairs);
   operation.notification = request.write_notification;
   const auto transfer =
       std::make_shared<RemoteTransfer>(frame_of(context, request, request.plan->bytes_per_block()),
@@ -147,12 +143,11 @@ Result<TransferCompleteNotification> start_hop(const std::shared_ptr<TransferCon
 }
 
 MethodChoice choose_method_of(const TransferContext& context, std::span<const StridedPiece> pieces,
-                              std::span<const BlockId> from, std::span<const BlockId> to,
-                              TransferRoute route) {
+                              const BlockPairs& pairs, TransferRoute route) {
   const DeviceCapabilities& capabilities = context.capabilities();
   return choose_method({.pieces = pieces,
-                        .num_blocks = from.size(),
-                        .num_groups = capabilities.kernel_copies ? count_equal_steps(from, to) : 0,
+                        .num_blocks = pairs.size(),
+                        .num_groups = capabilities.kernel_copies ? pairs.count_groups() : 0,
                         .route = route,
                         .capabilities = capabilities,
                         .calibration = context.config().calibration});

@@ -28,12 +28,10 @@ namespace kvbm::internal {
 struct HopRequest {
   TransferHop hop = {};
   std::shared_ptr<const PhysicalLayout> src = nullptr;
-  std::span<const BlockId> from = {};
   std::shared_ptr<const PhysicalLayout> dst = nullptr;
-  std::span<const BlockId> to = {};
   const TransferPlan* plan = nullptr;  ///< of copies and remote hops: from src to dst
   PieceList pieces = {};               ///< of a copy: the plan with addresses, if they are there
-  std::shared_ptr<TransferBlocks> blocks = nullptr;  ///< room for lists, if it is there
+  std::shared_ptr<TransferBlocks> blocks = nullptr;  ///< with the pairs; never null
   std::span<const SlotTag> tags = {};                ///< with a file: one a block
   std::optional<StreamRef> stream = std::nullopt;
   std::span<const Event> wait_for = {};                       ///< of a whole transfer
@@ -52,8 +50,7 @@ struct HopRequest {
 /// What moves the bytes of a copy on a stream of the manager's own.
 [[nodiscard]] MethodChoice choose_method_of(const TransferContext& context,
                                             std::span<const StridedPiece> pieces,
-                                            std::span<const BlockId> from,
-                                            std::span<const BlockId> to, TransferRoute route);
+                                            const BlockPairs& pairs, TransferRoute route);
 
 /// Opens, admits and starts it; after an error it has been forgotten, unless it is a part.
 template <class T, class Start>

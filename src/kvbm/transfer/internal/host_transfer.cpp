@@ -26,7 +26,7 @@ void HostTransfer::run() noexcept {
   const auto end = static_cast<uint32_t>(std::min<uint64_t>(next_ + turn, num_blocks));
   for (; next_ < end; ++next_) {
     for (const StridedPiece& piece : batch_.pieces) {
-      copy_on_host(piece, (*batch_.from)[next_], (*batch_.to)[next_]);
+      copy_on_host(piece, batch_.pairs->from()[next_], batch_.pairs->to()[next_]);
     }
   }
   if (next_ < num_blocks) return context().schedule(shared_from_this());

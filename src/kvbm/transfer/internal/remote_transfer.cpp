@@ -18,26 +18,21 @@ AgentMemory memory_of(const PhysicalLayout& layout) {
   return {.type = layout.registration().memory_type, .device_id = layout.registration().device_id};
 }
 
-BlockList list_of(std::span<const BlockId> ids) {
-  return make_block_list({ids.begin(), ids.end()});
-}
-
 }  // namespace
 
 RemoteRequest remote_request(const TransferPlan& plan, const PhysicalLayout& src,
-                             std::span<const BlockId> from, const PhysicalLayout& dst,
-                             std::span<const BlockId> to) {
+                             const PhysicalLayout& dst, const BlockPairs& pairs) {
   const bool reads = src.storage_kind() == StorageKind::kRemote;
   const PhysicalLayout& here = reads ? dst : src;
   const PhysicalLayout& there = reads ? src : dst;
   std::vector<RemotePiece> pieces;
-  if (!from.empty()) pieces = plan.with_remote_addresses(src, dst);
+  if (!pairs.empty()) pieces = plan.with_remote_addresses(src, dst);
   return {.op = reads ? RemoteOp::kRead : RemoteOp::kWrite,
           .peer = there.registration().agent_name,
           .local_memory = memory_of(here),
           .remote_memory = memory_of(there),
-          .local = list_of(reads ? to : from),
-          .remote = list_of(reads ? from : to),
+          .local = make_block_list(reads ? pairs.to() : pairs.from()),
+          .remote = make_block_list(reads ? pairs.from() : pairs.to()),
           .pieces = std::move(pieces)};
 }
 

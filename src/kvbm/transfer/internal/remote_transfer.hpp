@@ -17,11 +17,10 @@
 
 namespace kvbm::internal {
 
-/// The operation that moves blocks `from` of one layout to blocks `to` of the other.
-/// Without blocks it has no piece. Contract: a plan of these layouts, exactly one of them remote.
+/// The operation that moves pairs of blocks from one layout to the other.
+/// Without any it has no piece. Contract: a plan of these layouts, exactly one of them remote.
 [[nodiscard]] RemoteRequest remote_request(const TransferPlan& plan, const PhysicalLayout& src,
-                                           std::span<const BlockId> from, const PhysicalLayout& dst,
-                                           std::span<const BlockId> to);
+                                           const PhysicalLayout& dst, const BlockPairs& pairs);
 
 /// Waits for its events, then hands the operation to the agent; one that is full is asked again.
 /// All blocks arrive or none. Threads: see Transfer.

@@ -59,33 +59,31 @@ bool rises(std::span<const BlockId> ids) {
   return does;
 }
 
-Status out_of_range(const TransferSide& side, const char* name) {
-  const uint32_t num_blocks = side.layout.config().num_blocks;
+Status check_range(const PhysicalLayout& layout, const std::vector<BlockId>& ids,
+                   const BlockIdRange& range, const char* name) {
+  const uint32_t num_blocks = layout.config().num_blocks;
+  if (range.highest < num_blocks) return {};
   const auto outside =
-      std::ranges::find_if(side.ids, [&](BlockId id) { return id.value() >= num_blocks; });
+      std::ranges::find_if(ids, [&](BlockId id) { return id.value() >= num_blocks; });
   return invalid(format_text("{} block {} of a layout of {} blocks", name, *outside, num_blocks));
 }
 
 }  // namespace
 
-Status check_ids(const TransferSide& src, const TransferSide& dst, std::vector<uint32_t>& scratch) {
-  if (src.ids.size() != dst.ids.size()) {
-    return invalid(
-        format_text("{} source blocks and {} destination blocks", src.ids.size(), dst.ids.size()));
-  }
-  if (dst.ids.empty()) return {};
-  const PairSummary pairs = summary_of(src.ids, dst.ids);
-  if (pairs.highest_from >= src.layout.config().num_blocks) return out_of_range(src, "source");
-  if (pairs.highest_to >= dst.layout.config().num_blocks) return out_of_range(dst, "destination");
-  const bool same_layout = &src.layout == &dst.layout;
-  if (!same_layout && (pairs.in_equal_steps || rises(dst.ids))) return {};
-  BlockSet destinations(dst.ids.size(), scratch);
-  for (const BlockId id : dst.ids) {
+Status check_pairs(const PhysicalLayout& src, const PhysicalLayout& dst, const BlockPairs& pairs,
+                   std::vector<uint32_t>& scratch) {
+  if (pairs.empty()) return {};
+  KVBM_TRY(check_range(src, pairs.from(), pairs.from_range(), "source"));
+  KVBM_TRY(check_range(dst, pairs.to(), pairs.to_range(), "destination"));
+  const bool same_layout = &src == &dst;
+  if (!same_layout && (pairs.in_equal_steps() || rises(pairs.to()))) return {};
+  BlockSet destinations(pairs.size(), scratch);
+  for (const BlockId id : pairs.to()) {
     if (!destinations.insert(id))
       return invalid(format_text("block {} is a destination twice", id));
   }
   if (!same_layout) return {};
-  for (const BlockId id : src.ids) {
+  for (const BlockId id : pairs.from()) {
     if (destinations.contains(id)) {
       return invalid(format_text("block {} is a source and a destination", id));
     }

@@ -17,16 +17,10 @@
 
 namespace kvbm::internal {
 
-/// One side of a transfer: a layout and blocks of it.
-struct TransferSide {
-  const PhysicalLayout& layout;
-  std::span<const BlockId> ids;
-};
-
-/// Errors: kInvalidArgument (lists of different lengths; an id out of range; a destination twice;
-/// a destination that is also a source, if both are one layout). `scratch` is memory for it.
-[[nodiscard]] Status check_ids(const TransferSide& src, const TransferSide& dst,
-                               std::vector<uint32_t>& scratch);
+/// Errors: kInvalidArgument (an id out of range; a destination twice; a destination that is also a
+/// source, if both are one layout). `scratch` is memory for it.
+[[nodiscard]] Status check_pairs(const PhysicalLayout& src, const PhysicalLayout& dst,
+                                 const BlockPairs& pairs, std::vector<uint32_t>& scratch);
 
 /// The part of the blocks that an option names, in the format that one names.
 /// Errors: those of LayoutView.

@@ -129,24 +129,24 @@ void StagedTransfer::begin(uint32_t slot, Phase phase) noexcept {
   const Status begun = guarded([&]() -> Status {
     const TransferHop& hop = is_first ? spec_.strategy.first : *spec_.strategy.second;
     const std::vector<BlockId> ids = ids_of(is_first ? spec_.from : spec_.to);
+    auto blocks = context().blocks().take();
+    blocks->pairs.assign(is_first ? ids : group.ids, is_first ? group.ids : ids);
     std::vector<SlotTag> tags;
     if (hop.kind == HopKind::kFile) {
       for (const uint32_t position : group.positions) tags.push_back(spec_.tags[position]);
     }
     const auto& bounce = spec_.slots[slot].layout;
     const auto& plan = is_first ? spec_.first_plan : spec_.second_plan;
-    KVBM_ASSIGN_OR_RETURN(
-        group.hop,
-        start_hop(frame().context, {.hop = hop,
-                                    .src = is_first ? frame().layouts[0] : bounce,
-                                    .from = is_first ? std::span(ids) : std::span(group.ids),
-                                    .dst = is_first ? bounce : frame().layouts[1],
-                                    .to = is_first ? std::span(group.ids) : std::span(ids),
-                                    .plan = plan ? &*plan : nullptr,
-                                    .tags = tags,
-                                    .deadline = deadline(),
-                                    .priority = priority(),
-                                    .kind = TransferKind::kPart}));
+    KVBM_ASSIGN_OR_RETURN(group.hop,
+                          start_hop(frame().context, {.hop = hop,
+                                                      .src = is_first ? frame().layouts[0] : bounce,
+                                                      .dst = is_first ? bounce : frame().layouts[1],
+                                                      .plan = plan ? &*plan : nullptr,
+                                                      .blocks = std::move(blocks),
+                                                      .tags = tags,
+                                                      .deadline = deadline(),
+                                                      .priority = priority(),
+                                                      .kind = TransferKind::kPart}));
     return {};
   });
   if (!begun) return fail_group(slot, begun.error());

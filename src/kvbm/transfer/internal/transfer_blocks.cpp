@@ -15,7 +15,7 @@ constexpr size_t kMostKept = 256;
 constexpr size_t kMostKeptIds = 16384;
 
 bool is_small(const TransferBlocks& blocks) {
-  return std::max({blocks.from.capacity(), blocks.to.capacity(), blocks.failed.capacity(),
+  return std::max({blocks.pairs.capacity(), blocks.failed.capacity(),
                    blocks.scratch.capacity() / 4}) <= kMostKeptIds;
 }
 

@@ -20,16 +20,14 @@ namespace kvbm::internal {
 /// Threads: one thread at a time, but for what `list` gives, which nobody changes.
 struct TransferBlocks {
   // Whoever takes them assigns the ids: over those of an earlier transfer that is one memcpy.
-  std::vector<BlockId> from;
-  std::vector<BlockId> to;
+  BlockPairs pairs;
   std::vector<uint32_t> failed;   ///< positions; with room for all, so that failing needs no memory
   std::vector<uint32_t> scratch;  ///< of the check of ids
 };
 
-/// `(blocks->*list)` for a batch, which keeps all of `blocks`.
-[[nodiscard]] inline BlockList share(const std::shared_ptr<TransferBlocks>& blocks,
-                                     std::vector<BlockId> TransferBlocks::*list) {
-  return {blocks, &((*blocks).*list)};
+/// The pairs for a batch, which keeps all of `blocks`.
+[[nodiscard]] inline BlockPairList pairs_of(const std::shared_ptr<TransferBlocks>& blocks) {
+  return {blocks, &blocks->pairs};
 }
 
 /// Hands out lists that nobody else holds. They come back by themselves, on whatever thread the

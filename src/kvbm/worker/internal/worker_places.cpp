@@ -102,7 +102,7 @@ Completion WorkerPlaces::ready(Place place, std::span<const BlockId> blocks) con
   const uint64_t size = known.memory->size_bytes();
   // One block has no stride, and ids out of range are refused by whoever copies.
   const uint64_t end =
-      known.block_bytes == 0 ? size : (uint64_t{highest_id(blocks)} + 1) * known.block_bytes;
+      known.block_bytes == 0 ? size : (range_of(blocks).highest + 1) * known.block_bytes;
   return known.memory->ready(std::min(end, size));
 }
 

@@ -168,8 +168,10 @@ void CopyList::clear() noexcept {
   run_bytes.clear();
 }
 
-void expand(std::span<const StridedPiece> pieces, std::span<const BlockId> from,
-            std::span<const BlockId> to, std::span<const uintptr_t> cuts, CopyList& out) {
+void expand(std::span<const StridedPiece> pieces, const BlockPairs& pairs,
+            std::span<const uintptr_t> cuts, CopyList& out) {
+  const std::vector<BlockId>& from = pairs.from();
+  const std::vector<BlockId>& to = pairs.to();
   Expansion expansion(cuts, out);
   for (const StridedPiece& each : pieces) {
     const bool empty =
@@ -181,8 +183,8 @@ void expand(std::span<const StridedPiece> pieces, std::span<const BlockId> from,
     for (const StridedAxis& axis : piece.axes) {
       if (axis.count > 1) axes.add(axis);
     }
-    for (size_t i = 0; i < from.size();) {
-      const size_t length = count_rows(from, to, i);
+    for (size_t i = 0; i < pairs.size();) {
+      const size_t length = pairs.count_rows(i);
       Loops loops = axes;
       if (length > 1) {
         loops.add({.count = length,

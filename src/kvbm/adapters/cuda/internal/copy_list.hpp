@@ -40,12 +40,12 @@ inline constexpr uint64_t kLeastRectRows = 8;
 /// What a copy engine takes as a pitch.
 inline constexpr uint64_t kMostRectPitch = (uint64_t{1} << 31) - 1;
 
-/// Appends the copies of every piece for every pair of ids to `out`: as few as the order of ids and
+/// Appends the copies of every piece for every pair to `out`: as few as the order of ids and
 /// axes allows, since each costs the host about a microsecond and a rectangle moves its rows at the
 /// full rate of the link. No copy goes across one of the addresses `cuts` (ascending): host memory
 /// that was pinned in slices ends there for the driver. Requires: planned_bytes() takes a batch of
 /// these.
-void expand(std::span<const StridedPiece> pieces, std::span<const BlockId> from,
-            std::span<const BlockId> to, std::span<const uintptr_t> cuts, CopyList& out);
+void expand(std::span<const StridedPiece> pieces, const BlockPairs& pairs,
+            std::span<const uintptr_t> cuts, CopyList& out);
 
 }  // namespace kvbm::internal

@@ -23,16 +23,14 @@ std::vector<BlockId> ids(std::initializer_list<uint32_t> values) {
   return list;
 }
 
-StridedCopyBatch batch_of(const StridedPiece& piece, std::vector<BlockId> from,
-                          std::vector<BlockId> to) {
-  return {.from = make_block_list(std::move(from)),
-          .to = make_block_list(std::move(to)),
-          .pieces = {piece}};
+StridedCopyBatch batch_of(const StridedPiece& piece, const std::vector<BlockId>& from,
+                          const std::vector<BlockId>& to) {
+  return {.pairs = make_block_pairs(from, to), .pieces = {piece}};
 }
 
 CopyList expanded(const StridedCopyBatch& batch, std::vector<uintptr_t> cuts = {}) {
   CopyList list;
-  expand(batch.pieces, *batch.from, *batch.to, cuts, list);
+  expand(batch.pieces, *batch.pairs, cuts, list);
   return list;
 }
 
@@ -232,7 +230,7 @@ TEST_F(CopyListTest, MovesTheBytesOfTheBatchWhateverItsShape) {
       }
     }
     list.clear();
-    expand(std::span(&piece, 1), from, to, cuts, list);
+    expand(std::span(&piece, 1), BlockPairs(from, to), cuts, list);
     execute(list, cuts);
     ASSERT_EQ(dst, expected);
     if (!list.rects.empty()) ++with_rects;

@@ -56,8 +56,8 @@ Status CudaBlockKernels::launch(CudaStream& stream, const Work& work) {
     }
     stream.arrivals.make_room(work.blocks.size() / CudaRoom::kMostBlocks + 1);
   }
-  const BlockList blocks = make_block_list(work.blocks);
-  KVBM_TRY(check_reach(*context_, {.from = blocks, .to = blocks, .pieces = work.touched}));
+  KVBM_TRY(
+      check_reach(*context_, {.pairs = make_block_pairs(work.blocks), .pieces = work.touched}));
   for (size_t first = 0; first < work.blocks.size(); first += CudaRoom::kMostBlocks) {
     const size_t count = std::min(CudaRoom::kMostBlocks, work.blocks.size() - first);
     auto room = rooms_.take();

@@ -33,7 +33,7 @@ constexpr uint64_t kLeastBlockBytes = 64 * 1024;
 constexpr uint64_t kLeastSharedRate = 1'000'000'000;
 
 bool ids_travel(const QueuedCopy& copy) {
-  const size_t num_pairs = copy.batch.from->size();
+  const size_t num_pairs = copy.batch.pairs->size();
   return num_pairs <= kIdPairsThatTravel ||
          (copy.batch.max_ctas == 0 && copy.bytes / num_pairs >= kLeastBlockBytes);
 }
@@ -59,8 +59,8 @@ KernelIds write_ids(const StridedCopyBatch& batch, size_t first, size_t count, u
   uint32_t* const from = memory;
   uint32_t* const to = from + count;
   for (size_t i = 0; i < count; ++i) {
-    from[i] = (*batch.from)[first + i].value();
-    to[i] = (*batch.to)[first + i].value();
+    from[i] = batch.pairs->from()[first + i].value();
+    to[i] = batch.pairs->to()[first + i].value();
   }
   return ids_in(memory, count);
 }
@@ -90,7 +90,7 @@ void note_copy(CudaStream& stream, const Status& copied, bool queued, Arrival ar
 size_t most_arrivals(const QueuedCopy& copy) {
   if (copy.batch.method == CopyMethod::kEngine) return 1;
   const bool travel = copy.batch.method == CopyMethod::kKernel && ids_travel(copy);
-  const size_t left = copy.batch.from->size() - copy.done_pairs;
+  const size_t left = copy.batch.pairs->size() - copy.done_pairs;
   return left / (travel ? kIdPairsThatTravel : kIdPairsOfALaunch) + 1;
 }
 
@@ -147,7 +147,7 @@ Status CudaCopier::copy(CudaStream& stream, QueuedCopy& copy) {
     const MutexLock lock(stream.mutex);
     if (stream.failure.has_value() && !copy.is_under_way()) {
       stream.anything_since_record = true;
-      copy.done_pairs = copy.batch.from->size();
+      copy.done_pairs = copy.batch.pairs->size();
       return {};  // the next event fails all the same
     }
     // What is on the stream already could not be kept for want of memory.
@@ -160,12 +160,12 @@ Status CudaCopier::copy(CudaStream& stream, QueuedCopy& copy) {
 
 Status CudaCopier::copy_by_engine(CudaStream& stream, QueuedCopy& copy) {
   std::unique_ptr<CopyList> list = take_list();
-  expand(copy.batch.pieces, *copy.batch.from, *copy.batch.to, *pinner_->cuts(), *list);
+  expand(copy.batch.pieces, *copy.batch.pairs, *pinner_->cuts(), *list);
   bool queued = false;
   Status copied = submit(*list, stream.native, context_->gpu().has_memcpy_batch, queued);
   give_back(std::move(list));
   if (!copied && !queued) return copied;
-  copy.done_pairs = copy.batch.from->size();
+  copy.done_pairs = copy.batch.pairs->size();
   note_copy(stream, copied, queued,
             {.counter = copy.batch.bytes_moved, .bytes = copied ? copy.bytes : 0});
   return {};
@@ -173,7 +173,7 @@ Status CudaCopier::copy_by_engine(CudaStream& stream, QueuedCopy& copy) {
 
 Status CudaCopier::copy_by_kernel(CudaStream& stream, QueuedCopy& copy) {
   const StridedCopyBatch& batch = copy.batch;
-  const size_t num_pairs = batch.from->size();
+  const size_t num_pairs = batch.pairs->size();
   const bool travel = ids_travel(copy);
   if (copy.done_pairs == 0) KVBM_TRY(check_reach(*context_, batch));
   if (copy.bytes > 0 && !travel) KVBM_TRY(need_ids(stream));
@@ -213,7 +213,7 @@ Status CudaCopier::copy_by_kernel(CudaStream& stream, QueuedCopy& copy) {
 
 Status CudaCopier::copy_by_ring(CudaStream& stream, QueuedCopy& copy) {
   const StridedCopyBatch& batch = copy.batch;
-  const size_t num_pairs = batch.from->size();
+  const size_t num_pairs = batch.pairs->size();
   const size_t left = num_pairs - copy.done_pairs;
   const size_t count = std::min(left, kIdPairsOfALaunch);
   CudaRing& ring = *rings_[index_of(copy.ring->host)];

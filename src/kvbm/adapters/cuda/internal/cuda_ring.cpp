@@ -64,9 +64,9 @@ Result<RingPath> find_ring_path(const CudaContext& context, const StridedCopyBat
   const auto* const piece =
       std::find_if(batch.pieces.data(), batch.pieces.data() + batch.pieces.size(), is_of);
   const cudaMemoryType src =
-      type_of(piece->src + batch.from->front().value() * piece->src_block_stride);
+      type_of(piece->src + batch.pairs->from().front().value() * piece->src_block_stride);
   const cudaMemoryType dst =
-      type_of(piece->dst + batch.to->front().value() * piece->dst_block_stride);
+      type_of(piece->dst + batch.pairs->to().front().value() * piece->dst_block_stride);
   RingPath path;
   if (src == cudaMemoryTypeDevice && dst == cudaMemoryTypeHost) {
     path.host = CopySide::kDestination;
@@ -185,12 +185,13 @@ Status CudaRing::put_engine(const RingCopy& copy, size_t count, std::byte* memor
                             CUstream_st* stream, bool& queued) {
   while (inside_.size() < count) inside_.emplace_back(static_cast<uint32_t>(inside_.size()));
   const bool to_host = copy.path.host == CopySide::kDestination;
-  const auto& outside = to_host ? *copy.batch.to : *copy.batch.from;
+  const auto& outside = to_host ? copy.batch.pairs->to() : copy.batch.pairs->from();
   const std::span<const BlockId> host = std::span(outside).subspan(copy.first + copy.done, count);
   const std::span<const BlockId> slot = std::span(inside_).first(count);
   const StridedPiece piece = image_piece(copy.path.image, copy.path.host, memory);
+  pairs_.assign(to_host ? slot : host, to_host ? host : slot);
   list_.clear();
-  expand(std::span(&piece, 1), to_host ? slot : host, to_host ? host : slot, copy.cuts, list_);
+  expand(std::span(&piece, 1), pairs_, copy.cuts, list_);
   return submit(list_, stream, context_->gpu().has_memcpy_batch, queued);
 }
 

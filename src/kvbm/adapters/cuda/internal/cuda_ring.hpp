@@ -107,6 +107,7 @@ class CudaRing {
   size_t turn_ KVBM_GUARDED_BY(mutex_) = 0;
   // They keep their memory.
   std::vector<BlockId> inside_ KVBM_GUARDED_BY(mutex_);  // 0, 1, 2 …
+  BlockPairs pairs_ KVBM_GUARDED_BY(mutex_);             // of a group
   std::vector<StridedPiece> pieces_ KVBM_GUARDED_BY(mutex_);
   CopyList list_ KVBM_GUARDED_BY(mutex_);
 };

@@ -37,7 +37,7 @@ struct QueuedCopy {
   PinnedRing::Slice ring_ids = {};
   size_t ring_done = 0;
 
-  [[nodiscard]] bool is_done() const noexcept { return done_pairs == batch.from->size(); }
+  [[nodiscard]] bool is_done() const noexcept { return done_pairs == batch.pairs->size(); }
   /// Whether it goes on behind what it has put on itself.
   [[nodiscard]] bool is_under_way() const noexcept { return !ring_ids.bytes().empty(); }
 };

@@ -57,21 +57,11 @@ class Reach {
   AddressRange last_;
 };
 
-struct IdRange {
-  uint64_t least = 0;
-  uint64_t most = 0;
-};
-
-IdRange range_of(const std::vector<BlockId>& ids) {
-  const auto [least, most] = std::ranges::minmax(ids);
-  return {least.value(), most.value()};
-}
-
 /// From the base on.
 template <uint64_t StridedAxis::*kStride>
-Extent extent_of(uint64_t block_stride, const StridedPiece& piece, const IdRange& ids) {
-  Extent extent{.first = ids.least * block_stride,
-                .last = ids.most * block_stride + piece.bytes - 1};
+Extent extent_of(uint64_t block_stride, const StridedPiece& piece, const BlockIdRange& ids) {
+  Extent extent{.first = ids.lowest * block_stride,
+                .last = ids.highest * block_stride + piece.bytes - 1};
   for (const StridedAxis& axis : piece.axes) extent.last += (axis.count - 1) * (axis.*kStride);
   return extent;
 }
@@ -201,9 +191,9 @@ std::optional<AddressRange> find_reach(const CudaDriver& driver, int32_t ordinal
 }
 
 Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {
-  if (batch.from->empty()) return {};
-  const IdRange from = range_of(*batch.from);
-  const IdRange to = range_of(*batch.to);
+  if (batch.pairs->empty()) return {};
+  const BlockIdRange& from = batch.pairs->from_range();
+  const BlockIdRange& to = batch.pairs->to_range();
   Reach src_reach(context);
   Reach dst_reach(context);
   for (const PieceRun& run : batch.pieces.runs()) {
