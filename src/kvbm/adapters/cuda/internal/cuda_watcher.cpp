@@ -27,8 +27,22 @@ constexpr Duration kMostDoubt = std::chrono::microseconds(500);
 constexpr Duration kLongSpin = std::chrono::milliseconds(20);
 constexpr Duration kNap = std::chrono::microseconds(20);
 constexpr Duration kLongNap = std::chrono::microseconds(50);
+/// For so long after the last thing that happened it naps even with nothing to watch.
+constexpr Duration kLinger = std::chrono::milliseconds(5);
 /// After which copies that nobody records an event behind get a mark.
 constexpr Duration kPatience = std::chrono::microseconds(50);
+
+/// From when on, and until when, the end of copies is spun for.
+struct EndOfCopies {
+  TimePoint spin_from;
+  TimePoint spin_until;
+};
+
+EndOfCopies around(TimePoint begin, TimePoint end) {
+  const Duration doubt = std::min<Duration>((end - begin) / kDoubtOfTime, kMostDoubt);
+  return {.spin_from = end - std::max(kSpinBefore, doubt),
+          .spin_until = end + std::max(kSpin, doubt)};
+}
 
 }  // namespace
 
@@ -39,11 +53,9 @@ struct CudaWatcher::Round {
   Duration nap = kNap;       ///< until one may be
 
   void expect(TimePoint begin, TimePoint end) {
-    const Duration left = end - start;
-    const Duration doubt = std::min<Duration>((end - begin) / kDoubtOfTime, kMostDoubt);
-    const Duration before = std::max(kSpinBefore, doubt);
-    end_is_near = end_is_near || (left <= before && left >= -std::max(kSpin, doubt));
-    if (left > before) nap = std::min(nap, left - before);
+    const EndOfCopies near = around(begin, end);
+    end_is_near = end_is_near || (start >= near.spin_from && start <= near.spin_until);
+    if (start < near.spin_from) nap = std::min(nap, near.spin_from - start);
   }
 };
 
@@ -88,7 +100,7 @@ Result<std::shared_ptr<const NativeEvent>> CudaWatcher::record_mark(const Stream
   mark.event = *std::move(event);
   mark.source.emplace(std::move(source));
   std::shared_ptr<const NativeEvent> native;
-  bool wake = false;
+  std::optional<TimePoint> first_look;
   {
     const MutexLock lock(stream->mutex);
     mark.segment = stream->close_segment();
@@ -97,49 +109,52 @@ Result<std::shared_ptr<const NativeEvent>> CudaWatcher::record_mark(const Stream
       mark.event->outcome = stream->recorded;
       native = mark.event;
     }
-    wake = push(*stream, std::move(mark));  // a gate that opens from now on finds it
+    first_look = push(*stream, std::move(mark));  // a gate that opens from now on finds it
   }
-  if (wake) watch_too(stream);
+  if (first_look) watch_too(stream, *first_look);
   return native;
 }
 
-bool CudaWatcher::push(CudaStream& stream, CudaMark mark) const {
+std::optional<TimePoint> CudaWatcher::push(CudaStream& stream, CudaMark mark) const {
+  const TimePoint time = now();
+  const auto end = stream.pace.expected_end(time, stream.bytes_since_mark);
   mark.num_arrivals = stream.num_unmarked;
   mark.bytes = stream.bytes_since_mark;
-  mark.recorded_at = now();
+  mark.recorded_at = time;
   stream.marks.push(std::move(mark));  // before anything changes: there may be no memory for it
   stream.num_unmarked = 0;
   stream.bytes_since_mark = 0;
   stream.unmarked_at.reset();
   stream.native_since_mark = false;
-  return !std::exchange(stream.watched, true);
+  if (std::exchange(stream.watched, true)) return std::nullopt;
+  return end ? around(time, *end).spin_from : time;
 }
 
 void CudaWatcher::push_mark(const StreamPointer& stream, CudaMark mark) {
-  bool wake = false;
+  std::optional<TimePoint> first_look;
   {
     const MutexLock lock(stream->mutex);
-    wake = push(*stream, std::move(mark));
+    first_look = push(*stream, std::move(mark));
   }
-  if (wake) watch_too(stream);
+  if (first_look) watch_too(stream, *first_look);
 }
 
 void CudaWatcher::watch_arrivals(const StreamPointer& stream) {
-  bool wake = false;
+  bool is_new = false;
   {
     const MutexLock lock(stream->mutex);
-    if (stream->num_unmarked > 0) wake = !std::exchange(stream->watched, true);
+    if (stream->num_unmarked > 0) is_new = !std::exchange(stream->watched, true);
   }
-  if (wake) watch_too(stream);
+  if (is_new) watch_too(stream, now());
 }
 
-void CudaWatcher::watch_too(const StreamPointer& stream) {
+void CudaWatcher::watch_too(const StreamPointer& stream, TimePoint first_look) {
   bool wake = false;
   {
     const MutexLock lock(mutex_);
     fresh_.push_back(stream);
     any_fresh_.store(true, std::memory_order_relaxed);
-    wake = sleeps_;
+    wake = sleeps_until_ && first_look < *sleeps_until_;
   }
   if (wake) wake_.notify_one();  // it would wait for the lock otherwise, and be woken again
 }
@@ -161,25 +176,26 @@ void CudaWatcher::watch() {
     {
       const MutexLock lock(mutex_);
       while (fresh_.empty()) {
+        const TimePoint time = now();
+        TimePoint end = kNever;
         if (active.empty()) {
           if (ends_) return;
-          sleeps_ = true;
-          wake_.wait(mutex_);
+          if (!naps_are_late && time - last_progress < kLinger) end = time + kLongNap;
         } else {
-          const TimePoint time = now();
           if (round.end_is_near || time - last_progress < (naps_are_late ? kLongSpin : kSpin)) {
             break;
           }
-          const TimePoint end = time + round.nap;
-          sleeps_ = true;
-          if (!wake_.wait_until(mutex_, end)) {
-            late_average += (now() - end - late_average) / 8;
-            naps_are_late = late_average > kLongNap - kNap;
-          }
-          sleeps_ = false;
-          break;
+          end = time + round.nap;
         }
-        sleeps_ = false;
+        sleeps_until_ = end;
+        if (end == kNever) {
+          wake_.wait(mutex_);
+        } else if (!wake_.wait_until(mutex_, end)) {
+          late_average += (now() - end - late_average) / 8;
+          naps_are_late = late_average > kLongNap - kNap;
+        }
+        sleeps_until_.reset();
+        if (!active.empty()) break;
       }
       if (!fresh_.empty()) last_progress = now();
       for (StreamPointer& stream : fresh_) active.push_back(std::move(stream));

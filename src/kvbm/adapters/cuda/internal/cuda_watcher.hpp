@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "kvbm/adapters/cuda/internal/cuda_context.hpp"
@@ -20,8 +21,9 @@ namespace kvbm::internal {
 /// A mark is an event with what follows from it. Streams are in order, so only the oldest mark of
 /// each is asked for. The thread spins shortly after the last thing that happened and around the
 /// time when copies are expected to end, else it sleeps in naps of at most 50 µs; with nothing to
-/// watch it soon sleeps for good.
-/// Ownership: borrows listener, health and executor. Threads: any thread.
+/// watch it soon sleeps for good. It is woken only for what it would look at too late otherwise:
+/// that costs the caller a microsecond or two. Ownership: borrows listener, health and executor.
+/// Threads: any thread.
 class CudaWatcher {
  public:
   using StreamPointer = std::shared_ptr<CudaStream>;
@@ -66,12 +68,14 @@ class CudaWatcher {
   struct Round;
 
   void watch();
-  void watch_too(const StreamPointer& stream);
+  /// `first_look`: when there is something to see.
+  void watch_too(const StreamPointer& stream, TimePoint first_look);
   /// Ends what has ended; true once there is nothing to look at any more.
   bool look_at(const StreamPointer& stream, Round& round);
   [[nodiscard]] TimePoint now() const { return executor_.clock().now(); }
-  /// Whether the watcher does not know the stream yet.
-  [[nodiscard]] bool push(CudaStream& stream, CudaMark mark) const KVBM_REQUIRES(stream.mutex);
+  /// When it is to be looked at first, if the watcher does not know the stream yet.
+  [[nodiscard]] std::optional<TimePoint> push(CudaStream& stream, CudaMark mark) const
+      KVBM_REQUIRES(stream.mutex);
   void mark_arrivals(const StreamPointer& stream);
   /// Of the oldest `count` arrivals.
   static void finish(CudaStream& stream, size_t count, bool arrived);
@@ -85,8 +89,8 @@ class CudaWatcher {
   Mutex mutex_{LockRank::kDevice, "device.cuda_watch", 1};
   CondVar wake_;
   std::vector<StreamPointer> fresh_ KVBM_GUARDED_BY(mutex_);
-  std::atomic<bool> any_fresh_{false};  ///< for a look without the lock
-  bool sleeps_ KVBM_GUARDED_BY(mutex_) = false;
+  std::atomic<bool> any_fresh_{false};                             ///< for a look without the lock
+  std::optional<TimePoint> sleeps_until_ KVBM_GUARDED_BY(mutex_);  ///< none: it is awake
   bool ends_ KVBM_GUARDED_BY(mutex_) = false;
 
   std::unique_ptr<TaskQueue> queue_;
