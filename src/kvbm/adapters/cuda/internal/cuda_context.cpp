@@ -68,6 +68,7 @@ Result<CudaDriver> CudaDriver::load() {
   CudaDriver driver;
   const bool complete = find_symbol(library, "cuDeviceGet", driver.device) &&
                         find_symbol(library, "cuDevicePrimaryCtxRetain", driver.primary_context) &&
+                        find_symbol(library, "cuCtxGetCurrent", driver.current_context) &&
                         find_symbol(library, "cuCtxPushCurrent_v2", driver.context_push) &&
                         find_symbol(library, "cuCtxPopCurrent_v2", driver.context_pop) &&
                         find_symbol(library, "cuStreamGetCtx", driver.stream_context) &&
@@ -147,7 +148,10 @@ Result<std::shared_ptr<const CudaContext>> CudaContext::open(int32_t ordinal) {
 }
 
 CudaContext::Scope::Scope(const CudaContext& context) noexcept : driver_(context.driver_) {
-  static_cast<void>(driver_.context_push(context.handle_));
+  CUctx_st* current = nullptr;
+  static_cast<void>(driver_.current_context(&current));
+  pushed_ = current != context.handle_;
+  if (pushed_) static_cast<void>(driver_.context_push(context.handle_));
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   static_cast<void>(::cudaThreadExchangeStreamCaptureMode(&mode));
   capture_mode_ = mode;
@@ -156,6 +160,7 @@ CudaContext::Scope::Scope(const CudaContext& context) noexcept : driver_(context
 CudaContext::Scope::~Scope() {
   auto mode = static_cast<cudaStreamCaptureMode>(capture_mode_);
   static_cast<void>(::cudaThreadExchangeStreamCaptureMode(&mode));
+  if (!pushed_) return;
   CUctx_st* popped = nullptr;
   static_cast<void>(driver_.context_pop(&popped));
 }

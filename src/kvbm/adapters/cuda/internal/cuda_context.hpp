@@ -28,6 +28,7 @@ namespace kvbm::internal {
 struct CudaDriver {
   int (*device)(int* device, int ordinal) = nullptr;
   int (*primary_context)(CUctx_st**, int device) = nullptr;
+  int (*current_context)(CUctx_st**) = nullptr;
   int (*context_push)(CUctx_st*) = nullptr;
   int (*context_pop)(CUctx_st**) = nullptr;
   int (*stream_context)(CUstream_st*, CUctx_st**) = nullptr;
@@ -74,8 +75,8 @@ class CudaContext {
   /// Memory that was allocated or pinned through this context, and is of use to its kernels.
   [[nodiscard]] AddressRanges& own_memory() const noexcept { return *own_memory_; }
 
-  /// Makes the context the thread's current one and puts the engine's back at the end. Meanwhile a
-  /// capture of a graph on another thread does not forbid anything here.
+  /// Makes the context the thread's current one, if it is not, and puts the engine's back at the
+  /// end. Meanwhile a capture of a graph on another thread does not forbid anything here.
   class Scope {
    public:
     explicit Scope(const CudaContext& context) noexcept;
@@ -85,6 +86,7 @@ class CudaContext {
 
    private:
     const CudaDriver& driver_;
+    bool pushed_ = false;
     int capture_mode_ = 0;
   };
 
