@@ -458,6 +458,72 @@ BENCHMARK(BM_CudaChunks)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
+#if CUDART_VERSION >= 13000
+/// Arguments: KiB of a copy, copies, how many the driver is given in one batch; 0: all. To the GPU,
+/// by the driver alone. `share`: of the rate of one plain copy; `call_us`: until the calls return.
+void BM_CudaDriverBatches(benchmark::State& state) {
+  Rig rig(state);
+  if (rig.device == nullptr) return;
+  const auto run = static_cast<uint64_t>(state.range(0)) * kKiB;
+  const auto count = static_cast<size_t>(state.range(1));
+  const size_t most = state.range(2) == 0 ? count : static_cast<size_t>(state.range(2));
+  auto host = PinnedMemory::create(
+      {.executor = rig.executor, .pinner = rig.pinner, .size_bytes = count * run});
+  const auto gpu = rig.device->allocate(count * run, 256);
+  if (!host || !gpu || !host->wait_for(count * run)) return state.SkipWithError("no memory");
+  std::vector<size_t> order(count);
+  std::iota(order.begin(), order.end(), size_t{0});
+  Random(1).shuffle(std::span(order));
+  std::vector<const void*> src;
+  std::vector<void*> dst;
+  const std::vector<size_t> sizes(count, run);
+  for (size_t i = 0; i < count; ++i) {
+    src.push_back(host->data() + i * run);
+    dst.push_back(gpu->data() + order[i] * run);
+  }
+  cudaStream_t stream = nullptr;
+  static_cast<void>(::cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  const auto finish = [&] {
+    while (::cudaStreamQuery(stream) == cudaErrorNotReady) {
+    }
+  };
+  std::vector<double> calls;
+  const auto batches = [&] {
+    const auto begin = WallClock::now();
+    cudaMemcpyAttributes attributes{};
+    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+    size_t with_these = 0;
+    for (size_t first = 0; first < count; first += most) {
+      const cudaError_t code = ::cudaMemcpyBatchAsync(
+          dst.data() + first, src.data() + first, sizes.data() + first,
+          std::min(most, count - first), &attributes, &with_these, 1, stream);
+      if (code != cudaSuccess) return state.SkipWithError("the driver refused a batch");
+    }
+    calls.push_back(microseconds_since(begin));
+    finish();
+  };
+  const auto plain = [&] {
+    constexpr uint64_t kSlice = PinnedMemoryOptions::kSliceBytes;  // no copy goes across its end
+    for (uint64_t at = 0; at < count * run; at += kSlice) {
+      const cudaError_t code =
+          ::cudaMemcpyAsync(gpu->data() + at, host->data() + at, std::min(kSlice, count * run - at),
+                            cudaMemcpyDefault, stream);
+      if (code != cudaSuccess) return state.SkipWithError("the driver refused a copy");
+    }
+    finish();
+  };
+  const std::vector<double> us = medians(state, {plain, batches});
+  static_cast<void>(::cudaStreamDestroy(stream));
+  state.counters["share"] = us[0] / us[1];
+  state.counters["call_us"] = median(std::move(calls));
+}
+BENCHMARK(BM_CudaDriverBatches)
+    ->ArgsProduct({{32, 128}, {160, 2560, 10240}, {16, 64, 256, 0}})
+    ->Iterations(10)
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+#endif
+
 // --- where the time of a transfer goes
 // --------------------------------------------------------------
 

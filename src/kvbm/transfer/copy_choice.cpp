@@ -46,6 +46,7 @@ struct Estimate {
   CopyCost on_device{0};  ///< of the ring's kernels, with the link at its best
   bool has_rows = false;
   bool has_runs = false;
+  double engine_copies = 0;
   double kernel_rate = 0;  ///< bytes per second, of the slowest piece
   double bytes = 0;
 };
@@ -77,11 +78,13 @@ Estimate estimate_piece(const StridedPiece& piece, uint64_t num_blocks, uint64_t
     const double num_rects =
         rows_of_blocks ? inside * static_cast<double>(num_groups)
                        : inside / static_cast<double>(longest) * static_cast<double>(num_blocks);
+    estimate.engine_copies = num_rects;
     estimate.engine = time(CopyForm::kEngineRows, num_rects, rate(CopyForm::kEngineRows));
   } else {
     estimate.has_runs = true;
-    estimate.engine = time(CopyForm::kEngineRuns, inside * static_cast<double>(num_blocks),
-                           rate(CopyForm::kEngineRuns));
+    estimate.engine_copies = inside * static_cast<double>(num_blocks);
+    estimate.engine =
+        time(CopyForm::kEngineRuns, estimate.engine_copies, rate(CopyForm::kEngineRuns));
   }
   estimate.kernel_rate = rate(CopyForm::kKernel) * pace;
   estimate.kernel = time(CopyForm::kKernel, 1, estimate.kernel_rate);
@@ -101,6 +104,7 @@ Estimate estimate_all(const MethodQuestion& question, const RouteCost& cost, dou
       last = &piece;
     }
     sum.engine += one.engine;
+    sum.engine_copies += one.engine_copies;
     sum.kernel += one.kernel;
     sum.on_device += one.on_device;
     sum.bytes += one.bytes;
@@ -164,9 +168,13 @@ MethodChoice choose_method(const MethodQuestion& question) noexcept {
                       .engine = estimate.engine,
                       .kernel = estimate.kernel,
                       .ring = estimate_ring(question, *cost, estimate)};
-  const bool by_ring = choice.ring && *choice.ring < estimate.kernel;
+  const bool fills_ring =
+      estimate.bytes >= static_cast<double>(kRingFills * question.capabilities.ring_block_bytes);
+  const bool by_ring =
+      choice.ring && *choice.ring * (fills_ring ? kKernelMustSave : 1) < estimate.kernel;
   const CopyCost best = by_ring ? *choice.ring : estimate.kernel;
-  if (best >= estimate.engine * kKernelMustSave) {
+  const bool in_doubt = estimate.engine_copies <= kMostCopiesInDoubt;
+  if (best >= estimate.engine * (in_doubt ? kKernelMustSave : 1)) {
     if (best < estimate.engine) choice.reason = Reason::kEngineInDoubt;
   } else if (by_ring) {
     choice.method = CopyMethod::kRing;

@@ -45,8 +45,14 @@ struct MethodChoice {
   std::optional<CopyCost> ring = std::nullopt;  ///< where it takes the batch, and was measured
 };
 
-/// Below this share of the engine's time a kernel, or the ring, is taken.
+/// Below this share of the engine's time a kernel, or the ring, is taken; below this share of the
+/// ring's a kernel, where a batch fills the ring kRingFills times: such batches go both ways at a
+/// time, and kernels together have two thirds of what the ring has.
 inline constexpr double kKernelMustSave = 0.95;
+inline constexpr uint64_t kRingFills = 4;
+/// An engine that saves no time is not taken for more copies: each costs the caller half a
+/// microsecond.
+inline constexpr double kMostCopiesInDoubt = 512;
 
 /// Of the rate that kernels reach alone on the way to the host, what they are held to there: at
 /// full speed they stall the memory accesses of all other kernels.

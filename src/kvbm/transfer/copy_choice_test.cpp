@@ -186,9 +186,9 @@ TEST(CopyChoice, AnAxisOfEightIsARectangleToTheEngine) {
   pieces[0].axes[3] = {.count = 7, .src_stride = 8 * kKiB, .dst_stride = 4 * kKiB};
   EXPECT_EQ(choose(pieces, 1000).method, CopyMethod::kKernel);
   pieces[0].axes[3].count = 160;
-  const MethodChoice choice = choose(pieces, 1000);
+  const MethodChoice choice = choose(pieces, 500);
   EXPECT_EQ(choice.method, CopyMethod::kEngine);
-  EXPECT_NEAR(choice.engine.count(), 10 + 1000 * 1.5 + 655360000 / 50e3, 1e-6);
+  EXPECT_NEAR(choice.engine.count(), 10 + 500 * 1.5 + 327680000 / 50e3, 1e-6);
 }
 
 TEST(CopyChoice, BlocksInEqualStepsAreRowsOfARectangle) {
@@ -311,19 +311,41 @@ TEST(CopyChoice, TheRingTakesOnlyWhatFits) {
   EXPECT_FALSE(has_ring(question)) << "there is no link";
 }
 
-TEST(CopyChoice, ARingThatGainsLittleIsLeftOut) {
-  RingQuestion question;
+/// Of 10 runs of 512 KiB a block.
+RingQuestion long_runs() {
+  RingQuestion question(10, 512 * kKiB);
   question.costs[static_cast<size_t>(CopyForm::kEngineRuns)] =
-      cost(0, 0, {{32 * kKiB, 47e9}, {5 * kMiB, 50e9}});
-  question.costs[static_cast<size_t>(CopyForm::kKernel)] = cost(0, 0, {{256, 40e9}});
-  const MethodChoice choice = question.choose();
+      cost(0, 0, {{512 * kKiB, 47e9}, {5 * kMiB, 50e9}});
+  return question;
+}
+
+TEST(CopyChoice, ARingThatGainsLittleIsLeftOut) {
+  const MethodChoice choice = long_runs().choose(50);
   EXPECT_EQ(choice.method, CopyMethod::kEngine);
   EXPECT_EQ(choice.reason, Reason::kEngineInDoubt);
   EXPECT_LT(*choice.ring, choice.engine);
-  EXPECT_EQ(
-      describe(choice),
-      "engine: 11155 us, a kernel would take 13107 us, the ring 10752 us, too little less for "
-      "the SMs that it holds");
+  EXPECT_EQ(describe(choice),
+            "engine: 5578 us, a kernel would take 5715 us, the ring 5372 us, too little less for "
+            "the SMs that it holds");
+}
+
+TEST(CopyChoice, ManyCopiesAreForTheEngineOnlyIfTheySaveTime) {
+  EXPECT_EQ(long_runs().choose(51).method, CopyMethod::kEngine) << "510 of them";
+  EXPECT_EQ(long_runs().choose(52).method, CopyMethod::kRing);
+  RingQuestion question = long_runs();
+  question.costs[static_cast<size_t>(CopyForm::kEngineRuns)].rates = {{512 * kKiB, 50e9}};
+  EXPECT_EQ(question.choose(100).method, CopyMethod::kEngine);
+}
+
+TEST(CopyChoice, AKernelLeavesBatchesThatFillTheRingToIt) {
+  RingQuestion question;
+  question.costs[static_cast<size_t>(CopyForm::kEngineRuns)].rates = {{32 * kKiB, 10e9},
+                                                                      {5 * kMiB, 50e9}};
+  question.costs[static_cast<size_t>(CopyForm::kKernel)] = cost(0, 0, {{256, 50e9}});
+  EXPECT_EQ(question.choose(6).method, CopyMethod::kKernel) << "30 MiB of a ring of slots of 8";
+  EXPECT_EQ(question.choose(100).method, CopyMethod::kRing) << "a kernel saves 2 %";
+  question.costs[static_cast<size_t>(CopyForm::kKernel)] = cost(0, 0, {{256, 52e9}});
+  EXPECT_EQ(question.choose(100).method, CopyMethod::kKernel);
 }
 
 size_t groups(const std::vector<uint32_t>& from, const std::vector<uint32_t>& to) {

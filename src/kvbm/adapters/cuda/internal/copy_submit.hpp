@@ -11,7 +11,7 @@ namespace kvbm::internal {
 /// Whether it is one of the default streams: they have no handle of their own.
 [[nodiscard]] bool is_default_stream(CUstream_st* stream) noexcept;
 
-/// Puts all copies on the stream, plain runs as one batch where `has_batch` says that driver and
+/// Puts all copies on the stream, plain runs in batches where `has_batch` says that driver and
 /// build have it. `queued`: whether anything was or may have been put there, also where the call
 /// fails.
 /// Requires: a Scope of the context. Errors: kInvalidArgument (an address that is neither the GPU's
