@@ -33,7 +33,7 @@ using Number = uint32_t;
 using Parent = std::optional<Number>;
 
 struct ModelBlock {
-  enum State { kFree, kMutable, kPrimary, kDuplicate } state = kFree;
+  enum State { kFree, kMutable, kPrimary, kDuplicate, kGone } state = kFree;
   Number number = 0;
   uint32_t refs = 0;
   uint32_t primary = 0;     // of a duplicate
@@ -48,6 +48,7 @@ struct ModelPool {
   bool is_window = false;
   std::vector<ModelBlock> blocks;
   std::deque<uint32_t> free;
+  uint32_t limit = 0;  // blocks from here on leave instead of becoming free
   PoolStatistics statistics;
 
   [[nodiscard]] std::optional<uint32_t> find(Number number) const {
@@ -120,12 +121,37 @@ class Model {
       return;
     }
     dropped.idle = dropped.inside = ++tick_;
+    if (block < pool.limit) return;
+    evict(pool, block);
+    make_free(pool, block);
   }
 
   void make_free(ModelPool& pool, uint32_t block) {
     if (pool.blocks[block].state != ModelBlock::kMutable) ++pool.blocks[block].generation;
-    pool.blocks[block].state = ModelBlock::kFree;
-    pool.free.push_back(block);
+    pool.blocks[block].state = block < pool.limit ? ModelBlock::kFree : ModelBlock::kGone;
+    if (block < pool.limit) pool.free.push_back(block);
+  }
+
+  /// What was registered in what leaves.
+  std::vector<ModelEvicted> shrink(ModelPool& pool, uint32_t num_blocks) {
+    std::vector<ModelEvicted> registered;
+    const uint32_t before = pool.limit;
+    if (num_blocks >= before) return registered;
+    pool.limit = num_blocks;
+    std::erase_if(pool.free, [&](uint32_t block) { return block >= num_blocks; });
+    for (uint32_t block = num_blocks; block < before; ++block) {
+      ModelBlock& leaving = pool.blocks[block];
+      if (leaving.state == ModelBlock::kFree) leaving.state = ModelBlock::kGone;
+      if (leaving.state != ModelBlock::kPrimary) continue;
+      if (pool.is_idle(block)) {
+        registered.push_back(evict(pool, block));
+        make_free(pool, block);
+      } else {
+        const Parent parent = parent_of(pool.spec.group, leaving.number);
+        registered.push_back({leaving.number, parent, block});
+      }
+    }
+    return registered;
   }
 
   void touch(ModelPool& pool, uint32_t block) {
@@ -267,6 +293,8 @@ struct RunStatistics {
   uint64_t matched = 0;
   uint64_t touched = 0;
   uint64_t parent_conflicts = 0;
+  uint64_t shrunk_idle = 0;  // idle blocks that left because their pool shrank
+  uint64_t shrunk_held = 0;  // those that had to leave, and were held then
 };
 
 class Machine {
@@ -282,6 +310,8 @@ class Machine {
     check_everything();
     let_all_go();
     total.inner_evicted += model_.num_inner_evicted;
+    total.shrunk_idle += shrunk_.shrunk_idle;
+    total.shrunk_held += shrunk_.shrunk_held;
     for (const BlockPool& pool : pools_) {
       const PoolStatistics part = pool.statistics();
       total.refused += part.refused;
@@ -323,6 +353,7 @@ class Machine {
         pool.spec = spec;
         pool.is_window = !model_.groups[group].retention.is_full_prefix();
         pool.blocks.resize(spec.num_blocks);
+        pool.limit = spec.num_blocks;
         for (uint32_t block = 0; block < spec.num_blocks; ++block) pool.free.push_back(block);
         model_.pools.push_back(std::move(pool));
       }
@@ -380,6 +411,7 @@ class Machine {
       case 14:
         return random_.chance(0.5) ? downgrade() : upgrade();
       default:
+        if (random_.chance(0.006)) return shrink();
         return random_.chance(0.03) ? reset_idle() : look();
     }
   }
@@ -720,12 +752,13 @@ class Machine {
     if (immutable_.empty()) return;
     HeldImmutable held = take_from(immutable_, random_.uniform(immutable_.size()));
     ModelPool& pool = model_.pools[held.pool];
+    const bool was_found = pool.blocks[held.block].state == ModelBlock::kPrimary;
     model_.unpin(pool, held.block);
-    const bool freed = pool.is_idle(held.block);
-    if (freed) {
+    if (pool.is_idle(held.block)) {
       model_.evict(pool, held.block);
       model_.make_free(pool, held.block);
     }
+    const bool freed = was_found && pool.blocks[held.block].state != ModelBlock::kPrimary;
     ASSERT_EQ(pools_[held.pool].discard(std::move(held.guard)), freed);
   }
 
@@ -761,6 +794,22 @@ class Machine {
       model_.make_free(pool, expected.back().block);
     }
     expect_evicted(pool, pools_[index].reset_idle(), expected);
+  }
+
+  /// By a little, and not below two blocks, so that a world goes on.
+  void shrink() {
+    const size_t index = any_pool();
+    ModelPool& pool = model_.pools[index];
+    const auto fewer = static_cast<uint32_t>(random_.uniform(4));
+    const uint32_t limit = std::max(pool.limit, fewer + 2) - fewer;
+    for (uint32_t block = limit; block < pool.limit; ++block) {
+      shrunk_.shrunk_idle += pool.is_idle(block) ? 1 : 0;
+      shrunk_.shrunk_held +=
+          pool.blocks[block].state == ModelBlock::kPrimary && !pool.is_idle(block) ? 1 : 0;
+    }
+    const std::vector<ModelEvicted> expected = model_.shrink(pool, limit);
+    expect_evicted(pool, pools_[index].shrink(limit), expected);
+    ASSERT_EQ(pools_[index].limit(), limit);
   }
 
   void look() {
@@ -825,7 +874,10 @@ class Machine {
     complete_.clear();
     immutable_.clear();
     for (BlockPool& pool : pools_) pool.reset_idle();
-    for (const BlockPool& pool : pools_) ASSERT_EQ(pool.num_free(), pool.num_blocks());
+    for (size_t index = 0; index < pools_.size(); ++index) {
+      ASSERT_EQ(pools_[index].num_free(), model_.pools[index].limit);
+      ASSERT_EQ(pools_[index].num_blocks(), model_.pools[index].limit);
+    }
     ASSERT_EQ(registry_.occupancy().num_keys, 0U);
     ASSERT_EQ(registry_.occupancy().num_ghosts, 0U);
   }
@@ -839,6 +891,7 @@ class Machine {
   std::vector<HeldComplete> complete_;
   std::vector<HeldImmutable> immutable_;
   std::vector<HeldWeak> weak_;
+  RunStatistics shrunk_;
 };
 
 uint64_t num_operations() {
@@ -870,6 +923,8 @@ TEST(PoolRegistryModel, AgreesWithThePlainModel) {
   EXPECT_GT(total.touched, operations / 8);
   EXPECT_GT(total.parent_conflicts, operations / 2'000);
   EXPECT_GT(total.inner_evicted, operations / 500);
+  EXPECT_GT(total.shrunk_idle, operations / 100'000);
+  EXPECT_GT(total.shrunk_held, operations / 100'000);
 }
 
 }  // namespace

@@ -35,6 +35,10 @@ void take_blocks(RegistryState& state, PoolState& pool, size_t count,
   pool.statistics.allocated += allocation.blocks.size();
 }
 
+uint32_t total(const PoolOccupancy& occupancy) {
+  return occupancy.num_free + occupancy.num_idle + occupancy.num_active + occupancy.num_mutable;
+}
+
 size_t num_available(const PoolState& pool) {
   return size_t{pool.occupancy.num_free} + pool.occupancy.num_idle;
 }
@@ -66,7 +70,7 @@ Result<Allocation> BlockPool::allocate(size_t num_blocks) {
       ErrorCode::kExhausted,
       std::to_string(num_blocks) + " blocks of " + std::string(to_string(pool.spec.tier)) +
           " group " + to_string(pool.spec.group) + " were asked for; of " +
-          std::to_string(pool.spec.num_blocks) + " there are " + std::to_string(found.num_free) +
+          std::to_string(total(found)) + " there are " + std::to_string(found.num_free) +
           " free, " + std::to_string(found.num_idle) + " idle, " +
           std::to_string(found.num_active) + " active, " + std::to_string(found.num_mutable) +
           " mutable; drop guards or ask for fewer");
@@ -150,9 +154,11 @@ bool BlockPool::discard(ImmutableBlock&& block) {
   {
     MutexLock lock(registry.mutex);
     static_cast<void>(slot.take());
+    const bool was_found = pool.slots[slot.block()].state == SlotState::kPrimary;
     registry.unpin(pool, slot.block());
-    freed = registry.is_idle(pool, slot.block());
-    if (freed) {
+    freed = was_found && pool.slots[slot.block()].state == SlotState::kGone;
+    if (registry.is_idle(pool, slot.block())) {
+      freed = true;
       static_cast<void>(registry.evict(pool, slot.block()));
       registry.free_slot(pool, slot.block());
     }
@@ -192,6 +198,32 @@ bool BlockPool::is_resident(const BlockKey& key) const {
   KVBM_CONTRACT(key.group == pool.spec.group, "a key of another group");
   MutexLock lock(registry.mutex);
   return registry.find(pool, key) != kNone;
+}
+
+std::vector<EvictedBlock> BlockPool::shrink(uint32_t num_blocks) {
+  PoolState& pool = state();
+  RegistryState& registry = *pool.registry;
+  std::vector<EvictedBlock> registered;
+  MutexLock lock(registry.mutex);
+  if (num_blocks >= pool.limit) return registered;
+  const uint32_t before = std::exchange(pool.limit, num_blocks);
+  registry.apply_limit(pool);
+  for (uint32_t block = num_blocks; block < before; ++block) {
+    if (pool.slots[block].state != SlotState::kPrimary) continue;
+    if (!registry.is_idle(pool, block)) {
+      registered.push_back(registry.describe(pool, block));
+      continue;
+    }
+    registered.push_back(registry.evict(pool, block));
+    registry.free_slot(pool, block);
+  }
+  return registered;
+}
+
+uint32_t BlockPool::limit() const {
+  const PoolState& pool = state();
+  MutexLock lock(pool.registry->mutex);
+  return pool.limit;
 }
 
 std::vector<EvictedBlock> BlockPool::reset_idle() {
@@ -243,7 +275,7 @@ GroupId BlockPool::group() const { return state().spec.group; }
 
 PolicyKind BlockPool::policy() const { return state().spec.policy; }
 
-uint32_t BlockPool::num_blocks() const { return state().spec.num_blocks; }
+uint32_t BlockPool::num_blocks() const { return total(occupancy()); }
 
 PoolOccupancy BlockPool::occupancy() const {
   const PoolState& pool = state();

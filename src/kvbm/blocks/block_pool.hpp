@@ -54,7 +54,7 @@ struct Allocation {
   std::vector<EvictedBlock> evicted;
 };
 
-/// Where the blocks of a pool are; the four add up to num_blocks.
+/// Where the blocks of a pool are; the four add up to num_blocks().
 struct PoolOccupancy {
   uint32_t num_free = 0;     ///< without content
   uint32_t num_idle = 0;     ///< registered, held by nobody
@@ -65,16 +65,16 @@ struct PoolOccupancy {
 /// Counts of blocks since creation.
 struct PoolStatistics {
   uint64_t allocated = 0;
-  uint64_t from_free = 0;         ///< of these, blocks that were free
-  uint64_t refused = 0;           ///< asked for by an allocate() that failed
-  uint64_t evicted = 0;           ///< given up by an allocation, by reset_idle() or by discard()
-  uint64_t completed = 0;         ///< got a key
-  uint64_t registered = 0;        ///< became findable
-  uint64_t duplicates = 0;        ///< registered although the key was there
-  uint64_t rejected = 0;          ///< freed at registration because the key was there
-  uint64_t asked = 0;             ///< keys that a match or a find was given
-  uint64_t matched = 0;           ///< pinned by a match or a find
-  uint64_t touched = 0;           ///< idle copies whose tick a match renewed
+  uint64_t from_free = 0;   ///< of these, blocks that were free
+  uint64_t refused = 0;     ///< asked for by an allocate() that failed
+  uint64_t evicted = 0;     ///< given up by an allocation, reset_idle(), discard() or shrink()
+  uint64_t completed = 0;   ///< got a key
+  uint64_t registered = 0;  ///< became findable
+  uint64_t duplicates = 0;  ///< registered although the key was there
+  uint64_t rejected = 0;    ///< freed at registration because the key was there
+  uint64_t asked = 0;       ///< keys that a match or a find was given
+  uint64_t matched = 0;     ///< pinned by a match or a find
+  uint64_t touched = 0;     ///< idle copies whose tick a match renewed
   uint64_t parent_conflicts = 0;  ///< registered with another parent than the key already has
 };
 
@@ -127,6 +127,14 @@ class BlockPool {
   /// Neither pins nor touches; may be out of date at once.
   [[nodiscard]] bool is_resident(const BlockKey& key) const;
 
+  /// From now on no block with an id from `num_blocks` on is given out. Free ones leave the pool
+  /// now, the others when they would become free; a registered one then cannot be found any more.
+  /// Returns what was registered there, in the order of the ids: idle blocks are gone, the others
+  /// go with their last pin. What has left does not come back: a larger number changes nothing.
+  std::vector<EvictedBlock> shrink(uint32_t num_blocks);
+  /// What it was shrunk to; else as many as it was made with.
+  [[nodiscard]] uint32_t limit() const;
+
   /// Gives up all idle blocks; they are returned in eviction order, and are free in that order.
   std::vector<EvictedBlock> reset_idle();
   /// The next `limit` blocks in the order in which an allocation would evict them.
@@ -140,6 +148,7 @@ class BlockPool {
   [[nodiscard]] TierId tier() const;
   [[nodiscard]] GroupId group() const;
   [[nodiscard]] PolicyKind policy() const;
+  /// Without those that have left.
   [[nodiscard]] uint32_t num_blocks() const;
   [[nodiscard]] uint32_t num_free() const { return occupancy().num_free; }
   [[nodiscard]] uint32_t num_idle() const { return occupancy().num_idle; }

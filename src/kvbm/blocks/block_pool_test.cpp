@@ -388,6 +388,87 @@ TEST_F(BlockPoolTest, ADiscardedBlockStaysAsLongAsOthersHoldIt) {
   expect_occupancy(pool_, 6, 0, 0, 0);
 }
 
+TEST_F(BlockPoolTest, WhatIsFreeLeavesAPoolThatShrinksAndTheOthersAreStillGivenOut) {
+  add_chain(pool_, test_keys({1, 2}));  // blocks 0 and 1
+  EXPECT_EQ(pool_.limit(), 6U);
+  EXPECT_TRUE(pool_.shrink(4).empty());
+  EXPECT_EQ(pool_.limit(), 4U);
+  EXPECT_EQ(pool_.num_blocks(), 4U);
+  expect_occupancy(pool_, 2, 2, 0, 0);
+  Result<Allocation> all = pool_.allocate(4);
+  ASSERT_TRUE(all);
+  EXPECT_THAT(ids_of(all->blocks), ElementsAre(2, 3, 1, 0));
+  EXPECT_EQ(pool_.allocate(1).error().code(), ErrorCode::kExhausted);
+  all->blocks.clear();
+  EXPECT_THAT(ids_of(pool_.allocate_up_to(6).blocks), ElementsAre(2, 3, 1, 0));
+}
+
+TEST_F(BlockPoolTest, ABlockThatIsBeingFilledLeavesAShrunkPoolInsteadOfBecomingFree) {
+  Allocation all = pool_.allocate(6).value();
+  EXPECT_TRUE(pool_.shrink(4).empty());
+  EXPECT_EQ(pool_.num_blocks(), 6U);  // two are on their way out
+  std::vector<CompleteBlock> complete;
+  for (const uint32_t block : {3U, 4U}) {
+    complete.push_back(std::move(all.blocks[block]).complete(test_key(block), std::nullopt));
+  }
+  all.blocks.clear();
+  expect_occupancy(pool_, 3, 0, 0, 2);
+  std::vector<ImmutableBlock> held = pool_.register_blocks(std::move(complete));
+  EXPECT_TRUE(pool_.is_resident(test_key(4)));
+  pool_.release(std::move(held));
+  expect_occupancy(pool_, 3, 1, 0, 0);
+  EXPECT_THAT(idle_keys(pool_), ElementsAre(test_key(3)));
+  EXPECT_FALSE(pool_.is_resident(test_key(4)));
+  EXPECT_EQ(pool_.num_blocks(), 4U);
+}
+
+TEST_F(BlockPoolTest, AShrunkPoolSaysWhatItLosesAndHeldBlocksStayUntilTheyAreLetGo) {
+  std::vector<ImmutableBlock> held = hold_chain(pool_, test_chain(1, 6));
+  ImmutableBlock last = std::move(held[5]);
+  std::vector<ImmutableBlock> fifth;
+  fifth.push_back(std::move(held[4]));
+  held.erase(held.begin() + 4, held.end());
+  pool_.release(std::move(held));
+  pool_.release(std::move(fifth));
+  const WeakBlock weak = last.downgrade();
+  const std::vector<EvictedBlock> gone = pool_.shrink(3);
+  ASSERT_THAT(keys_of(gone), ElementsAre(test_key(4), test_key(5), test_key(6)));
+  EXPECT_EQ(gone[2].block, BlockId(5));
+  EXPECT_EQ(gone[2].parent, test_key(5));
+  EXPECT_FALSE(pool_.is_resident(test_key(5)));
+  EXPECT_TRUE(pool_.is_resident(test_key(6)));
+  expect_occupancy(pool_, 0, 3, 1, 0);
+  EXPECT_EQ(pool_.shrink(2).size(), 1U);  // each is told once
+  EXPECT_FALSE(pool_.discard(last.clone()));
+  EXPECT_TRUE(pool_.discard(std::move(last)));
+  EXPECT_FALSE(weak.upgrade());
+  expect_occupancy(pool_, 0, 2, 0, 0);
+  EXPECT_EQ(registry_.occupancy().num_keys, 2U);
+  EXPECT_EQ(pool_.statistics().evicted, 4U);
+}
+
+TEST_F(BlockPoolTest, ADuplicateThatLeavesAShrunkPoolLetsGoOfItsPrimary) {
+  add_chain(pool_, test_keys({1}));
+  std::vector<ImmutableBlock> twice = hold_chain(pool_, test_keys({1}));  // block 1
+  ASSERT_TRUE(twice[0].is_duplicate());
+  EXPECT_TRUE(pool_.shrink(1).empty());
+  expect_occupancy(pool_, 0, 0, 2, 0);
+  EXPECT_FALSE(pool_.discard(std::move(twice[0])));
+  expect_occupancy(pool_, 0, 1, 0, 0);
+  EXPECT_TRUE(pool_.is_resident(test_key(1)));
+}
+
+TEST_F(BlockPoolTest, APoolMayShrinkToNothingAndNeverGrows) {
+  EXPECT_TRUE(pool_.shrink(9).empty());
+  EXPECT_EQ(pool_.limit(), 6U);
+  EXPECT_TRUE(pool_.shrink(0).empty());
+  EXPECT_TRUE(pool_.shrink(6).empty());
+  EXPECT_EQ(pool_.limit(), 0U);
+  expect_occupancy(pool_, 0, 0, 0, 0);
+  EXPECT_TRUE(pool_.allocate_up_to(1).blocks.empty());
+  EXPECT_EQ(pool_.allocate(1).error().code(), ErrorCode::kExhausted);
+}
+
 TEST_F(BlockPoolTest, AMovedFromPoolIsAContractViolation) {
   BlockPool moved = std::move(pool_);
   EXPECT_EQ(moved.num_blocks(), 6U);

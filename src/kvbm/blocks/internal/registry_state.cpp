@@ -36,6 +36,7 @@ PoolState::PoolState(RegistryState& owner, const PoolSpec& pool_spec, size_t ind
       group_index(index_of_group),
       retention(owner.groups[index_of_group].retention),
       slots(pool_spec.num_blocks),
+      limit(pool_spec.num_blocks),
       free_head(0),
       free_tail(pool_spec.num_blocks - 1),
       policy(make_policy(pool_spec.policy, retention, pool_spec.num_blocks)) {
@@ -89,11 +90,26 @@ uint32_t RegistryState::take_free(PoolState& pool) noexcept {
 
 void RegistryState::free_slot(PoolState& pool, uint32_t block) noexcept {
   Slot& slot = pool.slots[block];
-  slot.state = SlotState::kFree;
   slot.link = kNone;
+  if (block >= pool.limit) {
+    slot.state = SlotState::kGone;
+    return;
+  }
+  slot.state = SlotState::kFree;
   (pool.free_tail == kNone ? pool.free_head : pool.slots[pool.free_tail].link) = block;
   pool.free_tail = block;
   ++pool.occupancy.num_free;
+}
+
+void RegistryState::apply_limit(PoolState& pool) noexcept {
+  uint32_t block = std::exchange(pool.free_head, kNone);
+  pool.free_tail = kNone;
+  pool.occupancy.num_free = 0;
+  while (block != kNone) {
+    const uint32_t next = pool.slots[block].link;
+    free_slot(pool, block);
+    block = next;
+  }
 }
 
 void RegistryState::drop_mutable(PoolState& pool, uint32_t block) noexcept {
@@ -124,6 +140,9 @@ void RegistryState::unpin(PoolState& pool, uint32_t block) noexcept {
   }
   pool.policy->insert(block, ++tick, slot->has_child);
   ++pool.occupancy.num_idle;
+  if (block < pool.limit) return;
+  static_cast<void>(evict(pool, block));
+  free_slot(pool, block);
 }
 
 void RegistryState::release(std::span<ImmutableBlock> blocks) noexcept {

@@ -20,7 +20,7 @@
 
 namespace kvbm::internal {
 
-enum class SlotState : uint8_t { kFree, kMutable, kPrimary, kDuplicate };
+enum class SlotState : uint8_t { kFree, kMutable, kPrimary, kDuplicate, kGone };
 
 /// One block of a pool. The key of a mutable block that is complete travels in its guard.
 struct Slot {
@@ -41,6 +41,7 @@ struct PoolState {
   const size_t group_index;
   const Retention retention;
   std::vector<Slot> slots;
+  uint32_t limit;  ///< blocks from here on leave instead of becoming free
   uint32_t free_head = kNone;
   uint32_t free_tail = kNone;
   PoolOccupancy occupancy;
@@ -65,6 +66,7 @@ struct GroupSearch {
 ///     ▲                  │                       ▲               │
 ///     └────free_slot─────┘                       └──────pin──────┘
 ///
+/// From the limit of its pool on, free_slot() makes it gone for ever, and unpin() evicts it.
 /// Threads: any thread; what needs the lock says so.
 struct RegistryState {
   explicit RegistryState(std::vector<GroupSpec> group_specs);
@@ -102,8 +104,10 @@ struct RegistryState {
   PoolState& add_pool(const PoolSpec& spec, size_t group) KVBM_REQUIRES(mutex);
 
   [[nodiscard]] uint32_t take_free(PoolState& pool) noexcept KVBM_REQUIRES(mutex);
-  /// A mutable block, or one that was just evicted, goes to the end of the free list.
+  /// A mutable block, or one that was just evicted, goes to the end of the free list, or leaves.
   void free_slot(PoolState& pool, uint32_t block) noexcept KVBM_REQUIRES(mutex);
+  /// What is free from the limit on leaves.
+  void apply_limit(PoolState& pool) noexcept KVBM_REQUIRES(mutex);
   void drop_mutable(PoolState& pool, uint32_t block) noexcept KVBM_REQUIRES(mutex);
   void pin(PoolState& pool, uint32_t block) noexcept KVBM_REQUIRES(mutex);
   void unpin(PoolState& pool, uint32_t block) noexcept KVBM_REQUIRES(mutex);
