@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -23,10 +24,15 @@ class PinnerDouble final : public HostPinner {
   };
 
   Status pin(std::byte* data, uint64_t size_bytes) override {
-    const MutexLock lock(mutex_);
-    if (pinned_.size() == refuse_from) return make_error(ErrorCode::kDevice, "refused by the test");
-    pinned_.push_back({data, size_bytes});
-    return {};
+    {
+      const MutexLock lock(mutex_);
+      if (pinned_.size() != refuse_from) {
+        pinned_.push_back({data, size_bytes});
+        return {};
+      }
+    }
+    if (refuse_after.valid()) refuse_after.wait();
+    return make_error(ErrorCode::kDevice, "refused by the test");
   }
   void unpin(std::byte* data, uint64_t size_bytes) noexcept override {
     const MutexLock lock(mutex_);
@@ -40,6 +46,7 @@ class PinnerDouble final : public HostPinner {
   }
 
   size_t refuse_from = std::numeric_limits<size_t>::max();  ///< this many slices are pinned already
+  std::shared_future<void> refuse_after;  ///< not before this is ready; none: at once
   std::optional<uint32_t> node = std::nullopt;
 
  private:

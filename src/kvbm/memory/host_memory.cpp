@@ -19,7 +19,8 @@ Result<HostMemory> HostMemory::create(HostMemoryOptions options) {
                                               .pinner = std::move(options.pinner),
                                               .size_bytes = options.size_bytes,
                                               .slice_bytes = options.slice_bytes,
-                                              .on_progress = std::move(options.on_progress)}));
+                                              .on_progress = std::move(options.on_progress),
+                                              .on_shortage = std::move(options.on_shortage)}));
   const uint64_t first = std::min(options.slice_bytes, options.size_bytes);
   KVBM_TRY(memory.pinned_.wait_for(options.wait == HostReady::kAll ? options.size_bytes : first));
   return memory;

@@ -32,6 +32,8 @@ struct HostMemoryOptions {
   uint64_t slice_bytes = PinnedMemoryOptions::kSliceBytes;  ///< see PinnedMemoryOptions
   /// Of the pinning; see PinnedMemoryOptions.
   UniqueFunction<void(uint64_t ready_bytes)> on_progress = {};
+  /// The same.
+  UniqueFunction<void(uint64_t usable_bytes, const Error& why)> on_shortage = {};
 };
 
 /// Reads as zero.

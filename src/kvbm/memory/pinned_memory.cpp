@@ -50,6 +50,7 @@ class PinnedMemory::Maker {
         slice_bytes_(slice_bytes),
         pinner_(std::move(options.pinner)),
         on_progress_(std::move(options.on_progress)),
+        on_shortage_(std::move(options.on_shortage)),
         untouched_((size_bytes_ + slice_bytes - 1) / slice_bytes),
         queue_(std::move(queue)) {
     for (size_t i = 0; i < untouched_.size(); ++i) {
@@ -122,6 +123,7 @@ class PinnedMemory::Maker {
   }
 
   void fail_from(size_t slice, const Status& failed) {
+    if (on_shortage_) on_shortage_(slice * slice_bytes_, failed.error());
     for (size_t i = slice; i < sources_.size(); ++i) {
       static_cast<void>(sources_[i].try_resolve(failed));
     }
@@ -168,6 +170,7 @@ class PinnedMemory::Maker {
   const uint64_t slice_bytes_;
   const std::shared_ptr<HostPinner> pinner_;
   UniqueFunction<void(uint64_t)> on_progress_;
+  UniqueFunction<void(uint64_t, const Error&)> on_shortage_;
   std::optional<uint32_t> node_;
 
   std::vector<std::atomic<uint64_t>> untouched_;  ///< bytes of each slice

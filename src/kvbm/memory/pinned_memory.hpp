@@ -41,6 +41,10 @@ struct PinnedMemoryOptions {
   /// Told after each slice how many bytes are ready, on one of those threads at a time; short, and
   /// it does not end the memory.
   UniqueFunction<void(uint64_t ready_bytes)> on_progress = {};
+  /// Told that the memory from `usable_bytes` on will never be ready, and why, before ready() tells
+  /// anybody; what is before it may still be on its way. Comes again if that fails too. On those
+  /// threads, on several at a time if need be.
+  UniqueFunction<void(uint64_t usable_bytes, const Error& why)> on_shortage = {};
 };
 
 /// Made in the background: threads touch the pages, next to the device, and pin them in slices from

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "kvbm/base/log.hpp"
@@ -28,6 +29,7 @@ namespace kvbm {
 namespace {
 
 using testing::code_of;
+using ::testing::ElementsAre;
 using testing::PinnerDouble;
 
 TEST(PinnedMemoryTest, PinsAllOfItInSlicesInOrderAndUnpinsThemAtTheEnd) {
@@ -96,14 +98,19 @@ TEST(PinnedMemoryTest, TellsTheErrorOfThePinnerAndKeepsWhatIsPinned) {
   ThreadExecutor executor(log);
   const auto pinner = std::make_shared<PinnerDouble>();
   pinner->refuse_from = 2;
+  std::vector<std::pair<uint64_t, ErrorCode>> told;  // by one thread, before anybody is woken
   auto memory = PinnedMemory::create({.executor = executor,
                                       .pinner = pinner,
                                       .size_bytes = 16 * kMiB,
                                       .slice_bytes = 2 * kMiB,
-                                      .num_threads = 3});
+                                      .num_threads = 3,
+                                      .on_shortage = [&](uint64_t usable_bytes, const Error& why) {
+                                        told.emplace_back(usable_bytes, why.code());
+                                      }});
   ASSERT_TRUE(memory);
   EXPECT_TRUE(memory->wait_for(4 * kMiB));
   EXPECT_EQ(code_of(memory->wait_for(4 * kMiB + 1)), ErrorCode::kDevice);
+  EXPECT_THAT(told, ElementsAre(std::pair(4 * kMiB, ErrorCode::kDevice)));
   EXPECT_EQ(code_of(memory->wait_for(16 * kMiB)), ErrorCode::kDevice);
   EXPECT_EQ(memory->ready_bytes(), 4 * kMiB);
   *memory = PinnedMemory();
