@@ -77,12 +77,13 @@ int main(int argc, char** argv) {
       kvbm::OperationsMessage{.ops = {to_disk(), CopyOp{}}, .cancels = {OpId(3)}},
       kvbm::ResultsMessage{.results = {failure(), OpResult{}}},
       kvbm::HeartbeatMessage{},
-      kvbm::GoodbyeMessage{}};
+      kvbm::GoodbyeMessage{},
+      kvbm::ShrunkMessage{.place = host().place, .num_blocks = 12}};
   for (const ChannelMessage& message : messages) {
     if (!write(folder / std::string(name_of(message)), encode(message))) return 1;
   }
   std::vector<std::byte> newer = kvbm::encode(kvbm::HeartbeatMessage{});
-  newer[12] = std::byte{2};
+  newer[12] = std::byte{3};
   std::vector<std::byte> cut_off = kvbm::encode(messages.front());
   cut_off.resize(cut_off.size() - 5);
   return write(folder / "newer_version", newer) && write(folder / "cut_off", cut_off) ? 0 : 1;

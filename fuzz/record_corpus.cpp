@@ -16,6 +16,7 @@
 #include "kvbm/connector/recording_leader.hpp"
 #include "kvbm/events/event_sink.hpp"
 
+#include "tests/support/losing_channel.hpp"
 #include "tests/support/random_scheduler.hpp"
 
 namespace {
@@ -57,7 +58,8 @@ void record_a_run(const std::filesystem::path& folder) {
   kvbm::MetricsRegistry metrics;
   const kvbm::RecordHeader header = header_of_run(clock);
   kvbm::LogicalChannel logical(1, header.tiers.places);
-  kvbm::RecordingChannel channel(logical, held);
+  kvbm::testing::LosingChannel losing(logical);
+  kvbm::RecordingChannel channel(losing, held);
   auto tiers = kvbm::TierManager::create(header.tiers, held, events, metrics, log).value();
   kvbm::Cluster cluster(std::move(tiers), channel, held, kvbm::EngineOperations::kBySteps);
   const auto leader =
@@ -76,6 +78,7 @@ void record_a_run(const std::filesystem::path& folder) {
                             });
   for (uint32_t i = 0; i < kActions; ++i) {
     clock.advance(std::chrono::milliseconds(10));
+    if (i == kActions / 4) losing.shrink({kvbm::RankId(0), {TierId::kG2, kvbm::GroupId(0)}, 5});
     scheduler.act();
   }
   static_cast<void>(recording.wait_idle(clock.now()));
@@ -98,7 +101,7 @@ int main(int argc, char** argv) {
   const std::string bytes{std::istreambuf_iterator<char>(first), {}};
   write(folder / "cut_off", bytes.substr(0, bytes.size() - 5));
   std::string newer = bytes.substr(0, 1000);
-  newer[4] = 3;
+  newer[4] = 4;
   write(folder / "newer_version", newer);
   std::string damaged = bytes;
   damaged[damaged.size() / 2] ^= 1;

@@ -25,6 +25,7 @@
 #include "tests/support/block_chains.hpp"
 #include "tests/support/faulty_file_engine.hpp"
 #include "tests/support/losing_channel.hpp"
+#include "tests/support/pinner_double.hpp"
 #include "tests/support/rank_rig.hpp"
 #include "tests/support/recording_log_sink.hpp"
 #include "tests/support/seed.hpp"
@@ -314,6 +315,43 @@ TYPED_TEST_P(ChannelContract, ABlockThatOneRankCannotReadIsGivenUpEverywhere) {
   EXPECT_EQ(rig.leader().metrics().corrupt_or_unreadable.value(), 1U);
 }
 
+TYPED_TEST_P(ChannelContract, WhatOneRankCannotPinIsUsedByNobodyAndTheRestGoesOn) {
+  // Rank 1 has the first slice of three, the others have all.
+  constexpr uint32_t kBlocksPerSlice = (uint32_t{2} << 20) / kRigBlockBytes;
+  ClusterRig& rig = this->use({.num_ranks = 3,
+                               .rank = {.engine_blocks = kBlocksPerSlice + 200,
+                                        .host_blocks = 3 * kBlocksPerSlice,
+                                        .disk_blocks = 0,
+                                        .pin_slice_bytes = kBlocksPerSlice * kRigBlockBytes},
+                               .change = [](RankRigOptions& options) {
+                                 const auto pinner = std::make_shared<PinnerDouble>();
+                                 if (options.rank == 1) pinner->refuse_from = 1;
+                                 options.pinner = pinner;
+                               }});
+  EXPECT_EQ(rig.leader().blocks_per_group(TierId::kG2), 3 * kBlocksPerSlice);
+  const TimePoint deadline = rig.soon();
+  while (rig.leader().blocks_per_group(TierId::kG2) == 3 * kBlocksPerSlice) {
+    ASSERT_TRUE(rig.channel->wait(deadline)) << "the leader does not hear of it";
+    rig.cluster->exchange();
+  }
+  EXPECT_EQ(rig.leader().blocks_per_group(TierId::kG2), kBlocksPerSlice);
+  EXPECT_THAT(this->log_.messages(LogLevel::kError),
+              ::testing::ElementsAre(::testing::HasSubstr("rank 1: no more than 2 MiB of host")));
+  // More than there is room for: what is new is kept, and nothing is asked of what is not there.
+  const auto first = test_chain(1, kBlocksPerSlice - 10);
+  const auto second = test_chain(100'000, 200);
+  rig.keep(first, 0);
+  rig.keep(second, kBlocksPerSlice);
+  EXPECT_EQ(rig.leader().resident_blocks(TierId::kG2), kBlocksPerSlice);
+  EXPECT_EQ(rig.load(second, 0).num_blocks, 200U);
+  rig.expect_blocks(second, 0);
+  EXPECT_EQ(rig.load(std::span(first).first(100), 300).num_blocks, 100U);
+  rig.expect_blocks(std::span(first).first(100), 300);
+  for (const RouteMetrics* route : rig.leader().metrics().routes()) {
+    EXPECT_EQ(route->failed_blocks(), 0U);
+  }
+}
+
 TYPED_TEST_P(ChannelContract, DrainWritesEverythingDown) {
   ClusterRig& rig = this->use(
       {.num_ranks = 2, .rank = {.engine_blocks = 160, .host_blocks = 150, .disk_blocks = 150}});
@@ -454,6 +492,7 @@ REGISTER_TYPED_TEST_SUITE_P(ChannelContract, WhatWasStoredComesBackFromHostMemor
                             AnEngineBlockThatIsReusedAtOnceIsStoredAsItWas,
                             ABlockThatOneRankCouldNotWriteIsAbsentEverywhere,
                             ABlockThatOneRankCannotReadIsGivenUpEverywhere,
+                            WhatOneRankCannotPinIsUsedByNobodyAndTheRestGoesOn,
                             DrainWritesEverythingDown, WaitIdleSaysThatItWasNotEnoughTime,
                             ALoadThatCannotStartEndsAtItsDeadline, LoadsMayBeWaitedForInAnyOrder,
                             ALostRankEndsLoadsAndDropsWhatWasStored,

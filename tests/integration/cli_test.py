@@ -1080,9 +1080,16 @@ class RecordTest(CliTest):
         subprocess.run([os.environ["KVBM_RECORD_CORPUS"], self.record], check=True, timeout=TIMEOUT_SECONDS)
         self.first, self.second = self.record / "record-00000000.kvbr", self.record / "record-00000001.kvbr"
 
+    def play(self, *arguments):
+        """In the first file a rank has less host memory than it was to: the leader of the replay says so again."""
+        run = kvbm("replay", *arguments)
+        self.assertEqual(run.returncode, 0, run)
+        self.assertRegex(run.stderr, r"\Akvbm: warning: .* goes on with 5 of 8 blocks in G2 [^\n]+\n\Z")
+        return run.stdout
+
     def test_a_record_is_played_to_equal_outcomes(self):
         path = self.folder / "report.json"
-        out = self.assert_succeeds(kvbm("replay", self.record, "--json", path))
+        out = self.play(self.record, "--json", path)
         self.assertRegex(out, r"(?m)^  files +2$")
         self.assertRegex(out, r"(?m)^  steps +(\d+) +\1$")
         self.assertTrue(out.endswith("\n  equal\n"), out)
@@ -1090,7 +1097,7 @@ class RecordTest(CliTest):
         self.assertEqual((report["format"], report["version"]), ("kvbm-record-report", 1))
         self.assertEqual(report["recorded"], report["replayed"])
         self.assertGreater(report["recorded"]["offered_tokens"], 0)
-        self.assertEqual(self.assert_succeeds(kvbm("replay", "--quiet", self.first)), "")
+        self.assertEqual(self.play("--quiet", self.first), "")
 
     def test_without_its_beginning_it_is_played_cold(self):
         out = self.assert_succeeds(kvbm("replay", self.second))
@@ -1100,17 +1107,17 @@ class RecordTest(CliTest):
     def test_a_crash_costs_the_last_call(self):
         self.second.unlink()
         os.truncate(self.first, self.first.stat().st_size - 3)
-        out = self.assert_succeeds(kvbm("replay", self.record))
+        out = self.play(self.record)
         self.assertRegex(out, r"(?m)^  cut off +\d+ bytes")
 
     def test_calls_that_are_missing_are_told(self):
         shutil.copy(self.record / "damaged", self.first)
-        out = self.assert_succeeds(kvbm("replay", self.record))
+        out = self.play(self.record)
         self.assertRegex(out, r"(?m)^  missing +\d+ calls")
         self.assertIn("equal up to the first missing call", out)
 
     def test_what_cannot_be_read_is_refused(self):
-        self.assert_fails(kvbm("replay", self.record / "newer_version"), "version 3")
+        self.assert_fails(kvbm("replay", self.record / "newer_version"), "version 4")
 
     def test_options_of_traces_are_refused(self):
         for option in (["--g2-blocks", "4"], ["--ranks", "2"], ["--no-bytes"], ["--metrics", self.folder / "m"]):

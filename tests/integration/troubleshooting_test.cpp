@@ -17,7 +17,10 @@
 
 #include "kvbm/base/thread_executor.hpp"
 #include "kvbm/base/units.hpp"
+#include "kvbm/cluster/cluster.hpp"
+#include "kvbm/cluster/inproc_channel.hpp"
 #include "kvbm/device/host_device.hpp"
+#include "kvbm/events/event_sink.hpp"
 #include "kvbm/memory/internal/anonymous_file.hpp"
 #include "kvbm/memory/posix_file_engine.hpp"
 #include "kvbm/memory/system_memory.hpp"
@@ -25,6 +28,8 @@
 #include "kvbm/runtime/transfer_manager_builder.hpp"
 
 #include "tests/support/out_of_reach_device.hpp"
+#include "tests/support/pinner_double.hpp"
+#include "tests/support/rank_rig.hpp"
 #include "tests/support/recording_log_sink.hpp"
 #include "tests/support/temporary_folder.hpp"
 #include "tests/support/troubleshooting_guide.hpp"
@@ -252,6 +257,32 @@ TEST(Troubleshooting, GpuAndDriver) {
 
 // --- memory --------------------------------------------------------------------------------------
 
+/// What worker and leader say in their log where all but the first slice cannot be pinned.
+std::vector<std::string> records_of_a_short_tier() {
+  testing::RecordingLogSink log(LogLevel::kWarning);
+  ThreadExecutor executor{log};
+  const auto pinner = std::make_shared<testing::PinnerDouble>();
+  pinner->refuse_from = 1;
+  const testing::RankRig rank(executor, log,
+                              {.host_blocks = 4 * kMiB / testing::kRigBlockBytes,
+                               .disk_blocks = 0,
+                               .pinner = pinner,
+                               .pin_slice_bytes = 2 * kMiB});
+  InprocChannel channel(executor, {rank.worker.get()});
+  NullSink events;
+  MetricsRegistry metrics;
+  auto leader = TierManager::create(
+      {.groups = {{GroupId(0), Retention::full_prefix()}}, .places = rank.specs}, executor.clock(),
+      events, metrics, log);
+  Cluster cluster(std::move(leader).value(), channel, executor.clock());
+  EXPECT_TRUE(channel.wait(executor.clock().now() + std::chrono::seconds(10)));
+  cluster.exchange();
+  std::vector<std::string> records = log.messages(LogLevel::kError);
+  const std::vector<std::string> warnings = log.messages(LogLevel::kWarning);
+  records.insert(records.end(), warnings.begin(), warnings.end());
+  return records;
+}
+
 TEST(Troubleshooting, Memory) {
   TroubleshootingGuide guide = guide_of("Memory");
   testing::RecordingLogSink log;
@@ -276,6 +307,7 @@ TEST(Troubleshooting, Memory) {
   guide.said(*way);
   guide.said(message_of(SystemMemory::create({.size_bytes = uint64_t{1} << 60})));
   guide.said(line_of(doctor("", "ulimit -l 64; "), "locked memory"));
+  for (const std::string& record : records_of_a_short_tier()) guide.said(record);
   guide.expect_all_were_said();
 }
 

@@ -20,8 +20,12 @@ using KeepWaiting = std::function<bool()>;
 struct ChannelInbox {
   std::vector<OpResult> results;  ///< of each rank in the order in which it gave them
   std::vector<RankId> lost;       ///< ranks that will not answer any more
+  /// To be looked at before the results: those of operations that were cancelled for it come later.
+  std::vector<ShrunkPlace> shrunk = {};
 
-  [[nodiscard]] bool empty() const noexcept { return results.empty() && lost.empty(); }
+  [[nodiscard]] bool empty() const noexcept {
+    return results.empty() && lost.empty() && shrunk.empty();
+  }
 };
 
 /// The leader's end of the connection to all ranks. Every rank gets the same operations in the same

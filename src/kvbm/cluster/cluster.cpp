@@ -38,6 +38,7 @@ void Cluster::exchange() {
     if (!ops.empty() || !cancels.empty()) channel_.send(ops, cancels);
     const ChannelInbox inbox = channel_.receive();
     if (inbox.empty()) break;
+    for (const ShrunkPlace& shrunk : inbox.shrunk) leader_->on_place_shrunk(shrunk);
     for (const OpResult& result : inbox.results) leader_->on_result(result);
     for (RankId rank : inbox.lost) leader_->on_rank_lost(rank);
   }

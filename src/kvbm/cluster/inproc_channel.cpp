@@ -9,28 +9,39 @@
 namespace kvbm {
 
 struct InprocChannel::Inbox {
+  template <class T>
+  void take(std::vector<T> ChannelInbox::*list, T value) {
+    std::shared_ptr<Latch> next;
+    {
+      MutexLock lock(mutex);
+      (content.*list).push_back(std::move(value));
+      next = std::exchange(arrival, nullptr);
+    }
+    if (next) next->set();
+  }
+
   Mutex mutex{LockRank::kCluster, "cluster.inbox"};
-  std::vector<OpResult> results KVBM_GUARDED_BY(mutex);
-  std::shared_ptr<Latch> arrival KVBM_GUARDED_BY(mutex);  // set by the next result
+  ChannelInbox content KVBM_GUARDED_BY(mutex);
+  std::shared_ptr<Latch> arrival KVBM_GUARDED_BY(mutex);  // set by what comes next
 };
 
 InprocChannel::InprocChannel(Executor& executor, std::vector<Worker*> workers)
     : executor_(executor), workers_(std::move(workers)), inbox_(std::make_shared<Inbox>()) {
   for (Worker* worker : workers_) {
     worker->on_result([inbox = inbox_](OpResult&& result) {
-      std::shared_ptr<Latch> arrival;
-      {
-        MutexLock lock(inbox->mutex);
-        inbox->results.push_back(std::move(result));
-        arrival = std::exchange(inbox->arrival, nullptr);
-      }
-      if (arrival) arrival->set();
+      inbox->take(&ChannelInbox::results, std::move(result));
+    });
+    worker->on_shrunk([inbox = inbox_](const ShrunkPlace& shrunk) {
+      inbox->take(&ChannelInbox::shrunk, shrunk);
     });
   }
 }
 
 InprocChannel::~InprocChannel() {
-  for (Worker* worker : workers_) worker->on_result(nullptr);
+  for (Worker* worker : workers_) {
+    worker->on_result(nullptr);
+    worker->on_shrunk(nullptr);
+  }
 }
 
 void InprocChannel::send(std::span<const CopyOp> ops, std::span<const OpId> cancels) {
@@ -41,17 +52,15 @@ void InprocChannel::send(std::span<const CopyOp> ops, std::span<const OpId> canc
 }
 
 ChannelInbox InprocChannel::receive() {
-  ChannelInbox inbox;
   MutexLock lock(inbox_->mutex);
-  inbox.results.swap(inbox_->results);
-  return inbox;
+  return std::exchange(inbox_->content, {});
 }
 
 bool InprocChannel::wait(TimePoint deadline) {
   auto arrival = std::make_shared<Latch>();
   {
     MutexLock lock(inbox_->mutex);
-    if (!inbox_->results.empty()) return true;
+    if (!inbox_->content.empty()) return true;
     inbox_->arrival = arrival;
   }
   return executor_.wait(*arrival, deadline);

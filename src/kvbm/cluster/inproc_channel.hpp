@@ -12,7 +12,8 @@
 
 namespace kvbm {
 
-/// Hands the values over as they are. Results are collected on whatever thread the workers answer.
+/// Hands the values over as they are. What workers say is collected on whatever thread
+/// they say it.
 /// Ownership: borrows executor and workers, which outlive it.
 class InprocChannel final : public Channel {
  public:

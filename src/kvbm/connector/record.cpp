@@ -186,6 +186,13 @@ void write(ByteWriter& out, const ReceivedInbox& input) {
   out.bytes(results);
   out.count(input.inbox.lost.size());
   for (const RankId rank : input.inbox.lost) out.u16(rank.value());
+  out.count(input.inbox.shrunk.size());
+  for (const auto& [rank, place, num_blocks] : input.inbox.shrunk) {
+    out.u16(rank.value());
+    out.u8(static_cast<uint8_t>(place.tier));
+    out.u16(place.group.value());
+    out.u32(num_blocks);
+  }
 }
 
 void write(ByteWriter& out, const EndedWait& input) {
@@ -216,6 +223,14 @@ CallInput read_input(ByteReader& in) {
   }
   const size_t num_lost = in.count(sizeof(uint16_t));
   for (size_t i = 0; i < num_lost; ++i) input.inbox.lost.emplace_back(in.u16());
+  constexpr size_t kShrunkBytes = 9;
+  input.inbox.shrunk.resize(in.count(kShrunkBytes));
+  for (ShrunkPlace& shrunk : input.inbox.shrunk) {
+    shrunk.rank = RankId(in.u16());
+    shrunk.place.tier = read_enum(in, TierId::kG4);
+    shrunk.place.group = GroupId(in.u16());
+    shrunk.num_blocks = in.u32();
+  }
   return input;
 }
 

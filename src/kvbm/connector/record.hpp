@@ -26,7 +26,7 @@
 
 namespace kvbm {
 
-inline constexpr uint16_t kRecordVersion = 2;
+inline constexpr uint16_t kRecordVersion = 3;
 
 /// What a leader counts, as far as a record says it. The values are in the format.
 enum class RecordCounter : uint8_t {
@@ -76,7 +76,7 @@ struct ReceivedInbox {
 
   friend bool operator==(const ReceivedInbox& a, const ReceivedInbox& b) {
     return a.receive == b.receive && a.inbox.results == b.inbox.results &&
-           a.inbox.lost == b.inbox.lost;
+           a.inbox.lost == b.inbox.lost && a.inbox.shrunk == b.inbox.shrunk;
   }
 };
 /// A wait for the channel: its answer, and the time after it.

@@ -52,7 +52,8 @@ std::vector<RecordedCall> every_call() {
                                                    .outcome = Outcome::kFailed,
                                                    .bytes = 512,
                                                    .failed = {1, 3}}},
-                                      .lost = {RankId(7)}}};
+                                      .lost = {RankId(7)},
+                                      .shrunk = {{RankId(1), {TierId::kG2, GroupId(3)}, 12}}}};
   const Identity identity =
       Identity::from_hashes(SequenceHash(1), BlockHash(2), SequenceHash(3), 4);
   const std::vector<std::vector<BlockId>> blocks = {{BlockId(1), BlockId(2)}, {}};

@@ -3,7 +3,8 @@
 // What the leader and the workers say to each other: plain values, no behaviour.
 //
 // The leader names blocks, places and order; it never names an address or a stream. A worker turns
-// names into memory and events. codec.hpp gives these values a versioned wire form.
+// names into memory and events. codec.hpp gives these values a versioned wire form, but
+// ShrunkPlace, which has that of the channel.
 #pragma once
 
 #include <array>
@@ -40,6 +41,16 @@ struct PlaceSpec {
   uint64_t rank_block_bytes = 0;
 
   friend bool operator==(const PlaceSpec&, const PlaceSpec&) = default;
+};
+
+/// A worker can provide less of a place than it was to: blocks from `num_blocks` on cannot be used,
+/// and operations on them are cancelled. It gets less at most, never more again.
+struct ShrunkPlace {
+  RankId rank{0};
+  Place place;
+  uint32_t num_blocks = 0;
+
+  friend bool operator==(const ShrunkPlace&, const ShrunkPlace&) = default;
 };
 
 /// Opaque identity of a block's content. Written into the slot header of a file place and compared

@@ -103,9 +103,14 @@ class RecordedProgram {
   }
 
   void run() {
+    const uint64_t shrinks_at = random_.chance(0.3) ? random_.uniform(kActions) : kActions;
     const uint64_t lost_at = random_.chance(0.2) ? random_.uniform(kActions) : kActions;
     for (uint32_t i = 0; i < kActions; ++i) {
       if (i == lost_at) losing_->lose(RankId(0));
+      if (i == shrinks_at) {
+        const auto left = static_cast<uint32_t>(random_.uniform(12));
+        losing_->shrink({RankId(0), {TierId::kG2, GroupId(0)}, left});
+      }
       scheduler->act();
       if (random_.chance(0.1)) {
         static_cast<void>(

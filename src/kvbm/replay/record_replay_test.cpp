@@ -135,6 +135,12 @@ TEST_F(RecordReplayTest, APlanThatDiffersIsNamed) {
   EXPECT_THAT(replay().difference, HasSubstr("stores: 0 recorded, 1 replayed"));
 }
 
+TEST_F(RecordReplayTest, BlocksThatARankDoesNotHaveAreNotUsedInTheReplayEither) {
+  calls_[1].inputs = {ReceivedInbox{
+      0, {.results = {}, .lost = {}, .shrunk = {{RankId(0), {TierId::kG2, GroupId(0)}, 1}}}}};
+  EXPECT_THAT(replay().difference, HasSubstr("stores: 1 recorded, 1 replayed, not the same"));
+}
+
 TEST_F(RecordReplayTest, WhatComesInDecides) {
   calls_[6].inputs.clear();
   EXPECT_THAT(replay().difference, HasSubstr("8 tokens in the step recorded, 0 tokens"));

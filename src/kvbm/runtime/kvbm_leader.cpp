@@ -44,8 +44,6 @@ struct KvbmLeader::Impl {
   std::unique_ptr<RecordWriter> writer;
   std::unique_ptr<RecordingLeader> recording;
   std::vector<GroupPart> parts;
-  uint32_t host_blocks = 0;
-  uint32_t disk_blocks = 0;
   std::unique_ptr<MetricsEndpoint> endpoint;  // reads what is above
 };
 
@@ -151,11 +149,13 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::build(std::unique_ptr<Impl> impl
     host_bytes += place.rank_block_bytes * num_ranks;
     disk_bytes += slot.slot_bytes * num_ranks;
   }
-  KVBM_ASSIGN_OR_RETURN(impl->host_blocks, internal::tier_blocks("host memory", options.host_blocks,
-                                                                 options.host_bytes, host_bytes));
-  KVBM_ASSIGN_OR_RETURN(impl->disk_blocks, internal::tier_blocks("the disk", options.disk_blocks,
-                                                                 options.disk_bytes, disk_bytes));
-  if (impl->host_blocks == 0 && impl->disk_blocks == 0) {
+  KVBM_ASSIGN_OR_RETURN(
+      const uint32_t host_blocks,
+      internal::tier_blocks("host memory", options.host_blocks, options.host_bytes, host_bytes));
+  KVBM_ASSIGN_OR_RETURN(
+      const uint32_t disk_blocks,
+      internal::tier_blocks("the disk", options.disk_blocks, options.disk_bytes, disk_bytes));
+  if (host_blocks == 0 && disk_blocks == 0) {
     return invalid("there is nowhere to keep blocks: give host memory or disk space");
   }
   if (options.store_budget && !(*options.store_budget > 0 && *options.store_budget <= 1)) {
@@ -165,11 +165,11 @@ Result<std::unique_ptr<KvbmLeader>> KvbmLeader::build(std::unique_ptr<Impl> impl
   const size_t num_groups = places.size();
   // The groups' block ids are of one pool of the engine, the slots of the tier are each group's.
   const uint64_t nearest_blocks =
-      uint64_t{impl->host_blocks > 0 ? impl->host_blocks : impl->disk_blocks} * num_groups;
+      uint64_t{host_blocks > 0 ? host_blocks : disk_blocks} * num_groups;
   const uint32_t max_open_store_blocks = internal::store_budget_blocks(
       options.store_budget, places.front().num_blocks, nearest_blocks);
   for (const auto& [tier, num_blocks] :
-       {std::pair(TierId::kG2, impl->host_blocks), std::pair(TierId::kG3, impl->disk_blocks)}) {
+       {std::pair(TierId::kG2, host_blocks), std::pair(TierId::kG3, disk_blocks)}) {
     if (num_blocks == 0) continue;
     for (size_t i = 0; i < num_groups; ++i) {
       PlaceSpec place = places[i];
@@ -244,8 +244,12 @@ SchedulerHalf& KvbmLeader::requests() noexcept {
   if (impl_->recording) return *impl_->recording;
   return *impl_->requests;
 }
-uint32_t KvbmLeader::num_host_blocks() const noexcept { return impl_->host_blocks; }
-uint32_t KvbmLeader::num_disk_blocks() const noexcept { return impl_->disk_blocks; }
+uint32_t KvbmLeader::num_host_blocks() const {
+  return impl_->cluster->leader().blocks_per_group(TierId::kG2);
+}
+uint32_t KvbmLeader::num_disk_blocks() const {
+  return impl_->cluster->leader().blocks_per_group(TierId::kG3);
+}
 uint64_t KvbmLeader::resident_blocks(TierId tier) const {
   return impl_->cluster->leader().resident_blocks(tier);
 }

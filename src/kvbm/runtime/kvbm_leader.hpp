@@ -87,8 +87,10 @@ class KvbmLeader {
   KvbmLeader& operator=(const KvbmLeader&) = delete;
 
   [[nodiscard]] SchedulerHalf& requests() noexcept;
-  [[nodiscard]] uint32_t num_host_blocks() const noexcept;
-  [[nodiscard]] uint32_t num_disk_blocks() const noexcept;
+  /// Of each part of a group; fewer than asked for once a worker could not have all of its memory,
+  /// as poll() has heard.
+  [[nodiscard]] uint32_t num_host_blocks() const;
+  [[nodiscard]] uint32_t num_disk_blocks() const;
   /// Blocks that can be found below the engine, over all groups.
   [[nodiscard]] uint64_t resident_blocks(TierId tier) const;
   [[nodiscard]] const TierMetrics& tier_metrics() const noexcept;

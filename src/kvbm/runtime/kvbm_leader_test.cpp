@@ -7,12 +7,15 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "kvbm/runtime/metrics_endpoint.hpp"
 
+#include "tests/support/pinner_double.hpp"
 #include "tests/support/recording_log_sink.hpp"
 
 namespace kvbm {
@@ -69,6 +72,46 @@ TEST_F(KvbmLeaderTest, ServesItsSeriesAndThoseOfItsWorkers) {
   EXPECT_THAT(*page, HasSubstr("\nkvbm_matched_tokens 0\n"));
   EXPECT_THAT(*page, HasSubstr("\nkvbm_corrupt_blocks_total 0\n"));
   EXPECT_THAT(*page, HasSubstr("\nkvbm_blocks_free{pool=\"g2\"} 2\n"));
+}
+
+TEST_F(KvbmLeaderTest, SaysHowManyHostBlocksThereAreWhereNotAllCanBePinned) {
+  constexpr uint64_t kBlockBytes = uint64_t{1} << 20;
+  constexpr uint32_t kPinned = PinnedMemoryOptions::kSliceBytes / kBlockBytes;
+  const auto pinner = std::make_shared<testing::PinnerDouble>();
+  pinner->refuse_from = 1;
+  std::vector<std::byte> tensor(kBlockBytes);
+  const auto worker =
+      KvbmWorker::create(
+          {.num_blocks = 1,
+           .groups = {{.run_bytes = kBlockBytes,
+                       .runs = {{.base = tensor.data(), .block_stride = kBlockBytes}}}},
+           .disk_directory = "",
+           .open_device = [&](const OpenDeviceOptions& options) -> Result<OpenedDevice> {
+             Result<OpenedDevice> opened = open_device(options);
+             if (opened) opened->pinner = pinner;
+             return opened;
+           }},
+          log_)
+          .value();
+  KvbmWorker* const workers[] = {worker.get()};
+  KvbmLeaderOptions options;
+  options.groups = {{.block_tokens = 4}};
+  options.host_blocks = kPinned + 5;
+  options.metrics_port = has_http() ? std::optional<uint16_t>(0) : std::nullopt;
+  const auto leader = KvbmLeader::create(options, workers, log_).value();
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  do {
+    std::this_thread::yield();
+    leader->poll();
+  } while (leader->num_host_blocks() != kPinned && std::chrono::steady_clock::now() < deadline);
+  EXPECT_EQ(leader->num_host_blocks(), kPinned);
+  EXPECT_EQ(leader->num_disk_blocks(), 0U);
+  if (!has_http()) return;
+  const auto page =
+      read_metrics_page("http://127.0.0.1:" + std::to_string(*leader->metrics_port()) + "/metrics");
+  ASSERT_TRUE(page) << page.error();
+  EXPECT_THAT(*page,
+              HasSubstr("\nkvbm_blocks_free{pool=\"g2\"} " + std::to_string(kPinned) + "\n"));
 }
 
 /// A step that computes two blocks of each of two groups, which have one pool of 8.

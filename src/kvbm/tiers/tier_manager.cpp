@@ -256,6 +256,15 @@ uint64_t TierManager::resident_blocks(TierId tier) const {
   return blocks;
 }
 
+uint32_t TierManager::blocks_per_group(TierId tier) const {
+  if (!has_tier(tier)) return 0;
+  uint32_t fewest = UINT32_MAX;
+  for (const auto& group : groups_) {
+    fewest = std::min(fewest, group->pools[index(tier)]->limit());
+  }
+  return fewest;
+}
+
 TierManager::Group& TierManager::group_of(GroupId id) {
   return const_cast<Group&>(std::as_const(*this).group_of(id));
 }
@@ -689,6 +698,36 @@ void TierManager::on_result(const OpResult& result) {
   if (--op.ranks_left == 0) finish(op);
 }
 
+void TierManager::on_place_shrunk(const ShrunkPlace& shrunk) {
+  const TierId tier = shrunk.place.tier;
+  const GroupId group_id = shrunk.place.group;
+  const auto group = std::find_if(groups_.begin(), groups_.end(),
+                                  [&](const auto& one) { return one->spec.id == group_id; });
+  if (shrunk.rank.value() >= options_.num_ranks || group == groups_.end() ||
+      !(*group)->pools[index(tier)]) {
+    KVBM_LOG_WARNING(log_, "tiers", "rank {} has shrunk {} of layer group {}, which is not known",
+                     shrunk.rank.value(), to_string(tier), group_id.value());
+    return;
+  }
+  BlockPool& pool = *(*group)->pools[index(tier)];
+  const uint32_t before = pool.limit();
+  if (shrunk.num_blocks >= before) return;  // another rank has fewer
+  const std::vector<EvictedBlock> gone = pool.shrink(shrunk.num_blocks);
+  emit_deleted(gone, tier);
+  KVBM_LOG_WARNING(
+      log_, "tiers",
+      "layer group {} goes on with {} of {} blocks in {} on every rank, as rank {} has "
+      "no more: its log says why. Stored blocks that are lost: {}",
+      group_id.value(), shrunk.num_blocks, before, to_string(tier), shrunk.rank.value(),
+      gone.size());
+  if (tier != nearest_ || rank_lost_) return;
+  uint64_t nearest_blocks = 0;
+  for (const auto& one : groups_) nearest_blocks += one->pools[index(tier)]->limit();
+  max_open_store_blocks_ =
+      static_cast<uint32_t>(std::min<uint64_t>(max_open_store_blocks_, nearest_blocks));
+  metrics_.store_budget_blocks.set(max_open_store_blocks_);
+}
+
 void TierManager::on_rank_lost(RankId rank) {
   KVBM_CONTRACT(rank.value() < options_.num_ranks, "no rank " + to_string(rank));
   KVBM_LOG_ERROR(log_, "tiers", "rank {} is lost; all stored blocks are dropped", rank.value());
@@ -767,8 +806,11 @@ void TierManager::count_lost_stores() {
 void TierManager::finish(OpenOp& op) {
   std::vector<bool> arrived(op.num_blocks);
   uint64_t num_arrived = 0;
+  // No rank has a block that one of them does not have, whatever it says.
+  const uint32_t limit = op.slots ? op.group->pools[index(op.to)]->limit() : 0;
   for (uint32_t i = 0; i < op.num_blocks; ++i) {
-    arrived[i] = !op.failed[i] && !op.cancelled && !rank_lost_;
+    arrived[i] = !op.failed[i] && !op.cancelled && !rank_lost_ &&
+                 (!op.slots || (*op.slots)[i].block_id().value() < limit);
     num_arrived += arrived[i] ? 1 : 0;
   }
   const TimePoint now = clock_.now();

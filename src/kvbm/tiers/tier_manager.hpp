@@ -130,6 +130,10 @@ class TierManager {
 
   /// The answer of one rank. Unknown operations and second answers are ignored with a warning.
   void on_result(const OpResult& result);
+  /// A rank has fewer blocks in a place than it was to: no rank uses the others any more, as a
+  /// block has a shard on each. What is stored in those that are left stays. Of several ranks the
+  /// one with the fewest counts. A place that is unknown is ignored with a warning.
+  void on_place_shrunk(const ShrunkPlace& shrunk);
   /// A rank is gone, and with it its shard of every block: all stored blocks are dropped, open
   /// operations fail, and nothing is stored or found from now on.
   void on_rank_lost(RankId rank);
@@ -166,6 +170,9 @@ class TierManager {
   [[nodiscard]] bool idle() const noexcept { return ops_.empty(); }
   /// Stored blocks of a tier that can be found, over all groups.
   [[nodiscard]] uint64_t resident_blocks(TierId tier) const;
+  /// That each layer group has in a tier below the engine; where it shrank, the fewest that one
+  /// has.
+  [[nodiscard]] uint32_t blocks_per_group(TierId tier) const;
   [[nodiscard]] const TierMetrics& metrics() const noexcept { return metrics_; }
   [[nodiscard]] bool has_tier(TierId tier) const noexcept;
   [[nodiscard]] EngineIds engine_ids() const noexcept { return options_.engine_ids; }

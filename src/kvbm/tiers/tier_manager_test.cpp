@@ -1290,6 +1290,142 @@ TEST(TierManager, UnknownAndSecondResultsAreIgnoredWithAWarning) {
   EXPECT_EQ(leader.route(TierId::kG1, TierId::kG2).bytes(), 2 * 2 * kBlockBytes);
 }
 
+// --- places that shrink
+// -----------------------------------------------------------------------------
+
+ShrunkPlace host_of(uint16_t rank, uint32_t num_blocks, GroupId group = kGroup) {
+  return {RankId(rank), {TierId::kG2, group}, num_blocks};
+}
+
+/// Slots of host memory that an operation names.
+std::vector<uint32_t> host_slots(const CopyOp& op) {
+  std::vector<uint32_t> slots;
+  for (const BlockId block : op.dst.tier == TierId::kG2 ? op.to : op.from) {
+    slots.push_back(block.value());
+  }
+  return slots;
+}
+
+TEST(TierManager, APlaceThatShrankGoesOnWithTheRestAndLosesNothing) {
+  Leader leader({.host_blocks = 8, .disk_blocks = 0, .num_ranks = 2});
+  const auto kept = test_chain(1, 3);  // in slots 0, 1, 2
+  leader.keep(kept);
+  leader->on_place_shrunk(host_of(1, 5));
+  EXPECT_EQ(leader->blocks_per_group(TierId::kG2), 5U);
+  EXPECT_EQ(leader.num_findable(kept), 3U);
+  EXPECT_THAT(leader.log.messages(LogLevel::kWarning),
+              ElementsAre(HasSubstr("layer group 0 goes on with 5 of 8 blocks in G2 on every rank, "
+                                    "as rank 1 has no more: its log says why. Stored blocks that "
+                                    "are lost: 0")));
+  // However much is stored from now on, no other slot is asked for, and what is new is kept.
+  for (uint64_t round = 1; round < 20; ++round) {
+    const auto keys = test_chain(100 * round, 4);
+    EXPECT_EQ(leader.store(keys, ids_from(0, 4)).accepted, 4U);
+    const CopyOp store = leader.take_one();
+    EXPECT_THAT(host_slots(store), ::testing::Each(::testing::Lt(5U)));
+    leader.end(store);
+    EXPECT_EQ(leader.num_findable(keys), 4U);
+  }
+  leader->show_pools();
+  EXPECT_EQ(leader->resident_blocks(TierId::kG2), 5U);
+  leader.expect_events_agree();
+}
+
+TEST(TierManager, ABlockOnItsWayIntoWhatAPlaceLostIsGivenUpAndItsSlotNotUsedAgain) {
+  Leader leader({.host_blocks = 4, .disk_blocks = 0, .num_ranks = 2});
+  const auto keys = test_chain(1, 2);
+  leader.keep(keys);
+  const auto late = test_chain(50, 2);
+  leader.store(late, ids({8, 9}));  // slots 2 and 3
+  const CopyOp store = leader.take_one();
+  leader.answer(store, 0);
+  leader->on_place_shrunk(host_of(1, 3));
+  leader.answer(store, 1, Outcome::kCancelled);
+  EXPECT_EQ(leader.num_findable(late), 0U);
+  EXPECT_TRUE(leader->idle());
+  for (int round = 0; round < 3; ++round) {
+    leader.store(late, ids({8, 9}));
+    const CopyOp again = leader.take_one();
+    EXPECT_THAT(host_slots(again), ::testing::Each(::testing::Lt(3U)));
+    leader.end(again);
+    EXPECT_EQ(leader.num_findable(late), 2U);
+    leader->forget();
+  }
+  leader.expect_events_agree();
+}
+
+TEST(TierManager, WhatARankDoesNotHaveIsNeverServedWhateverItAnswers) {
+  Leader leader({.host_blocks = 4, .disk_blocks = 0});
+  const auto keys = test_chain(1, 4);
+  leader.store(keys, ids_from(0, 4));
+  const CopyOp store = leader.take_one();
+  leader->on_place_shrunk(host_of(0, 2));
+  leader.end(store);
+  EXPECT_EQ(leader.num_findable(keys), 2U);
+  EXPECT_EQ(leader->resident_blocks(TierId::kG2), 2U);
+  // Nor what it has answered for before.
+  leader->on_place_shrunk(host_of(0, 1));
+  EXPECT_EQ(leader.num_findable(keys), 1U);
+  EXPECT_THAT(leader.log.messages(LogLevel::kWarning),
+              ::testing::Contains(HasSubstr("that are lost: 1")));
+  leader.expect_events_agree();
+}
+
+TEST(TierManager, OfSeveralRanksTheOneWithTheFewestBlocksCounts) {
+  Leader leader({.host_blocks = 8, .num_ranks = 3, .max_open_store_blocks = 0});
+  EXPECT_EQ(leader->metrics().store_budget_blocks.value(), 8);
+  leader->on_place_shrunk(host_of(0, 6));
+  leader->on_place_shrunk(host_of(2, 3));
+  leader->on_place_shrunk(host_of(1, 5));
+  leader->on_place_shrunk(host_of(2, 3));
+  EXPECT_EQ(leader->blocks_per_group(TierId::kG2), 3U);
+  EXPECT_EQ(leader->blocks_per_group(TierId::kG3), 16U);
+  EXPECT_EQ(leader->blocks_per_group(TierId::kG4), 0U);
+  EXPECT_EQ(leader.log.messages(LogLevel::kWarning).size(), 2U);
+  // The budget is what the nearest tier holds.
+  EXPECT_EQ(leader->metrics().store_budget_blocks.value(), 3);
+  EXPECT_EQ(leader.store(test_chain(1, 5), ids_from(0, 5)).accepted, 3U);
+  EXPECT_EQ(leader->metrics().store_dropped_backlog.value(), 2U);
+}
+
+TEST(TierManager, EachLayerGroupHasAPlaceOfItsOwnThatMayShrink) {
+  Leader leader(
+      {.host_blocks = 8,
+       .groups = {{kGroup, Retention::full_prefix()}, {kWindowGroup, Retention::last_window(2)}}});
+  leader->on_place_shrunk(host_of(0, 5, kWindowGroup));
+  EXPECT_EQ(leader->blocks_per_group(TierId::kG2), 5U);
+  EXPECT_EQ(leader.store(test_chain(1, 8), ids_from(0, 8)).accepted, 8U);
+  EXPECT_EQ(leader.store(test_chain(1, 8, kWindowGroup), ids_from(0, 8)).accepted, 5U);
+}
+
+TEST(TierManager, WhereHostMemoryHasShrunkToNothingLoadsComeStraightFromDisk) {
+  Leader leader({.host_blocks = 4, .disk_blocks = 8});
+  const auto keys = test_chain(1, 3);
+  leader.keep_on_disk(keys, 4);
+  leader->on_place_shrunk(host_of(0, 0));
+  EXPECT_EQ(leader->blocks_per_group(TierId::kG2), 0U);
+  EXPECT_EQ(leader->resident_blocks(TierId::kG2), 0U);
+  leader.expect_events_agree();
+  leader.load(leader.find(keys), {ids_from(20, 3)});
+  const CopyOp load = leader.take_one();
+  EXPECT_EQ(load.src.tier, TierId::kG3);
+  EXPECT_EQ(load.dst.tier, TierId::kG1);
+  leader.end(load);
+  EXPECT_EQ(leader.take_outcome().num_blocks, 3U);
+  EXPECT_EQ(leader.store(test_chain(100, 2), ids({0, 1})).dropped, 2U);
+}
+
+TEST(TierManager, APlaceThatIsUnknownIsIgnoredWithAWarning) {
+  Leader leader({.host_blocks = 8, .disk_blocks = 0, .num_ranks = 2});
+  leader->on_place_shrunk(host_of(2, 1));
+  leader->on_place_shrunk(host_of(0, 1, kWindowGroup));
+  leader->on_place_shrunk({RankId(0), {TierId::kG1, kGroup}, 1});
+  leader->on_place_shrunk({RankId(0), {TierId::kG3, kGroup}, 1});
+  leader->on_place_shrunk({RankId(0), {TierId::kG4, kGroup}, 1});
+  EXPECT_EQ(leader.log.messages(LogLevel::kWarning).size(), 5U);
+  EXPECT_EQ(leader->blocks_per_group(TierId::kG2), 8U);
+}
+
 TEST(TierManager, ALostRankTakesEverythingWithIt) {
   Leader leader({.num_ranks = 2});
   const auto keys = test_chain(1, 4);

@@ -799,6 +799,7 @@ Result<PlaceSpec> Worker::attach(Place place, PhysicalLayout tensors, uint32_t p
 }
 Status Worker::provide(const PlaceSpec& spec) { return core_->places().provide(spec); }
 void Worker::on_result(ResultCallback callback) { core_->on_result(std::move(callback)); }
+void Worker::on_shrunk(ShrinkCallback callback) { core_->places().on_shrunk(std::move(callback)); }
 void Worker::observe_results(ResultObserver observer) {
   core_->observe_results(std::move(observer));
 }

@@ -53,6 +53,9 @@ using ResultCallback = std::function<void(OpResult&&)>;
 /// The same, looking on.
 using ResultObserver = std::function<void(const OpResult&)>;
 
+/// Called when a place has shrunk, on any thread, with no lock held.
+using ShrinkCallback = std::function<void(const ShrunkPlace&)>;
+
 /// What a stream has been made to wait for.
 struct LoadWaits {
   bool waits = false;  ///< by this call
@@ -96,10 +99,10 @@ class Worker {
   [[nodiscard]] Result<PlaceSpec> attach(Place place, PhysicalLayout tensors,
                                          uint32_t pieces_per_layer = 0);
   /// Makes a place in host memory (G2) or in a file (G3). Of pinned memory it returns with the
-  /// first slice: operations on blocks that are not pinned yet wait until they are, without a turn,
-  /// and are cancelled if they cannot be. Errors: kInvalidArgument (other bytes than the group's),
-  /// kUnsupported (replicated blocks, G4, G3 without a file engine), those of SystemMemory and
-  /// FileMemory.
+  /// first slice: operations on blocks that are not pinned yet wait until they are, without a turn.
+  /// Where the rest cannot be pinned the place shrinks, and they are cancelled. Errors:
+  /// kInvalidArgument (other bytes than the group's), kUnsupported (replicated blocks, G4, G3
+  /// without a file engine), those of SystemMemory and FileMemory.
   Status provide(const PlaceSpec& spec);
 
   /// Replaces the receiver of results; null drops them.
@@ -107,6 +110,10 @@ class Worker {
   /// Replaces who sees each result before anybody else hears of the end of its operation; may be
   /// null.
   void observe_results(ResultObserver observer);
+
+  /// Replaces who hears what places have shrunk to, before operations are cancelled for it; null:
+  /// nobody. Who is new hears of those that have at once, here.
+  void on_shrunk(ShrinkCallback callback);
 
   /// Begins a step: queues the plan's operations and makes `compute` wait for its fences, and for
   /// loads of the step before that no layer has asked for on it. Errors: those of Device::wait. The

@@ -36,6 +36,7 @@ namespace {
 using std::chrono::hours;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+using ::testing::AllOf;
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -398,17 +399,36 @@ TEST(Worker, WhatCannotBePinnedIsNotTouchedAndTheOtherBlocksAreServed) {
                .pin_slice_bytes = kBlocksPerSlice * kRigBlockBytes});
   const auto submit = [&](const CopyOp& op) { rig.worker->submit({&op, 1}); };
   submit(copy(1, kEngine, ids({0}), kHost, ids({2 * kBlocksPerSlice})));
+  const auto shrunk = std::make_shared<std::vector<ShrunkPlace>>();
+  const auto cancelled_before = std::make_shared<bool>();
+  rig.worker->on_shrunk([&rig, shrunk, cancelled_before](const ShrunkPlace& place) {
+    shrunk->push_back(place);
+    *cancelled_before = rig.results.find(OpId(1)).has_value();
+  });
+  EXPECT_THAT(*shrunk, IsEmpty());
   rest.set_value(make_error(ErrorCode::kExhausted, "no more may be locked"));
   // Failed, a leader would take a block that came from disk for one that cannot be read.
   EXPECT_EQ(rig.await(OpId(1)).outcome, Outcome::kCancelled);
+  const ShrunkPlace to_a_slice{RankId(0), kHost, kBlocksPerSlice};
+  EXPECT_THAT(*shrunk, ElementsAre(to_a_slice));
+  EXPECT_FALSE(*cancelled_before);
   submit(copy(2, kEngine, ids({0}), kHost, ids({kBlocksPerSlice})));
   EXPECT_EQ(rig.await(OpId(2)).outcome, Outcome::kCancelled);
   EXPECT_THAT(log.messages(LogLevel::kWarning),
               Contains(HasSubstr("operation 2 is cancelled on rank 0, its blocks: ")));
   submit(copy(3, kEngine, ids({0}), kHost, ids({kBlocksPerSlice - 1})));
   EXPECT_EQ(rig.await(OpId(3)).outcome, Outcome::kSucceeded);
-  EXPECT_THAT(log.messages(LogLevel::kError),
-              ElementsAre(HasSubstr("cannot be pinned to its end")));
+  EXPECT_THAT(
+      log.messages(LogLevel::kError),
+      ElementsAre(AllOf(HasSubstr("no more than 2 MiB of host memory could be pinned: "
+                                  "exhausted: no more may be locked"),
+                        HasSubstr("goes on with 8192 of 24576 blocks"), HasSubstr("ulimit -l"))));
+  // Who comes later hears of it too, and nobody again.
+  std::vector<ShrunkPlace> later;
+  rig.worker->on_shrunk([&later](const ShrunkPlace& place) { later.push_back(place); });
+  EXPECT_THAT(later, ElementsAre(to_a_slice));
+  EXPECT_EQ(shrunk->size(), 1U);
+  rig.worker->on_shrunk(nullptr);
   const TimePoint late = executor.clock().now() + seconds(10);
   while (threads_named("kvbm-pin") > 0 && executor.clock().now() < late) std::this_thread::yield();
   EXPECT_EQ(threads_named("kvbm-pin"), 0U);

@@ -151,6 +151,21 @@ void get(ByteReader& /*in*/, HeartbeatMessage& /*message*/) {}
 void put(ByteWriter& /*out*/, const GoodbyeMessage& /*message*/) {}
 void get(ByteReader& /*in*/, GoodbyeMessage& /*message*/) {}
 
+void put(ByteWriter& out, const ShrunkMessage& message) {
+  out.u8(static_cast<uint8_t>(message.place.tier));
+  out.u16(message.place.group.value());
+  out.u32(message.num_blocks);
+}
+void get(ByteReader& in, ShrunkMessage& message) {
+  const uint8_t tier = in.u8();
+  if (tier >= kNumTiers) {
+    in.fail(format_text("{} is no tier", tier));
+    return;
+  }
+  message.place = {static_cast<TierId>(tier), GroupId(in.u16())};
+  message.num_blocks = in.u32();
+}
+
 /// The alternative that a type stands for; fails where there is none.
 template <size_t kIndex = 0>
 ChannelMessage get_body(ByteReader& in, uint16_t type) {
@@ -170,7 +185,7 @@ ChannelMessage get_body(ByteReader& in, uint16_t type) {
 std::string_view name_of(const ChannelMessage& message) noexcept {
   static constexpr std::array<std::string_view, std::variant_size_v<ChannelMessage>> kNames = {
       "hello",      "welcome", "provide",   "provided", "refusal",
-      "operations", "results", "heartbeat", "goodbye"};
+      "operations", "results", "heartbeat", "goodbye",  "shrunk"};
   return kNames[message.index()];
 }
 

@@ -19,7 +19,7 @@
 namespace kvbm {
 
 /// The version that is written, and the only one that is read.
-inline constexpr uint16_t kChannelVersion = 1;
+inline constexpr uint16_t kChannelVersion = 2;
 
 /// The longest secret or error text.
 inline constexpr size_t kMaxChannelTextBytes = 4096;
@@ -86,12 +86,20 @@ struct GoodbyeMessage {
   friend bool operator==(const GoodbyeMessage&, const GoodbyeMessage&) = default;
 };
 
-/// The index of an alternative, plus one, is its type on the wire.
-using ChannelMessage =
-    std::variant<HelloMessage, WelcomeMessage, ProvideMessage, ProvidedMessage, RefusalMessage,
-                 OperationsMessage, ResultsMessage, HeartbeatMessage, GoodbyeMessage>;
+/// A place of the sender has no more blocks than these.
+struct ShrunkMessage {
+  Place place;
+  uint32_t num_blocks = 0;
 
-/// "hello" … "goodbye".
+  friend bool operator==(const ShrunkMessage&, const ShrunkMessage&) = default;
+};
+
+/// The index of an alternative, plus one, is its type on the wire.
+using ChannelMessage = std::variant<HelloMessage, WelcomeMessage, ProvideMessage, ProvidedMessage,
+                                    RefusalMessage, OperationsMessage, ResultsMessage,
+                                    HeartbeatMessage, GoodbyeMessage, ShrunkMessage>;
+
+/// "hello" … "shrunk".
 [[nodiscard]] std::string_view name_of(const ChannelMessage& message) noexcept;
 
 /// Texts that are too long are cut. Contract: that of the protocol's encode().

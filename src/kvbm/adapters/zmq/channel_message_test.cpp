@@ -68,7 +68,8 @@ std::vector<ChannelMessage> samples() {
           OperationsMessage{.ops = {sample_op(8), sample_op(9)}, .cancels = {OpId(5), OpId(6)}},
           ResultsMessage{.results = {sample_result(), OpResult{}}},
           HeartbeatMessage{},
-          GoodbyeMessage{}};
+          GoodbyeMessage{},
+          ShrunkMessage{.place = {TierId::kG2, GroupId(258)}, .num_blocks = 1000}};
 }
 
 std::string hex(std::span<const std::byte> bytes) {
@@ -109,14 +110,17 @@ TEST(ChannelMessage, EachComesBackAsItWas) {
     EXPECT_EQ(*read, message) << name_of(message);
     names.append(name_of(message)).append(" ");
   }
-  EXPECT_EQ(names, "hello welcome provide provided refusal operations results heartbeat goodbye ");
+  EXPECT_EQ(names,
+            "hello welcome provide provided refusal operations results heartbeat goodbye "
+            "shrunk ");
 }
 
 TEST(ChannelMessage, EmptyOnesComeBackAsTheyWere) {
   for (const ChannelMessage& message :
        {ChannelMessage{HelloMessage{}}, ChannelMessage{WelcomeMessage{}},
         ChannelMessage{ProvideMessage{}}, ChannelMessage{RefusalMessage{}},
-        ChannelMessage{OperationsMessage{}}, ChannelMessage{ResultsMessage{}}}) {
+        ChannelMessage{OperationsMessage{}}, ChannelMessage{ResultsMessage{}},
+        ChannelMessage{ShrunkMessage{}}}) {
     EXPECT_EQ(decode_channel_message(encode(message)), message) << name_of(message);
   }
 }
@@ -128,8 +132,8 @@ TEST(ChannelMessage, ListsAreWrittenAsTheMessagesThatHoldThem) {
   EXPECT_EQ(encode_results(results.results), encode(results));
 }
 
-// These bytes are what version 1 is. A change here is a new version: see docs/formats/channel.md.
-TEST(ChannelMessage, TheBytesOfVersion1DoNotChange) {
+// These bytes are what version 2 is. A change here is a new version: see docs/formats/channel.md.
+TEST(ChannelMessage, TheBytesOfVersion2DoNotChange) {
   const auto nested = [](const auto& values) {
     const Bytes bytes = encode(std::span(values));
     ByteWriter length;
@@ -142,16 +146,17 @@ TEST(ChannelMessage, TheBytesOfVersion1DoNotChange) {
   const std::string places = nested(sample_places());
   // clang-format off
   const std::string expected[] = {
-      "01000100" "0100" "0300" "03000000616263" + places,
-      "01000100" "0200" "00ca9a3b00000000" "00e40b5402000000",
-      "01000100" "0300" "0200000000000000" + places,
-      "01000100" "0400" "0200000000000000",
-      "01000100" "0500" "0200000000000000" "02" "0400000066756c6c",
-      "01000100" "0600" + nested(std::vector{sample_op(8), sample_op(9)}) +
+      "02000100" "0100" "0300" "03000000616263" + places,
+      "02000100" "0200" "00ca9a3b00000000" "00e40b5402000000",
+      "02000100" "0300" "0200000000000000" + places,
+      "02000100" "0400" "0200000000000000",
+      "02000100" "0500" "0200000000000000" "02" "0400000066756c6c",
+      "02000100" "0600" + nested(std::vector{sample_op(8), sample_op(9)}) +
           "02000000" "0500000000000000" "0600000000000000",
-      "01000100" "0700" + nested(std::vector{sample_result(), OpResult{}}),
-      "01000100" "0800",
-      "01000100" "0900",
+      "02000100" "0700" + nested(std::vector{sample_result(), OpResult{}}),
+      "02000100" "0800",
+      "02000100" "0900",
+      "02000100" "0a00" "01" "0201" "e8030000",
   };
   // clang-format on
   ASSERT_EQ(std::size(expected), all.size());
@@ -160,7 +165,7 @@ TEST(ChannelMessage, TheBytesOfVersion1DoNotChange) {
     EXPECT_EQ(hex(std::span(message).first(kChecksum)), "4b56425a") << name_of(all[i]);
     EXPECT_EQ(hex(std::span(message).subspan(kVersion)), expected[i]) << name_of(all[i]);
   }
-  EXPECT_EQ(hex(encode(HeartbeatMessage{})), "4b56425a7c1080e010197c3e010001000800");
+  EXPECT_EQ(hex(encode(HeartbeatMessage{})), "4b56425ae8fb3f4cab738d14020001000800");
 }
 
 TEST(ChannelMessage, EveryTruncationIsRefused) {
@@ -195,14 +200,14 @@ TEST(ChannelMessage, EveryBitFlipIsRefused) {
 
 TEST(ChannelMessage, AnotherVersionIsUnsupportedAndNamed) {
   const Bytes heartbeat = encode(HeartbeatMessage{});
-  expect_refused(with_byte(heartbeat, kVersion, 2), ErrorCode::kUnsupported,
-                 "channel version 2 and protocol version 1");
+  expect_refused(with_byte(heartbeat, kVersion, 3), ErrorCode::kUnsupported,
+                 "channel version 3 and protocol version 1");
   expect_refused(with_byte(heartbeat, kProtocol, 9), ErrorCode::kUnsupported,
-                 "channel version 1 and protocol version 9");
+                 "channel version 2 and protocol version 9");
   // Whatever its body is.
   Bytes longer = heartbeat;
   longer.push_back(std::byte{1});
-  expect_refused(with_byte(longer, kVersion, 2), ErrorCode::kUnsupported, "this build reads");
+  expect_refused(with_byte(longer, kVersion, 1), ErrorCode::kUnsupported, "this build reads");
 }
 
 TEST(ChannelMessage, ValuesThatAreNoneAreRefused) {
@@ -212,8 +217,9 @@ TEST(ChannelMessage, ValuesThatAreNoneAreRefused) {
   expect_refused(other, ErrorCode::kCorrupt, "does not begin with KVBZ");
   expect_refused(with_byte(encode(HeartbeatMessage{}), kType, 0), ErrorCode::kCorrupt,
                  "no message type 0");
-  expect_refused(with_byte(encode(HeartbeatMessage{}), kType, 10), ErrorCode::kCorrupt,
-                 "no message type 10");
+  expect_refused(with_byte(encode(HeartbeatMessage{}), kType, 11), ErrorCode::kCorrupt,
+                 "no message type 11");
+  expect_refused(with_byte(encode(ShrunkMessage{}), kBody, 4), ErrorCode::kCorrupt, "4 is no tier");
   expect_refused(with_byte(encode(RefusalMessage{}), kBody + 8, 12), ErrorCode::kCorrupt,
                  "12 is no code of an error");
   for (const size_t duration : {kBody, kBody + 8}) {

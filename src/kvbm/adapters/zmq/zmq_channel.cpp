@@ -123,6 +123,7 @@ class ZmqChannel::Core {
   void take_hello(const std::string& peer, HelloMessage&& hello);
   void take_answer(RankId rank, uint64_t request, Status answer);
   void take_results(RankId rank, std::vector<OpResult>&& results);
+  void take_shrunk(RankId rank, const ShrunkMessage& shrunk);
   void refuse(const std::string& peer, ErrorCode code, std::string text);
   void ignore(std::string_view why);
   void beat(TimePoint now);
@@ -455,6 +456,8 @@ void ZmqChannel::Core::take(const IncomingMessage& incoming) {
   ranks_[rank.value()].silence.end(executor_.clock().now());
   if (auto* results = std::get_if<ResultsMessage>(&*message)) {
     take_results(rank, std::move(results->results));
+  } else if (const auto* shrunk = std::get_if<ShrunkMessage>(&*message)) {
+    take_shrunk(rank, *shrunk);
   } else if (const auto* provided = std::get_if<ProvidedMessage>(&*message)) {
     take_answer(rank, provided->request, {});
   } else if (auto* refusal = std::get_if<RefusalMessage>(&*message)) {
@@ -526,6 +529,14 @@ void ZmqChannel::Core::take_results(RankId rank, std::vector<OpResult>&& results
   {
     const MutexLock lock(mutex_);
     std::move(results.begin(), results.end(), std::back_inserter(inbox_.results));
+  }
+  changed();
+}
+
+void ZmqChannel::Core::take_shrunk(RankId rank, const ShrunkMessage& shrunk) {
+  {
+    const MutexLock lock(mutex_);
+    inbox_.shrunk.push_back({rank, shrunk.place, shrunk.num_blocks});
   }
   changed();
 }

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <future>
 #include <iterator>
 #include <memory>
 #include <optional>
@@ -646,6 +647,32 @@ TEST_F(ZmqChannelTest, CancelsReachTheWorker) {
   const OpId cancelled(1);
   channel->send({&gated, 1}, {&cancelled, 1});
   EXPECT_EQ(collect(*channel, 1).results.front().outcome, Outcome::kCancelled);
+}
+
+TEST_F(ZmqChannelTest, APlaceThatShrinksIsToldBeforeWhatIsCancelledForIt) {
+  start();
+  std::promise<void> refuse;
+  const auto pinner = std::make_shared<PinnerDouble>();
+  pinner->refuse_from = 1;
+  pinner->refuse_after = refuse.get_future().share();
+  const auto channel = leader(1);
+  constexpr uint32_t kBlocksPerSlice = (uint32_t{2} << 20) / kRigBlockBytes;
+  const auto worker = rig(0, {.host_blocks = 2 * kBlocksPerSlice,
+                              .pinner = pinner,
+                              .pin_slice_bytes = kBlocksPerSlice * kRigBlockBytes});
+  const auto its_end = end(*worker, 0);
+  ASSERT_TRUE(channel->wait_for_workers(soon()));
+  const std::vector<CopyOp> ops = {copy(1, 0, kBlocksPerSlice), copy(2, 0, kBlocksPerSlice - 1)};
+  channel->send(ops, {});
+  ChannelInbox inbox = collect(*channel, 1);
+  EXPECT_EQ(inbox.results.front().op, OpId(2));
+  refuse.set_value();
+  ASSERT_TRUE(channel->wait(soon()));
+  inbox = channel->receive();
+  EXPECT_THAT(inbox.shrunk,
+              ElementsAre(ShrunkPlace{RankId(0), {TierId::kG2, kGroup}, kBlocksPerSlice}));
+  if (inbox.results.empty()) inbox = collect(*channel, 1);
+  EXPECT_EQ(inbox.results.front().outcome, Outcome::kCancelled);
 }
 
 TEST_F(ZmqChannelTest, LongListsTravelInSeveralMessages) {

@@ -44,6 +44,7 @@ class Outbox {
  public:
   struct Content {
     std::vector<OpResult> results;
+    std::vector<ShrunkPlace> shrunk;
     std::vector<std::pair<uint64_t, Status>> answers;  // to requests for places
     bool stopping = false;
   };
@@ -57,6 +58,15 @@ class Outbox {
       const bool is_first = content_.results.empty();
       content_.results.push_back(std::move(result));
       if (!is_first) return;  // the thread is awake, or about to be
+    }
+    wake_up_->wake();
+  }
+
+  void add(const ShrunkPlace& shrunk) {
+    {
+      const MutexLock lock(mutex_);
+      if (closed_) return;
+      content_.shrunk.push_back(shrunk);
     }
     wake_up_->wake();
   }
@@ -77,11 +87,12 @@ class Outbox {
     wake_up_->wake();
   }
 
-  /// Results come no more, and those that are there are dropped.
+  /// Nothing of the worker comes any more, and what is there is dropped.
   void close() {
     const MutexLock lock(mutex_);
     closed_ = true;
     content_.results.clear();
+    content_.shrunk.clear();
   }
 
   [[nodiscard]] Content take() {
@@ -114,6 +125,8 @@ class ZmqWorkerEnd::Core {
   Status wait_for_leader(TimePoint deadline);
 
  private:
+  void forget_worker();
+
   // The thread of the end.
   void run() noexcept;
   void work();
@@ -137,6 +150,7 @@ class ZmqWorkerEnd::Core {
   // Of the thread.
   std::optional<WelcomeMessage> welcome_;  // the leader has taken this rank
   std::vector<OpResult> early_;            // results from before that
+  std::vector<ShrunkPlace> early_shrunk_;
   bool said_hello_ = false;
   bool going_ = false;  // no connection: what the leader said is still to be read
   bool over_ = false;
@@ -160,13 +174,19 @@ Status ZmqWorkerEnd::Core::start() {
   KVBM_ASSIGN_OR_RETURN(
       thread_, executor_.create_queue({.name = "kvbm-leader-" + to_string(options_.rank)}));
   worker_.on_result([outbox = outbox_](OpResult&& result) { outbox->add(std::move(result)); });
+  worker_.on_shrunk([outbox = outbox_](const ShrunkPlace& shrunk) { outbox->add(shrunk); });
   Status posted = thread_->post([this] { run(); });
-  if (!posted) worker_.on_result(nullptr);
+  if (!posted) forget_worker();
   return posted;
 }
 
-void ZmqWorkerEnd::Core::stop() {
+void ZmqWorkerEnd::Core::forget_worker() {
   worker_.on_result(nullptr);
+  worker_.on_shrunk(nullptr);
+}
+
+void ZmqWorkerEnd::Core::stop() {
+  forget_worker();
   outbox_->stop();
   thread_->stop();
 }
@@ -246,6 +266,13 @@ void ZmqWorkerEnd::Core::send(Outbox::Content&& content) {
           .request = request, .code = status.error().code(), .text = reason_of(status.error())}));
     }
     if (--num_requests_ == 0) maker_.reset();
+  }
+  early_shrunk_.insert(early_shrunk_.end(), content.shrunk.begin(), content.shrunk.end());
+  if (welcome_) {
+    // Before the results of what is cancelled for it.
+    for (const ShrunkPlace& shrunk : std::exchange(early_shrunk_, {})) {
+      say(encode(ShrunkMessage{.place = shrunk.place, .num_blocks = shrunk.num_blocks}));
+    }
   }
   std::vector<OpResult> results = std::exchange(early_, {});
   std::move(content.results.begin(), content.results.end(), std::back_inserter(results));

@@ -24,16 +24,15 @@ struct ZmqWorkerEndOptions {
 };
 
 /// Comes to the leader, which may be there later, makes the places that it asks for, hands its
-/// operations to the worker and the worker's results to it. A leader that is gone, by its own
-/// goodbye, its connection or its silence, is logged once. That is for good: results are dropped
-/// from then on, what waits for operations that have not come ends, and the worker goes on with
-/// what it is told here.
+/// operations to the worker, and the worker's results and places that have shrunk to it. A leader
+/// that is gone, by its own goodbye, its connection or its silence, is logged once. That is for
+/// good: results are dropped from then on, what waits for operations that have not come ends, and
+/// the worker goes on with what it is told here.
 ///
 /// Ownership: borrows worker, executor and log, which outlive it; replaces the worker's
-/// ResultCallback and takes it away at the end; owns one thread, one more while it makes places,
-/// and the two of a ZeroMQ context. Threads: any thread; its destructor not on one of the worker's.
-/// Requires: an executor with real threads.
-/// Source: docs/formats/channel.md
+/// ResultCallback and ShrinkCallback and takes them away at the end; owns one thread, one more
+/// while it makes places, and the two of a ZeroMQ context. Threads: any thread; its destructor not
+/// on one of the worker's. Requires: an executor with real threads. Source: docs/formats/channel.md
 class ZmqWorkerEnd {
  public:
   /// Returns at once. Errors: kInvalidArgument (options), kExhausted (thread), those of the

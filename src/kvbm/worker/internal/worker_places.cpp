@@ -70,18 +70,80 @@ Status WorkerPlaces::provide(const PlaceSpec& spec) {
   KVBM_ASSIGN_OR_RETURN(const LayoutConfig config, config_of(spec));
   auto made = std::make_unique<Provided>();
   KVBM_ASSIGN_OR_RETURN(PhysicalLayout layout, in_memory
-                                                   ? in_host_memory(config, *made)
+                                                   ? in_host_memory(config, spec.place, *made)
                                                    : in_file(config, spec.place.group, *made));
-  Known known;
+  Known known{.num_blocks = spec.num_blocks};
   if (in_memory) {
     known.memory = &made->memory;
     known.block_bytes = layout.page_maps().front().block_stride();
   }
   KVBM_TRY(add(spec.place, std::move(layout), known));
-  const MutexLock lock(mutex_);
-  provided_.push_back(std::move(made));
-  is_pinning_ = options_.pinner != nullptr;
+  const Provided& added = *made;
+  {
+    const MutexLock lock(mutex_);
+    provided_.push_back(std::move(made));
+    is_pinning_ = options_.pinner != nullptr;
+  }
+  shrink(spec.place, added);
   return {};
+}
+
+void WorkerPlaces::on_shrunk(ShrinkCallback callback) {
+  const auto shared =
+      callback ? std::make_shared<const ShrinkCallback>(std::move(callback)) : nullptr;
+  std::vector<ShrunkPlace> shrunk;
+  {
+    const MutexLock lock(mutex_);
+    on_shrunk_ = shared;
+    for (const auto& [place, known] : known_) {
+      if (known.shrunk_to) shrunk.push_back({options_.rank, place, *known.shrunk_to});
+    }
+  }
+  if (shared == nullptr) return;
+  for (const ShrunkPlace& one : shrunk) (*shared)(one);
+}
+
+/// On a thread that pins: maybe before there is a place, which then hears of it when it is added.
+void WorkerPlaces::fall_short(Place place, Provided& provided, Shortage shortage) {
+  {
+    const MutexLock lock(mutex_);
+    std::optional<Shortage>& known = provided.shortage;
+    if (known && known->usable_bytes <= shortage.usable_bytes) return;
+    known = std::move(shortage);
+  }
+  shrink(place, provided);
+}
+
+/// To what there is of its memory, if that is less than has been told.
+void WorkerPlaces::shrink(Place place, const Provided& provided) {
+  Shortage shortage;
+  uint32_t num_blocks = 0;
+  uint32_t usable = 0;
+  std::shared_ptr<const ShrinkCallback> callback;
+  {
+    const MutexLock lock(mutex_);
+    const auto found = known_.find(place);
+    if (!provided.shortage || found == known_.end()) return;
+    Known& known = found->second;
+    if (known.memory != &provided.memory) return;  // of a place that was refused
+    shortage = *provided.shortage;
+    num_blocks = known.num_blocks;
+    // One block has no stride, and has not come whole.
+    if (known.block_bytes > 0) {
+      usable = static_cast<uint32_t>(shortage.usable_bytes / known.block_bytes);
+    }
+    if (usable >= known.shrunk_to.value_or(num_blocks)) return;
+    known.shrunk_to = usable;
+    callback = on_shrunk_;
+  }
+  KVBM_LOG_ERROR(log_, "worker",
+                 "rank {}: no more than {} of host memory could be pinned: {}; layer group {} goes "
+                 "on with {} of {} blocks in host memory (G2), and nothing that is stored is lost. "
+                 "For the rest, raise what may be locked (ulimit -l) and what the control group "
+                 "may have of memory, or ask for a smaller host tier, and start again",
+                 options_.rank.value(), format_size(shortage.usable_bytes), shortage.why,
+                 place.group.value(), usable, num_blocks);
+  if (callback != nullptr) (*callback)({options_.rank, place, usable});
 }
 
 std::optional<LayoutHandle> WorkerPlaces::find(Place place) const {
@@ -134,7 +196,7 @@ uint32_t WorkerPlaces::pieces_per_layer(Place place) const {
 }
 
 /// Pinning takes seconds where there is much of it, so the log tells how far it has come.
-Result<HostMemory> WorkerPlaces::make_host_memory(uint64_t bytes) {
+Result<HostMemory> WorkerPlaces::make_host_memory(Place place, uint64_t bytes, Provided& provided) {
   const auto tell = [&log = log_, rank = options_.rank, bytes,
                      told = uint64_t{0}](uint64_t ready) mutable {
     if (ready < bytes && ready - told < kPinnedBetweenRecords) return;
@@ -142,27 +204,22 @@ Result<HostMemory> WorkerPlaces::make_host_memory(uint64_t bytes) {
     KVBM_LOG_INFO(log, "worker", "rank {}: {} of {} of host memory are pinned", rank.value(),
                   format_size(ready), format_size(bytes));
   };
-  KVBM_ASSIGN_OR_RETURN(HostMemory memory,
-                        HostMemory::create({.executor = executor_,
-                                            .pinner = options_.pinner,
-                                            .size_bytes = bytes,
-                                            .wait = HostReady::kFirstSlice,
-                                            .slice_bytes = options_.pin_slice_bytes,
-                                            .on_progress = tell}));
-  memory.ready(bytes).on_done([&log = log_, rank = options_.rank](const Status& status) noexcept {
-    if (status || status.error().code() == ErrorCode::kCancelled) return;
-    KVBM_LOG_ERROR(
-        log, "worker",
-        "rank {}: host memory cannot be pinned to its end, operations on the blocks from "
-        "there on are cancelled: {}",
-        rank.value(), status.error().describe());
-  });
-  return memory;
+  return HostMemory::create(
+      {.executor = executor_,
+       .pinner = options_.pinner,
+       .size_bytes = bytes,
+       .wait = HostReady::kFirstSlice,
+       .slice_bytes = options_.pin_slice_bytes,
+       .on_progress = tell,
+       .on_shortage = [this, place, &provided](uint64_t usable_bytes, const Error& why) {
+         fall_short(place, provided, {usable_bytes, why.describe()});
+       }});
 }
 
-Result<PhysicalLayout> WorkerPlaces::in_host_memory(const LayoutConfig& config, Provided& memory) {
+Result<PhysicalLayout> WorkerPlaces::in_host_memory(const LayoutConfig& config, Place place,
+                                                    Provided& memory) {
   KVBM_ASSIGN_OR_RETURN(const uint64_t bytes, required_bytes(config, LayoutKind::kFullyContiguous));
-  KVBM_ASSIGN_OR_RETURN(memory.memory, make_host_memory(bytes));
+  KVBM_ASSIGN_OR_RETURN(memory.memory, make_host_memory(place, bytes, memory));
   return PhysicalLayout::fully_contiguous(config, memory.memory.region());
 }
 

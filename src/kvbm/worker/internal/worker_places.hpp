@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kvbm/base/completion.hpp"
@@ -44,6 +45,7 @@ class WorkerPlaces {
   [[nodiscard]] Result<PlaceSpec> attach(Place place, PhysicalLayout tensors,
                                          uint32_t pieces_per_layer);
   Status provide(const PlaceSpec& spec);
+  void on_shrunk(ShrinkCallback callback);
 
   /// None: there is no such place.
   [[nodiscard]] std::optional<LayoutHandle> find(Place place) const;
@@ -65,16 +67,28 @@ class WorkerPlaces {
     uint32_t pieces_per_layer = 0;
     const HostMemory* memory = nullptr;  ///< of `provided_`: may still be on its way to be pinned
     uint64_t block_bytes = 0;            ///< from block to block of it
+    uint32_t num_blocks = 0;             ///< that it was to have
+    std::optional<uint32_t> shrunk_to = std::nullopt;
+  };
+  /// Host memory of which there is less than was asked for.
+  struct Shortage {
+    uint64_t usable_bytes = 0;
+    std::string why;
   };
   struct Provided {
+    std::optional<Shortage> shortage;  ///< under the lock; outlives the threads of `memory`
     HostMemory memory;
     FileMemory file;
   };
 
   [[nodiscard]] Completion ready(Place place, std::span<const BlockId> blocks) const;
   [[nodiscard]] Result<LayoutConfig> config_of(const PlaceSpec& spec) const;
-  [[nodiscard]] Result<HostMemory> make_host_memory(uint64_t bytes);
-  [[nodiscard]] Result<PhysicalLayout> in_host_memory(const LayoutConfig& config, Provided& memory);
+  [[nodiscard]] Result<HostMemory> make_host_memory(Place place, uint64_t bytes,
+                                                    Provided& provided);
+  void fall_short(Place place, Provided& provided, Shortage shortage);
+  void shrink(Place place, const Provided& provided);
+  [[nodiscard]] Result<PhysicalLayout> in_host_memory(const LayoutConfig& config, Place place,
+                                                      Provided& memory);
   [[nodiscard]] Result<PhysicalLayout> in_file(const LayoutConfig& config, GroupId group,
                                                Provided& memory);
   Status add(Place place, PhysicalLayout layout, Known known);
@@ -88,6 +102,7 @@ class WorkerPlaces {
   std::atomic<bool> is_pinning_{false};  // there are threads that pin, or did
   mutable Mutex mutex_{LockRank::kWorker, "worker.places"};
   std::map<Place, Known> known_ KVBM_GUARDED_BY(mutex_);
+  std::shared_ptr<const ShrinkCallback> on_shrunk_ KVBM_GUARDED_BY(mutex_);
   std::vector<std::unique_ptr<Provided>> provided_ KVBM_GUARDED_BY(mutex_);
 };
 
