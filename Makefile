@@ -6,6 +6,8 @@ JOBS ?= 2
 WERROR ?= $(if $(filter true 1,$(CI)),ON,OFF)
 ROOM ?=
 export TRACE ?=
+# Builds with the same flags share what the compiler cache has, whatever their folders are called.
+export CCACHE_NOHASHDIR ?= 1
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,7 +21,7 @@ room_id = $(subst /,_,$(ROOM))
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  JOBS=n parallel jobs (2); WERROR=ON warnings are errors"
 
 .PHONY: setup
@@ -47,6 +49,11 @@ else
 	@$(call build,dev,kvbm_$(room_id)_tests)
 	@$(call ctest,dev,-L '^$(room_id)$$')
 endif
+
+.PHONY: test-stub
+test-stub: setup ## the build without CUDA: what differs in it, and the tests that tell
+	@$(call build,stub)
+	@$(call ctest,stub)
 
 .PHONY: demo-vllm
 demo-vllm: ## the real vLLM on this CPU with a tiny model: what kvbm saves, and that outputs are equal

@@ -645,6 +645,30 @@ class DoctorTest(CliTest):
         self.assertIn("\x1b[", Terminal("doctor", env=environment(NO_COLOR="")).end()[0])
 
 
+class WithoutCudaTest(CliTest):
+    """A build without CUDA, whether or not the machine has a GPU."""
+
+    LEFT_OUT = "CUDA was left out of this build: configure with -DKVBM_WITH_CUDA=ON"
+
+    def test_the_doctor_names_the_option(self):
+        out = self.assert_succeeds(kvbm("doctor"))
+        self.assertRegex(out, r"(?m)^missing adapters .*; CUDA was left out of this build -> configure with -DKVBM_WITH_CUDA=ON$")
+        self.assertRegex(out, rf"(?m)^missing gpus +{self.LEFT_OUT} -> the host device works without$")
+
+    def test_a_gpu_is_refused_and_the_option_named(self):
+        for arguments in (
+            ["replay", self.generate(), "--g1-blocks=64"],
+            ["bench", "calibrate"],
+            ["bench", "transfer"],
+        ):
+            for device in ("cuda", "cuda:0"):
+                self.assert_fails(kvbm(*arguments, "--device", device), self.LEFT_OUT)
+
+    def test_the_host_needs_no_cuda(self):
+        out = self.assert_succeeds(kvbm("replay", self.generate(), "--quiet", "--g1-blocks=64", "--block-bytes=4096", "--json=/dev/stdout"))
+        self.assertEqual(json.loads(out)["mismatches"], 0)
+
+
 class DoctorMetricsTest(CliTest):
     """What the doctor says of a page of metrics. The pages are a replay's, and changed copies of them."""
 
