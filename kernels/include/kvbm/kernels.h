@@ -8,9 +8,10 @@
  * is said to be read during the call.
  *
  * Errors: an int that is a cudaError_t. 0 is success; 1 (cudaErrorInvalidValue) means that the
- * arguments make no sense, and nothing was launched; 801 (cudaErrorNotSupported) is what a build
- * without CUDA answers to work that it was asked to do. Anything else comes from the CUDA runtime
- * (100 where there is no GPU, 35 where the driver is missing or too old). No call prints or aborts.
+ * arguments make no sense, and nothing was launched (but see kvbm_kernels_memcpy_batch); 801
+ * (cudaErrorNotSupported) is what a build without CUDA answers to work that it was asked to do.
+ * Anything else comes from the CUDA runtime (100 where there is no GPU, 35 where the driver is
+ * missing or too old). No call prints or aborts.
  * No work (a count of zero) is a success, with null pointers too.
  *
  * Threads: any, at the same time. The current device of the calling thread is the one that is used.
@@ -266,8 +267,11 @@ int kvbm_kernels_launch_vectorized_copy(void** src_ptrs, void** dst_ptrs, size_t
  * copies. The tables are host memory, read during the call; what they point to may be anything that
  * cudaMemcpyAsync takes. The order of the copies is not defined. A default stream, of the
  * device or of a thread, takes no batches: it counts as a refusal. Errors:
- * KVBM_KERNELS_INVALID_VALUE: an unknown mode, null tables where there is work, a refused batch in
- * mode KVBM_KERNELS_BATCH_ONLY; KVBM_KERNELS_NOT_SUPPORTED: no batches here, in that mode. */
+ * KVBM_KERNELS_INVALID_VALUE: an unknown mode, null tables where there is work, a default stream in
+ * mode KVBM_KERNELS_BATCH_ONLY; KVBM_KERNELS_NOT_SUPPORTED: no batches here, in that mode. What the
+ * CUDA runtime refuses, a batch in that mode or a single copy, comes with its own code, which may
+ * be one of these (1 where it takes an address or a size for wrong); copies before that one may
+ * have been launched. */
 int kvbm_kernels_memcpy_batch(const void* const* src_ptrs, void* const* dst_ptrs,
                               size_t size_per_copy, size_t num_copies, int mode,
                               kvbm_kernels_stream stream);
