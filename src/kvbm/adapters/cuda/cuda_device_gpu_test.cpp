@@ -20,6 +20,7 @@
 #include <gtest/gtest.h>
 
 #include "kvbm/adapters/cuda/cuda_device.hpp"
+#include "kvbm/base/latch.hpp"
 #include "kvbm/base/log.hpp"
 #include "kvbm/base/random.hpp"
 #include "kvbm/base/thread_executor.hpp"
@@ -27,6 +28,7 @@
 #include "kvbm/device/host_pages.hpp"
 #include "kvbm/memory/pinned_memory.hpp"
 
+#include "tests/support/allocation_meter.hpp"
 #include "tests/support/error_code.hpp"
 #include "tests/support/require.hpp"
 #include "tests/support/test_gpu.hpp"
@@ -329,6 +331,74 @@ TEST_F(CudaDeviceTest, AnyNumberOfTransfersIsOnItsWay) {
 
 // --- copies by kernels
 // ---------------------------------------------------------------------------------
+
+/// Memory ends in a turn of a stream's queue, a little later in each round, and is there again when
+/// the turn of another stream comes.
+TEST_F(CudaDeviceTest, WithoutMemoryAQueueOnTheHostGoesOn) {
+  constexpr int kCopies = 4;
+  device_ =
+      CudaDevice::create({.executor = executor_, .ordinal = testing::test_gpu(), .num_threads = 1})
+          .value();
+  const PinnedMemory host = pinned(kMiB);
+  const DeviceMemory device = memory(kMiB);
+  size_t num_refused = 0;
+  size_t num_failed = 0;
+  for (size_t after = 0; after < 12; ++after) {
+    SCOPED_TRACE(std::to_string(after) + " allocations");
+    const StreamRef stream = device_->create_stream("without").value();
+    const StreamRef other = device_->create_stream("other").value();
+    EventSource first = device_->create_event();
+    EventSource second = device_->create_event();
+    std::optional<testing::AllocationFailure> no_memory;
+    Latch ends;
+    std::atomic<int> tasks = 0;
+    std::vector<Event> events;
+    ASSERT_TRUE(device_->wait(stream, first.event()));
+    ASSERT_TRUE(device_->launch(stream, [&]() -> Status {
+      no_memory.emplace(after);
+      ends.set();
+      return {};
+    }));
+    for (int i = 0; i < kCopies; ++i) {
+      StridedCopyBatch copy = plain_copy(host.data(), device.data(), kMiB);
+      if (i % 2 == 1) copy.method = CopyMethod::kKernel;
+      ASSERT_TRUE(device_->copy(stream, std::move(copy)));
+      events.push_back(device_->record(stream));
+    }
+    ASSERT_TRUE(device_->launch(stream, [&]() -> Status {
+      ++tasks;
+      return {};
+    }));
+    ASSERT_TRUE(device_->wait(stream, second.event()));
+    events.push_back(device_->record(stream));
+    first.signal();
+    ASSERT_TRUE(ends.block_until(soon()));
+    second.signal();
+    ASSERT_TRUE(device_->launch(other, [&]() -> Status {
+      num_refused += no_memory->num_refused();
+      no_memory.reset();  // of the device's one thread
+      return {};
+    }));
+    for (const Event& event : events) {
+      if (const Status outcome = event.wait(soon()); !outcome) {
+        ++num_failed;
+        ASSERT_NE(code_of(outcome), ErrorCode::kTimeout);
+      }
+    }
+    static_cast<void>(device_->synchronize(stream, soon()));
+    EXPECT_EQ(tasks, 1);
+    ASSERT_TRUE(device_->synchronize(other, soon()));
+    // As good as before.
+    std::memset(host.data(), static_cast<int>(after + 1), kMiB);
+    ASSERT_TRUE(device_->copy(stream, plain_copy(host.data(), device.data(), kMiB)));
+    ASSERT_TRUE(device_->synchronize(stream, soon()));
+    ASSERT_EQ(content(device), std::vector<std::byte>(kMiB, std::byte(after + 1)));
+    ASSERT_TRUE(device_->destroy_stream(stream));
+    ASSERT_TRUE(device_->destroy_stream(other));
+  }
+  EXPECT_GT(num_refused, 0u);
+  EXPECT_LT(num_failed, 12u * (kCopies + 1));
+}
 
 TEST_F(CudaDeviceTest, AKernelKeepsItsPace) {
   constexpr uint64_t kSize = 64 * kMiB;

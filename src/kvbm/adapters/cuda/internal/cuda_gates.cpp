@@ -54,19 +54,23 @@ Result<uint32_t> CudaGates::close_gate(CudaStream& stream) {
     const MutexLock lock(stream.mutex);
     gate = stream.first_gate + static_cast<uint32_t>(stream.gates.size());
     word = stream.gate_word;
+    // First: where there is no memory for a gate or the mark of its task, the GPU would wait for
+    // ever. The watcher puts one mark before that at most.
+    stream.marks.make_room(2);
+    stream.gates.push_back({.segment = stream.segment, .is_open = false, .outcome = {}});
   }
   constexpr uint32_t kAtLeast = 0;  // CU_STREAM_WAIT_VALUE_GEQ, which counts in circles
   const int code = context_->driver().stream_wait_value(
       stream.native, reinterpret_cast<uintptr_t>(word), gate, kAtLeast);
+  const MutexLock lock(stream.mutex);
   if (code != 0) {
+    stream.gates.pop_back();
     return make_error(Error(ErrorCode::kUnsupported,
                             format_text("stream {} cannot wait for the host", stream.name),
                             NativeDomain::kCuda, code));
   }
-  const MutexLock lock(stream.mutex);
   stream.anything_since_record = true;
   stream.native_since_mark = true;
-  stream.gates.push_back({.segment = stream.segment, .is_open = false, .outcome = {}});
   return gate;
 }
 

@@ -73,6 +73,12 @@ struct Arrival {
   UniqueFunction<void(bool arrived)> on_end = {};
 };
 
+/// A task of an adopted stream. In one piece, so that whoever posts it needs no memory.
+struct GateTask {
+  StreamTask task;
+  uint32_t gate = 0;  ///< that its end opens
+};
+
 /// A recorded event that somebody waits for, and what follows from it.
 struct CudaMark {
   std::shared_ptr<NativeCudaEvent> event;
@@ -82,8 +88,7 @@ struct CudaMark {
   std::optional<CompletionSource> source;  ///< of record()
   Status outcome;                          ///< what `source` resolves with, unless the GPU failed
   uint64_t segment = 0;                    ///< the operations between two records that it tells of
-  StreamTask task;                         ///< of launch() on an adopted stream
-  uint64_t gate = 0;                       ///< that the end of the task opens
+  std::unique_ptr<GateTask> task;          ///< of launch() on an adopted stream
   bool resumes = false;                    ///< the stream goes on with what is queued on the host
 };
 
@@ -137,6 +142,8 @@ struct CudaStream {
   bool native_since_mark KVBM_GUARDED_BY(mutex) = false;
   uint64_t bytes_since_mark KVBM_GUARDED_BY(mutex) = 0;
   bool watched KVBM_GUARDED_BY(mutex) = false;
+  /// Behind it in a CudaStreamList. Threads: whoever made it watched, then the watcher.
+  std::shared_ptr<CudaStream> next;
   /// Since when the watcher knows of arrivals with no mark at all; it alone sets this.
   std::optional<TimePoint> unmarked_at KVBM_GUARDED_BY(mutex);
   CopyPace pace KVBM_GUARDED_BY(mutex);
@@ -197,6 +204,26 @@ struct CudaStream {
     return state == State::kIdle && operations.empty() && marks.empty() && arrivals.empty() &&
            gates.empty();
   }
+};
+
+/// Streams that hold on to one another, so that one more needs no memory: a stream is in one list
+/// at most. In no order. Threads: one thread at a time.
+class CudaStreamList {
+ public:
+  [[nodiscard]] bool empty() const noexcept { return first_ == nullptr; }
+  void push(std::shared_ptr<CudaStream> stream) noexcept {
+    stream->next = std::move(first_);
+    first_ = std::move(stream);
+  }
+  /// Requires: not empty.
+  [[nodiscard]] std::shared_ptr<CudaStream> pop() noexcept {
+    std::shared_ptr<CudaStream> stream = std::move(first_);
+    first_ = std::move(stream->next);
+    return stream;
+  }
+
+ private:
+  std::shared_ptr<CudaStream> first_;
 };
 
 }  // namespace kvbm::internal

@@ -359,9 +359,9 @@ Status CudaStreams::launch(StreamRef ref, StreamTask task) {
   KVBM_TRY(accepts(*stream));
   KVBM_TRY(stream->check_not_capturing());
   CudaMark mark;
+  mark.task = std::make_unique<GateTask>(GateTask{.task = std::move(task)});
   KVBM_ASSIGN_OR_RETURN(mark.event, watcher_.record_native(*stream));
-  KVBM_ASSIGN_OR_RETURN(mark.gate, gates_.close_gate(*stream));
-  mark.task = std::move(task);
+  KVBM_ASSIGN_OR_RETURN(mark.task->gate, gates_.close_gate(*stream));
   watcher_.push_mark(stream, std::move(mark));
   const MutexLock lock(stream->mutex);
   stream->native_since_mark = true;  // the gate
@@ -425,24 +425,28 @@ Status CudaStreams::wait_at_gate(const StreamPointer& stream, const Event& event
     KVBM_TRY(stream->check_not_capturing());
     KVBM_ASSIGN_OR_RETURN(gate, gates_.close_gate(*stream));
   }
-  event.on_done([streams = weak_from_this(), weak = std::weak_ptr<CudaStream>(stream),
-                 gate](const Status& outcome) noexcept {
+  const auto open = [streams = weak_from_this(), weak = std::weak_ptr<CudaStream>(stream),
+                     gate](const Status& outcome) noexcept {
     const std::shared_ptr<CudaStreams> self = streams.lock();
     const StreamPointer waiting = weak.lock();
     if (self == nullptr || waiting == nullptr) return;
     if (CudaGates::open_gate(*waiting, gate, outcome)) self->forget(waiting);
-  });
+  };
+  try {
+    event.on_done(open);
+  } catch (...) {
+    open(unrecorded().status());  // the GPU must not wait for ever
+  }
   return {};
 }
 
-void CudaStreams::run_at_gate(const StreamPointer& stream, CudaMark mark) {
-  const auto gate = static_cast<uint32_t>(mark.gate);
-  const Status posted =
-      tasks_->try_post([this, stream, task = std::move(mark.task), gate]() mutable {
-        const Status outcome = run_task(task);
-        task.reset();
-        if (CudaGates::open_gate(*stream, gate, outcome)) forget(stream);
-      });
+void CudaStreams::run_at_gate(const StreamPointer& stream, std::unique_ptr<GateTask> task) {
+  const uint32_t gate = task->gate;
+  const Status posted = tasks_->try_post([this, stream, task = std::move(task), gate]() mutable {
+    const Status outcome = run_task(task->task);
+    task.reset();
+    if (CudaGates::open_gate(*stream, gate, outcome)) forget(stream);
+  });
   if (!posted && CudaGates::open_gate(*stream, gate, destroyed_error(*stream))) forget(stream);
 }
 
@@ -470,7 +474,8 @@ void CudaStreams::run_turn(const StreamPointer& stream) {
   const CudaContext::Scope scope(*context_);
   for (size_t done = 0; done < kOperationsPerTurn; ++done) {
     if (closing_.load(std::memory_order_acquire)) return;
-    std::optional<CudaOperation> operation;
+    // Runs where it lies: only turns take out of the queue, and without memory nothing is lost.
+    CudaOperation* next = nullptr;
     std::optional<Event> parked_on;
     bool needs_mark = false;
     bool gone = false;
@@ -480,87 +485,96 @@ void CudaStreams::run_turn(const StreamPointer& stream) {
         stream->state = CudaStream::State::kIdle;
         gone = stream->destroyed && stream->is_drained();
       } else {
-        CudaOperation& next = stream->operations.front();
-        const auto* wait = std::get_if<QueuedWait>(&next);
+        next = &stream->operations.front();
+        const auto* wait = std::get_if<QueuedWait>(next);
         if (wait != nullptr && needs_gate(wait->event)) {
           parked_on = wait->event;
-          stream->operations.pop_front();
           stream->state = CudaStream::State::kParked;
-        } else if (needs_idle_gpu(next) && stream->native_is_open() && health_.alive()) {
-          needs_mark = true;
         } else {
-          operation.emplace(std::move(next));
-          stream->operations.pop_front();
+          needs_mark = needs_idle_gpu(*next) && stream->native_is_open() && health_.alive();
         }
       }
     }
-    if (parked_on.has_value()) return park(stream, *parked_on);
+    if (next == nullptr) {
+      if (gone) forget(stream);
+      return;
+    }
+    if (parked_on.has_value()) {
+      if (park(stream, *parked_on)) return;
+      break;
+    }
     if (needs_mark) {
       if (resume_after_native(stream)) return;
       continue;  // and tries again, unless the GPU is gone
     }
-    if (!operation.has_value()) {
-      if (gone) forget(stream);
-      return;
-    }
-    run(stream, *operation);
+    if (!run(stream, *next)) break;
     // run() leaves a copy only where ids are left.
-    const auto* const copy = std::get_if<QueuedCopy>(&*operation);
-    if (copy == nullptr) continue;
-    if (!copy->needs_room) {
-      const MutexLock lock(stream->mutex);
-      stream->operations.push_front(*std::move(operation));
-    } else if (wait_for_ids(stream, *std::move(operation))) {
-      return;
+    if (const auto* const copy = std::get_if<QueuedCopy>(next)) {
+      if (!copy->needs_room) continue;
+      // Until all before it has ended, and the ring is empty.
+      const Status resumes = resume_after_native(stream);
+      if (resumes) return;
+      note(*stream, resumes);
     }
+    static_cast<void>(take_front(*stream));
   }
   schedule(stream);
 }
 
-bool CudaStreams::wait_for_ids(const StreamPointer& stream, CudaOperation copy) {
-  {
-    const MutexLock lock(stream->mutex);
-    stream->operations.push_front(std::move(copy));
-  }
-  const Status resumes = resume_after_native(stream);
-  if (resumes) return true;
-  CudaOperation dropped = QueuedLaunch{};
-  const MutexLock lock(stream->mutex);
-  dropped = std::move(stream->operations.front());
-  stream->operations.pop_front();
-  stream->note(resumes);
-  return false;
+CudaOperation CudaStreams::take_front(CudaStream& stream) {
+  const MutexLock lock(stream.mutex);
+  CudaOperation first = std::move(stream.operations.front());
+  stream.operations.pop_front();
+  return first;
 }
 
 Status CudaStreams::resume_after_native(const StreamPointer& stream) {
-  CudaMark mark;
-  KVBM_ASSIGN_OR_RETURN(mark.event, watcher_.record_native(*stream));
-  mark.resumes = true;
-  {
-    const MutexLock lock(stream->mutex);
-    stream->state = CudaStream::State::kParked;
+  try {
+    CudaMark mark;
+    KVBM_ASSIGN_OR_RETURN(mark.event, watcher_.record_native(*stream));
+    mark.resumes = true;
+    watcher_.push_mark(stream, std::move(mark));
+    return {};
+  } catch (...) {
+    return unrecorded().status();
   }
-  watcher_.push_mark(stream, std::move(mark));
-  return {};
 }
 
-void CudaStreams::park(const StreamPointer& stream, const Event& event) {
-  event.on_done([streams = weak_from_this(),
-                 weak = std::weak_ptr<CudaStream>(stream)](const Status& outcome) noexcept {
-    const std::shared_ptr<CudaStreams> self = streams.lock();
-    StreamPointer parked = weak.lock();
-    if (self == nullptr || parked == nullptr) return;
-    {
-      const MutexLock lock(parked->mutex);
-      if (parked->state != CudaStream::State::kParked) return;  // the device is being destroyed
-      parked->state = CudaStream::State::kScheduled;
-      parked->note(outcome);
-    }
-    self->schedule(std::move(parked));
-  });
+bool CudaStreams::park(const StreamPointer& stream, const Event& event) {
+  try {
+    event.on_done([streams = weak_from_this(),
+                   weak = std::weak_ptr<CudaStream>(stream)](const Status& /*outcome*/) noexcept {
+      const std::shared_ptr<CudaStreams> self = streams.lock();
+      StreamPointer parked = weak.lock();
+      if (self == nullptr || parked == nullptr) return;
+      {
+        const MutexLock lock(parked->mutex);
+        if (parked->state != CudaStream::State::kParked) return;  // the device is being destroyed
+        parked->state = CudaStream::State::kScheduled;
+      }
+      self->schedule(std::move(parked));
+    });
+    return true;
+  } catch (...) {
+    const MutexLock lock(stream->mutex);
+    stream->state = CudaStream::State::kScheduled;
+    return false;
+  }
 }
 
-void CudaStreams::run(const StreamPointer& stream, CudaOperation& operation) {
+bool CudaStreams::run(const StreamPointer& stream, CudaOperation& operation) {
+  try {
+    run_now(stream, operation);
+    return true;
+  } catch (...) {
+    // Without memory. What is done of a copy is known; of all others it is not.
+    if (std::holds_alternative<QueuedCopy>(operation)) return false;
+    note(*stream, unrecorded().status());
+    return true;
+  }
+}
+
+void CudaStreams::run_now(const StreamPointer& stream, CudaOperation& operation) {
   if (auto* copy = std::get_if<QueuedCopy>(&operation)) {
     const Status copied = copier_.copy(*stream, *copy);
     watcher_.watch_arrivals(stream);
@@ -615,7 +629,7 @@ void CudaStreams::run_record(const StreamPointer& stream, CompletionSource& sour
 
 void CudaStreams::on_reached(const StreamPointer& stream, CudaMark mark) {
   if (mark.task) {
-    run_at_gate(stream, std::move(mark));
+    run_at_gate(stream, std::move(mark.task));
   } else if (mark.resumes) {
     {
       const MutexLock lock(stream->mutex);

@@ -110,7 +110,7 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   /// Requires: nothing of the event waits for the host.
   Status wait_now(CudaStream& stream, const Event& event);
   Status wait_at_gate(const StreamPointer& stream, const Event& event);
-  void run_at_gate(const StreamPointer& stream, CudaMark mark);
+  void run_at_gate(const StreamPointer& stream, std::unique_ptr<GateTask> task);
 
   /// Of a kernel over blocks.
   template <class Queued>
@@ -124,17 +124,19 @@ class CudaStreams final : public std::enable_shared_from_this<CudaStreams>,
   /// operations.
   void schedule(StreamPointer stream) noexcept;
   void run_turn(const StreamPointer& stream);
-  void run(const StreamPointer& stream, CudaOperation& operation);
+  /// False if it is to be run again, by another turn.
+  [[nodiscard]] bool run(const StreamPointer& stream, CudaOperation& operation);
+  void run_now(const StreamPointer& stream, CudaOperation& operation);
+  /// The one that the turn has run. Let go of without the lock.
+  [[nodiscard]] static CudaOperation take_front(CudaStream& stream);
   void run_record(const StreamPointer& stream, CompletionSource& source);
-  /// Puts a copy with ids left back where it was, until all before it has ended and the ring is
-  /// empty. False if the copy was dropped, and its failure noted.
-  bool wait_for_ids(const StreamPointer& stream, CudaOperation copy);
   /// The watcher brings the stream back once the GPU has come here. Errors: no event can be
-  /// recorded.
+  /// recorded; kExhausted (no memory).
   Status resume_after_native(const StreamPointer& stream);
   /// The event may be done before this returns, and the stream run elsewhere: it is not touched
-  /// here afterwards. Weak, so that an event which never comes keeps nothing alive.
-  void park(const StreamPointer& stream, const Event& event);
+  /// here afterwards. Weak, so that an event which never comes keeps nothing alive. False if there
+  /// is no memory for it, and the stream is not parked.
+  [[nodiscard]] bool park(const StreamPointer& stream, const Event& event);
 
   void on_reached(const StreamPointer& stream, CudaMark mark) override;
   void on_drained(const StreamPointer& stream) override { forget(stream); }

@@ -132,9 +132,11 @@ std::optional<TimePoint> CudaWatcher::push(CudaStream& stream, CudaMark mark) co
 
 void CudaWatcher::push_mark(const StreamPointer& stream, CudaMark mark) {
   std::optional<TimePoint> first_look;
+  const bool parks = mark.resumes;
   {
     const MutexLock lock(stream->mutex);
     first_look = push(*stream, std::move(mark));
+    if (parks) stream->state = CudaStream::State::kParked;
   }
   if (first_look) watch_too(stream, *first_look);
 }
@@ -152,7 +154,7 @@ void CudaWatcher::watch_too(const StreamPointer& stream, TimePoint first_look) {
   bool wake = false;
   {
     const MutexLock lock(mutex_);
-    fresh_.push_back(stream);
+    fresh_.push(stream);
     any_fresh_.store(true, std::memory_order_relaxed);
     wake = sleeps_until_ && first_look < *sleeps_until_;
   }
@@ -162,7 +164,7 @@ void CudaWatcher::watch_too(const StreamPointer& stream, TimePoint first_look) {
 void CudaWatcher::watch() {
   static_cast<void>(::prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL));
   const CudaContext::Scope scope(*context_);
-  std::vector<StreamPointer> active;
+  CudaStreamList active;
   Round round{.start = now()};
   TimePoint last_progress = round.start;
   Duration late_average{0};
@@ -198,12 +200,17 @@ void CudaWatcher::watch() {
         if (!active.empty()) break;
       }
       if (!fresh_.empty()) last_progress = now();
-      for (StreamPointer& stream : fresh_) active.push_back(std::move(stream));
-      fresh_.clear();
+      while (!fresh_.empty()) active.push(fresh_.pop());
       any_fresh_.store(false, std::memory_order_relaxed);
     }
     round = {.start = now()};
-    std::erase_if(active, [&](const StreamPointer& stream) { return look_at(stream, round); });
+    CudaStreamList seen;
+    while (!active.empty()) {
+      // Out of the list before its end: it may be fresh again by then.
+      StreamPointer stream = active.pop();
+      if (!look_at(stream, round)) seen.push(std::move(stream));
+    }
+    active = std::move(seen);
     if (round.progress) last_progress = now();
     if (!round.progress && !round.end_is_near) std::this_thread::yield();
   }
@@ -286,10 +293,14 @@ void CudaWatcher::mark_arrivals(const StreamPointer& stream) {
   stream->unmarked_at.reset();
   if (stream->num_unmarked == 0 || (health_.alive() && !stream->check_not_capturing())) return;
   CudaMark mark;
-  if (auto event = record_native(*stream)) {
-    mark.event = *std::move(event);
-    static_cast<void>(push(*stream, std::move(mark)));
-  } else if (!health_.alive() && stream->marks.empty()) {
+  try {
+    if (auto event = record_native(*stream)) {
+      mark.event = *std::move(event);
+      static_cast<void>(push(*stream, std::move(mark)));
+    }
+  } catch (...) {  // without memory it is tried again
+  }
+  if (!health_.alive() && stream->marks.empty()) {
     // The GPU is gone, and touches nothing any more.
     std::swap(lost, stream->arrivals);
     stream->num_unmarked = 0;

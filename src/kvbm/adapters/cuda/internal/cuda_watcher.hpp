@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "kvbm/adapters/cuda/internal/cuda_context.hpp"
 #include "kvbm/adapters/cuda/internal/cuda_events.hpp"
@@ -57,7 +56,7 @@ class CudaWatcher {
   /// `source` resolves with it.
   [[nodiscard]] Result<std::shared_ptr<const NativeEvent>> record_mark(const StreamPointer& stream,
                                                                        CompletionSource source);
-  /// Requires: a mark with an event.
+  /// Requires: a mark with an event. Parks a stream that the mark resumes.
   void push_mark(const StreamPointer& stream, CudaMark mark);
 
   /// Copies without an event behind them are watched too, if somebody asks for their end.
@@ -88,7 +87,7 @@ class CudaWatcher {
 
   Mutex mutex_{LockRank::kDevice, "device.cuda_watch", 1};
   CondVar wake_;
-  std::vector<StreamPointer> fresh_ KVBM_GUARDED_BY(mutex_);
+  CudaStreamList fresh_ KVBM_GUARDED_BY(mutex_);
   std::atomic<bool> any_fresh_{false};                             ///< for a look without the lock
   std::optional<TimePoint> sleeps_until_ KVBM_GUARDED_BY(mutex_);  ///< none: it is awake
   bool ends_ KVBM_GUARDED_BY(mutex_) = false;
