@@ -29,6 +29,7 @@ int cuGetProcAddress_v2(const char* name, void** address, int version, unsigned 
 // All others: nobody comes so far.
 int cuDeviceGet() { return kNotInitialized; }
 int cuDevicePrimaryCtxRetain() { return kNotInitialized; }
+int cuCtxGetCurrent() { return kNotInitialized; }
 int cuCtxPushCurrent_v2() { return kNotInitialized; }
 int cuCtxPopCurrent_v2() { return kNotInitialized; }
 int cuStreamGetCtx() { return kNotInitialized; }
