@@ -551,7 +551,7 @@ class PlanTest(CliTest):
     def test_a_calibration_must_be_one(self):
         self.assert_fails(self.plan(calibration=self.folder / "none"), "cannot read")
         self.assert_fails(self.plan(calibration=self.write("bad", "{}")), 'bad: its "format" is not')
-        self.assert_fails(self.plan(calibration=self.CORPUS / "newer_version"), "version 3")
+        self.assert_fails(self.plan(calibration=self.CORPUS / "newer_version"), "version 4")
 
     def test_sides_are_words_that_there_are(self):
         for side, word in (("disk:fc", "'disk' is none of system"), ("pinned", "is not MEMORY"), ("pinned:lf", "fc, lw"), ("pinned:fc:ndh", "nhd, hnd")):

@@ -54,7 +54,10 @@ class SignalsBlocked {
 class QueueState {
  public:
   QueueState(QueueOptions options, const Clock& clock, LogSink& log)
-      : options_(std::move(options)), clock_(clock), log_(log) {}
+      : options_(std::move(options)), clock_(clock), log_(log) {
+    const MutexLock lock(mutex_);
+    ready_.make_room(options_.capacity);  // posting needs no memory
+  }
 
   [[nodiscard]] const QueueOptions& options() const noexcept { return options_; }
   [[nodiscard]] LogSink& log() const noexcept { return log_; }

@@ -79,9 +79,9 @@ TEST(CalibrationFile, NamesThatAreNoUtf8OrTooLongAreWrittenAllTheSame) {
 
 TEST(CalibrationFile, RefusesAnotherVersionAsSuch) {
   const auto read =
-      parse_calibration(with(format_calibration(sample()), "\"version\": 2", "\"version\": 3"));
+      parse_calibration(with(format_calibration(sample()), "\"version\": 3", "\"version\": 4"));
   EXPECT_EQ(code_of(read), ErrorCode::kUnsupported);
-  EXPECT_THAT(read.error().message(), HasSubstr("version 3"));
+  EXPECT_THAT(read.error().message(), HasSubstr("version 4"));
 }
 
 TEST(CalibrationFile, RefusesWhatIsDamaged) {

@@ -33,7 +33,7 @@ inline constexpr size_t kNumCopyForms = 4;
 [[nodiscard]] std::string_view to_string(CopyForm form) noexcept;
 
 /// Changes with what is measured, with how, and with what a figure means.
-inline constexpr int32_t kCalibrationVersion = 2;
+inline constexpr int32_t kCalibrationVersion = 3;
 
 struct RunRate {
   uint64_t run_bytes = 0;

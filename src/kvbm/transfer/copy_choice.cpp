@@ -168,14 +168,16 @@ MethodChoice choose_method(const MethodQuestion& question) noexcept {
                       .engine = estimate.engine,
                       .kernel = estimate.kernel,
                       .ring = estimate_ring(question, *cost, estimate)};
-  const bool fills_ring =
-      estimate.bytes >= static_cast<double>(kRingFills * question.capabilities.ring_block_bytes);
-  const bool by_ring =
-      choice.ring && *choice.ring * (fills_ring ? kKernelMustSave : 1) < estimate.kernel;
-  const CopyCost best = by_ring ? *choice.ring : estimate.kernel;
-  const bool in_doubt = estimate.engine_copies <= kMostCopiesInDoubt;
-  if (best >= estimate.engine * (in_doubt ? kKernelMustSave : 1)) {
-    if (best < estimate.engine) choice.reason = Reason::kEngineInDoubt;
+  const bool is_long =
+      estimate.bytes >=
+      static_cast<double>(kSlotsOfALongBatch * question.capabilities.ring_block_bytes);
+  const CopyCost to_beat =
+      estimate.engine * (estimate.engine_copies <= kMostCopiesInDoubt ? kKernelMustSave : 1);
+  const bool by_ring = choice.ring && *choice.ring < to_beat &&
+                       *choice.ring * (is_long ? kKernelMustSave : 1) < estimate.kernel;
+  if (!by_ring && estimate.kernel >= to_beat) {
+    const CopyCost least = std::min(estimate.kernel, choice.ring.value_or(estimate.kernel));
+    if (least < estimate.engine) choice.reason = Reason::kEngineInDoubt;
   } else if (by_ring) {
     choice.method = CopyMethod::kRing;
   } else {

@@ -46,12 +46,12 @@ struct MethodChoice {
 };
 
 /// Below this share of the engine's time a kernel, or the ring, is taken; below this share of the
-/// ring's a kernel, where a batch fills the ring kRingFills times: such batches go both ways at a
+/// ring's a kernel, where a batch fills so many slots of the ring: such batches go both ways at a
 /// time, and kernels together have two thirds of what the ring has.
 inline constexpr double kKernelMustSave = 0.95;
-inline constexpr uint64_t kRingFills = 4;
+inline constexpr uint64_t kSlotsOfALongBatch = 4;
 /// An engine that saves no time is not taken for more copies: each costs the caller half a
-/// microsecond.
+/// microsecond, a rectangle more.
 inline constexpr double kMostCopiesInDoubt = 512;
 
 /// Of the rate that kernels reach alone on the way to the host, what they are held to there: at

@@ -346,6 +346,10 @@ TEST(CopyChoice, AKernelLeavesBatchesThatFillTheRingToIt) {
   EXPECT_EQ(question.choose(100).method, CopyMethod::kRing) << "a kernel saves 2 %";
   question.costs[static_cast<size_t>(CopyForm::kKernel)] = cost(0, 0, {{256, 52e9}});
   EXPECT_EQ(question.choose(100).method, CopyMethod::kKernel);
+  // A ring that does not beat the engine leaves nothing to itself.
+  question.costs[static_cast<size_t>(CopyForm::kEngineRuns)].rates = {{32 * kKiB, 49.5e9}};
+  question.costs[static_cast<size_t>(CopyForm::kKernel)] = cost(0, 0, {{256, 50e9}});
+  EXPECT_EQ(question.choose(100).method, CopyMethod::kKernel);
 }
 
 size_t groups(const std::vector<uint32_t>& from, const std::vector<uint32_t>& to) {

@@ -107,7 +107,8 @@ class CudaDevice final : public Device {
   [[nodiscard]] std::shared_ptr<HostPinner> pinner() const;
 
   /// For calls of libraries that work in the thread's current context: it is this GPU's for as long
-  /// as the result lives, on this thread. Valid as long as the device.
+  /// as the result lives, on this thread; of several the last one goes first. Valid as long as the
+  /// device.
   [[nodiscard]] std::shared_ptr<const void> enter() const;
 
   [[nodiscard]] DeviceInfo info() const override;

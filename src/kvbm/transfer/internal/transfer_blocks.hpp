@@ -17,7 +17,7 @@
 
 namespace kvbm::internal {
 
-/// Threads: one thread at a time, but for what `list` gives, which nobody changes.
+/// Threads: one thread at a time, but for what pairs_of() gives, which nobody changes.
 struct TransferBlocks {
   // Whoever takes them assigns the ids: over those of an earlier transfer that is one memcpy.
   BlockPairs pairs;

@@ -11,6 +11,23 @@
 
 namespace kvbm::internal {
 
+/// When copies that are expected to end at a time may really end, give or take.
+struct LikelyEnd {
+  TimePoint earliest;
+  TimePoint latest;
+};
+
+/// A long copy is a part of its time early or late; all have some microseconds.
+[[nodiscard]] inline LikelyEnd likely_end(TimePoint begin, TimePoint end) {
+  constexpr int64_t kDoubtOfTime = 32;
+  constexpr Duration kMostDoubt = std::chrono::microseconds(500);
+  constexpr Duration kLeastBefore = std::chrono::microseconds(40);
+  constexpr Duration kLeastAfter = std::chrono::microseconds(60);
+  const Duration doubt = std::min<Duration>((end - begin) / kDoubtOfTime, kMostDoubt);
+  return {.earliest = end - std::max(kLeastBefore, doubt),
+          .latest = end + std::max(kLeastAfter, doubt)};
+}
+
 /// The copies of a stream come one after another, and mostly go one way over one link.
 /// Threads: one thread at a time.
 class CopyPace {

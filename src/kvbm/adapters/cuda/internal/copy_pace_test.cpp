@@ -34,6 +34,18 @@ TEST(CopyPace, CopiesBeginWhenThoseBeforeThemHaveEnded) {
   EXPECT_EQ(pace.expected_end(at(100), kMany), at(160));
 }
 
+TEST(LikelyEnd, DoubtsLongCopiesMore) {
+  const LikelyEnd of_short = likely_end(at(1000), at(1100));
+  EXPECT_EQ(of_short.earliest, at(1060));
+  EXPECT_EQ(of_short.latest, at(1160));
+  const LikelyEnd of_long = likely_end(at(0), at(6400));
+  EXPECT_EQ(of_long.earliest, at(6200));
+  EXPECT_EQ(of_long.latest, at(6600));
+  const LikelyEnd of_very_long = likely_end(at(0), at(1'000'000));
+  EXPECT_EQ(of_very_long.earliest, at(999'500));
+  EXPECT_EQ(of_very_long.latest, at(1'000'500));
+}
+
 TEST(CopyPace, FollowsALinkThatSlowsDown) {
   CopyPace pace;
   int64_t now = 0;

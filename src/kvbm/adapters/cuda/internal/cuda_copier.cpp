@@ -269,6 +269,9 @@ Result<std::byte*> CudaCopier::take_id_memory() {
   const MutexLock lock(ids_mutex_);
   if (free_id_memory_.empty()) {
     void* memory = nullptr;
+    // To keep it now, and to give it back later, needs no memory then.
+    id_memory_.reserve(id_memory_.size() + 1);
+    free_id_memory_.reserve(id_memory_.size() + 1);
     if (const cudaError_t code =
             ::cudaHostAlloc(&memory, kIdBytes, cudaHostAllocMapped | cudaHostAllocPortable)) {
       return make_error(cuda_error("no memory for block ids", code));

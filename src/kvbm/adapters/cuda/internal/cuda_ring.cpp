@@ -137,14 +137,22 @@ CudaRing::~CudaRing() {
 Status CudaRing::copy(RingCopy& copy, CUstream_st* stream, bool& queued) {
   const MutexLock lock(mutex_);
   queued = queued || copy.done > 0;
-  Status result = put_on(copy, stream, queued);
-  if (!result && queued) {
-    // The stream may not wait for all of it, and the slots do not know their last use.
+  // Else the stream does not wait for all that was put on, and the slots do not know their last
+  // use.
+  const auto let_end = [&] {
+    if (!queued) return;
     static_cast<void>(::cudaStreamSynchronize(kernels_));
     static_cast<void>(::cudaStreamSynchronize(stream));
     static_cast<void>(::cudaGetLastError());
+  };
+  try {
+    Status result = put_on(copy, stream, queued);
+    if (!result) let_end();
+    return result;
+  } catch (...) {
+    let_end();
+    throw;
   }
-  return result;
 }
 
 Status CudaRing::put_on(RingCopy& copy, CUstream_st* stream, bool& queued) {

@@ -567,9 +567,10 @@ bool CudaStreams::run(const StreamPointer& stream, CudaOperation& operation) {
     run_now(stream, operation);
     return true;
   } catch (...) {
-    // Without memory. What is done of a copy is known; of all others it is not.
+    // Without memory. What is done of a copy is known; of all others it is not. The event of a
+    // record fails by itself, and what came before it is told by the next.
     if (std::holds_alternative<QueuedCopy>(operation)) return false;
-    note(*stream, unrecorded().status());
+    if (!std::holds_alternative<QueuedRecord>(operation)) note(*stream, unrecorded().status());
     return true;
   }
 }

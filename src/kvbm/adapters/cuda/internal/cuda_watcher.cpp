@@ -14,14 +14,8 @@ namespace kvbm::internal {
 
 namespace {
 
-/// How long the watcher spins after the last thing that happened, and from how long before an end
-/// that is expected until how long after it.
+/// How long the watcher spins after the last thing that happened.
 constexpr Duration kSpin = std::chrono::microseconds(60);
-constexpr Duration kSpinBefore = std::chrono::microseconds(40);
-/// A long copy ends this part of its time earlier or later than expected, up to so long: both ways
-/// it is spun for as well.
-constexpr int64_t kDoubtOfTime = 32;
-constexpr Duration kMostDoubt = std::chrono::microseconds(500);
 /// How long it sleeps otherwise. Where a nap takes longer than kLongNap (a virtual machine whose
 /// timers are late) it spins for longer.
 constexpr Duration kLongSpin = std::chrono::milliseconds(20);
@@ -32,18 +26,6 @@ constexpr Duration kLinger = std::chrono::milliseconds(5);
 /// After which copies that nobody records an event behind get a mark.
 constexpr Duration kPatience = std::chrono::microseconds(50);
 
-/// From when on, and until when, the end of copies is spun for.
-struct EndOfCopies {
-  TimePoint spin_from;
-  TimePoint spin_until;
-};
-
-EndOfCopies around(TimePoint begin, TimePoint end) {
-  const Duration doubt = std::min<Duration>((end - begin) / kDoubtOfTime, kMostDoubt);
-  return {.spin_from = end - std::max(kSpinBefore, doubt),
-          .spin_until = end + std::max(kSpin, doubt)};
-}
-
 }  // namespace
 
 struct CudaWatcher::Round {
@@ -53,9 +35,9 @@ struct CudaWatcher::Round {
   Duration nap = kNap;       ///< until one may be
 
   void expect(TimePoint begin, TimePoint end) {
-    const EndOfCopies near = around(begin, end);
-    end_is_near = end_is_near || (start >= near.spin_from && start <= near.spin_until);
-    if (start < near.spin_from) nap = std::min(nap, near.spin_from - start);
+    const LikelyEnd near = likely_end(begin, end);
+    end_is_near = end_is_near || (start >= near.earliest && start <= near.latest);
+    if (start < near.earliest) nap = std::min(nap, near.earliest - start);
   }
 };
 
@@ -103,6 +85,7 @@ Result<std::shared_ptr<const NativeEvent>> CudaWatcher::record_mark(const Stream
   std::optional<TimePoint> first_look;
   {
     const MutexLock lock(stream->mutex);
+    stream->marks.make_room(1);  // before the segment is closed, which nobody would hear of
     mark.segment = stream->close_segment();
     mark.outcome = stream->recorded;
     if (stream->gates.empty()) {
@@ -115,19 +98,19 @@ Result<std::shared_ptr<const NativeEvent>> CudaWatcher::record_mark(const Stream
   return native;
 }
 
-std::optional<TimePoint> CudaWatcher::push(CudaStream& stream, CudaMark mark) const {
+std::optional<TimePoint> CudaWatcher::push(CudaStream& stream, CudaMark&& mark) const {
   const TimePoint time = now();
   const auto end = stream.pace.expected_end(time, stream.bytes_since_mark);
   mark.num_arrivals = stream.num_unmarked;
   mark.bytes = stream.bytes_since_mark;
   mark.recorded_at = time;
-  stream.marks.push(std::move(mark));  // before anything changes: there may be no memory for it
+  stream.marks.push(std::move(mark));  // before anything changes
   stream.num_unmarked = 0;
   stream.bytes_since_mark = 0;
   stream.unmarked_at.reset();
   stream.native_since_mark = false;
   if (std::exchange(stream.watched, true)) return std::nullopt;
-  return end ? around(time, *end).spin_from : time;
+  return end ? likely_end(time, *end).earliest : time;
 }
 
 void CudaWatcher::push_mark(const StreamPointer& stream, CudaMark mark) {
@@ -248,17 +231,10 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
       mark_arrivals(stream);
       continue;
     }
-    Status outcome = health_.alive();
-    if (outcome) {
-      const cudaError_t code = ::cudaEventQuery(oldest->handle);
-      if (code == cudaErrorNotReady) {
-        static_cast<void>(::cudaGetLastError());
-        if (end.has_value()) round.expect(begin, *end);
-        return false;
-      }
-      if (code != cudaSuccess) outcome = health_.lose(cuda_error("the GPU failed", code));
-      // Memcheck follows this, and takes memory for used after it went back to a pool otherwise.
-      static_cast<void>(::cudaEventSynchronize(oldest->handle));
+    std::optional<Status> outcome = outcome_of(*oldest);
+    if (!outcome) {
+      if (end.has_value()) round.expect(begin, *end);
+      return false;
     }
     oldest.reset();
     size_t num_arrivals = 0;
@@ -270,7 +246,7 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
     }
     round.progress = true;
     // Before the mark goes: who finds none takes what was copied for counted.
-    finish(*stream, num_arrivals, outcome.has_value());
+    finish(*stream, num_arrivals, outcome->has_value());
     CudaMark mark;
     {
       const MutexLock lock(stream->mutex);
@@ -278,32 +254,50 @@ bool CudaWatcher::look_at(const StreamPointer& stream, Round& round) {
     }
     mark.event.reset();
     if (mark.source.has_value()) {
-      mark.source->resolve(outcome ? mark.outcome : outcome);
+      mark.source->resolve(std::move(*outcome ? mark.outcome : *outcome));
     } else {
       listener_.on_reached(stream, std::move(mark));
     }
   }
 }
 
+std::optional<Status> CudaWatcher::outcome_of(const NativeCudaEvent& event) noexcept {
+  try {
+    Status outcome = health_.alive();
+    if (!outcome) return outcome;
+    const cudaError_t code = ::cudaEventQuery(event.handle);
+    if (code == cudaErrorNotReady) {
+      static_cast<void>(::cudaGetLastError());
+      return std::nullopt;
+    }
+    if (code != cudaSuccess) outcome = health_.lose(cuda_error("the GPU failed", code));
+    // Memcheck follows this, and takes memory for used after it went back to a pool otherwise.
+    static_cast<void>(::cudaEventSynchronize(event.handle));
+    return outcome;
+  } catch (...) {
+    return std::nullopt;
+  }
+}
+
 /// Copies have no event behind them after a while: gives them one. What is among `arrivals` is on
-/// the native stream already, so the event comes behind it.
-void CudaWatcher::mark_arrivals(const StreamPointer& stream) {
+/// the native stream already, so the event comes behind it. Without memory it is tried again.
+void CudaWatcher::mark_arrivals(const StreamPointer& stream) noexcept {
   Ring<Arrival> lost;
   const MutexLock lock(stream->mutex);
   stream->unmarked_at.reset();
-  if (stream->num_unmarked == 0 || (health_.alive() && !stream->check_not_capturing())) return;
-  CudaMark mark;
+  if (stream->num_unmarked == 0) return;
   try {
+    if (health_.alive() && !stream->check_not_capturing()) return;
+    CudaMark mark;
     if (auto event = record_native(*stream)) {
       mark.event = *std::move(event);
       static_cast<void>(push(*stream, std::move(mark)));
+    } else if (!health_.alive() && stream->marks.empty()) {
+      // The GPU is gone, and touches nothing any more.
+      std::swap(lost, stream->arrivals);
+      stream->num_unmarked = 0;
     }
-  } catch (...) {  // without memory it is tried again
-  }
-  if (!health_.alive() && stream->marks.empty()) {
-    // The GPU is gone, and touches nothing any more.
-    std::swap(lost, stream->arrivals);
-    stream->num_unmarked = 0;
+  } catch (...) {  // NOLINT(bugprone-empty-catch): see above
   }
 }
 

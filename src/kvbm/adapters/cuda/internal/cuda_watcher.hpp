@@ -72,10 +72,13 @@ class CudaWatcher {
   /// Ends what has ended; true once there is nothing to look at any more.
   bool look_at(const StreamPointer& stream, Round& round);
   [[nodiscard]] TimePoint now() const { return executor_.clock().now(); }
-  /// When it is to be looked at first, if the watcher does not know the stream yet.
-  [[nodiscard]] std::optional<TimePoint> push(CudaStream& stream, CudaMark mark) const
+  /// When it is to be looked at first, if the watcher does not know the stream yet. Without memory
+  /// `mark` is untouched.
+  [[nodiscard]] std::optional<TimePoint> push(CudaStream& stream, CudaMark&& mark) const
       KVBM_REQUIRES(stream.mutex);
-  void mark_arrivals(const StreamPointer& stream);
+  /// None if the GPU has not come there, or if there is no memory to say how.
+  [[nodiscard]] std::optional<Status> outcome_of(const NativeCudaEvent& event) noexcept;
+  void mark_arrivals(const StreamPointer& stream) noexcept;
   /// Of the oldest `count` arrivals.
   static void finish(CudaStream& stream, size_t count, bool arrived);
 
