@@ -175,19 +175,30 @@ std::optional<AddressRange> find_reach(const CudaDriver& driver, int32_t ordinal
   CUdeviceptr for_gpu = 0;
   CUdeviceptr start = 0;
   size_t size = 0;
-  std::array<int, 5> attributes = {
-      CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+  CUdeviceptr mapped_start = 0;
+  size_t mapped_size = 0;
+  std::array<int, 7> attributes = {
+      CU_POINTER_ATTRIBUTE_MEMORY_TYPE,    CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
       CU_POINTER_ATTRIBUTE_DEVICE_POINTER, CU_POINTER_ATTRIBUTE_RANGE_START_ADDR,
-      CU_POINTER_ATTRIBUTE_RANGE_SIZE};
-  std::array<void*, 5> values = {&type, &of_gpu, &for_gpu, &start, &size};
+      CU_POINTER_ATTRIBUTE_RANGE_SIZE,     CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR,
+      CU_POINTER_ATTRIBUTE_MAPPING_SIZE};
+  std::array<void*, 7> values = {&type, &of_gpu,       &for_gpu,    &start,
+                                 &size, &mapped_start, &mapped_size};
   const int code = driver.pointer_attributes(static_cast<unsigned>(attributes.size()),
                                              attributes.data(), values.data(), address);
   const bool ours =
       type == CU_MEMORYTYPE_HOST || (type == CU_MEMORYTYPE_DEVICE && of_gpu == ordinal);
   if (code != 0 || !ours || for_gpu != address) return std::nullopt;
   const AddressRange range{.begin = start, .end = start + size};
-  // The driver does not tell it of all memory.
-  return range.has(address) ? range : AddressRange{.begin = address, .end = address + 1};
+  const AddressRange mapped{.begin = mapped_start, .end = mapped_start + mapped_size};
+  // The driver does not tell them of all memory.
+  if (!range.has(address) || !mapped.has(address)) {
+    return AddressRange{.begin = address, .end = address + 1};
+  }
+  // Who maps memory himself has more addresses than memory, and the range has them all; other
+  // memory may be less than what is mapped for it.
+  return AddressRange{.begin = std::max(range.begin, mapped.begin),
+                      .end = std::min(range.end, mapped.end)};
 }
 
 Status check_reach(const CudaContext& context, const StridedCopyBatch& batch) {

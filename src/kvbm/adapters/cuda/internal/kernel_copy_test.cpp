@@ -3,6 +3,7 @@
 
 #include <cuda.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -38,11 +39,15 @@ struct FakeMemory {
   uintptr_t end = 0x20000;
   intptr_t moved = 0;  ///< to where the GPU has it
   bool tells_range = true;
+  bool tells_mapping = true;
+  uintptr_t mapped_begin = 0x0;  ///< of all that is mapped with it
+  uintptr_t mapped_end = 0x200000;
 };
 FakeMemory fake_memory;
 
 int fake_attributes(unsigned count, int* attributes, void** values, uintptr_t address) {
-  const bool known = address >= fake_memory.begin && address < fake_memory.end;
+  const bool known = address >= std::max(fake_memory.begin, fake_memory.mapped_begin) &&
+                     address < std::min(fake_memory.end, fake_memory.mapped_end);
   for (unsigned i = 0; i < count; ++i) {
     switch (attributes[i]) {
       case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
@@ -62,6 +67,15 @@ int fake_attributes(unsigned count, int* attributes, void** values, uintptr_t ad
       case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
         *static_cast<size_t*>(values[i]) =
             known && fake_memory.tells_range ? fake_memory.end - fake_memory.begin : 0;
+        break;
+      case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:
+        *static_cast<CUdeviceptr*>(values[i]) =
+            known && fake_memory.tells_mapping ? fake_memory.mapped_begin : 0;
+        break;
+      case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:
+        *static_cast<size_t*>(values[i]) = known && fake_memory.tells_mapping
+                                               ? fake_memory.mapped_end - fake_memory.mapped_begin
+                                               : 0;
         break;
       default:
         return CUDA_ERROR_INVALID_VALUE;
@@ -109,12 +123,27 @@ TEST_F(FindReach, IsNotPinnedMemoryThatTheGpuHasElsewhere) {
   EXPECT_FALSE(find(0x12345));
 }
 
-TEST_F(FindReach, IsTheAddressAloneWhereTheDriverDoesNotTellHowFarItGoes) {
-  fake_memory.tells_range = false;
+TEST_F(FindReach, GoesAsFarAsThereIsMemoryBehindTheAddresses) {
+  fake_memory.type = CU_MEMORYTYPE_DEVICE;
+  fake_memory.ordinal = 1;
+  fake_memory.mapped_begin = 0x12000;
+  fake_memory.mapped_end = 0x14000;
+  EXPECT_FALSE(find(0x14000));
   const auto found = find(0x12345);
   ASSERT_TRUE(found);
-  EXPECT_EQ(found->begin, 0x12345u);
-  EXPECT_EQ(found->end, 0x12346u);
+  EXPECT_EQ(found->begin, 0x12000u);
+  EXPECT_EQ(found->end, 0x14000u);
+}
+
+TEST_F(FindReach, IsTheAddressAloneWhereTheDriverDoesNotTellHowFarItGoes) {
+  for (bool* const told : {&fake_memory.tells_range, &fake_memory.tells_mapping}) {
+    *told = false;
+    const auto found = find(0x12345);
+    ASSERT_TRUE(found);
+    EXPECT_EQ(found->begin, 0x12345u);
+    EXPECT_EQ(found->end, 0x12346u);
+    *told = true;
+  }
 }
 
 TEST_F(FindReach, IsNothingWhereTheDriverFails) {
