@@ -28,7 +28,8 @@ constexpr uint32_t kMostRuns = 512;
 /// Of longer runs a copy engine has its full rate.
 constexpr uint64_t kRunBytes[] = {128, 512, 4 * kKiB, 32 * kKiB, 256 * kKiB, 2 * kMiB};
 /// One by one it comes near its full rate before, and by a bend: between 32 and 256 KiB the line
-/// would be 7 % below it.
+/// would be 7 % below it. A device may begin slowly with many of them, so more are measured.
+constexpr uint64_t kLinkBytesOfRuns = 32 * kMiB;
 constexpr uint64_t kEngineRunBytes[] = {128,        512,        4 * kKiB, 32 * kKiB,
                                         128 * kKiB, 256 * kKiB, 2 * kMiB};
 /// How much shorter the batch is that a longer one is compared with.
@@ -40,8 +41,12 @@ constexpr uint64_t kRingRunBytes[] = {128, 4 * kKiB};
 constexpr uint64_t kRingBlockBytes = 2 * kMiB;
 constexpr uint32_t kRingBlocks = 16;
 constexpr uint64_t kRingBytes = kRingBlocks * kRingBlockBytes;
-/// What a batch of the longest runs moves; no other moves more over a link.
+/// What a batch of the longest runs moves, and as many bytes lie between them at the source. Runs
+/// for a copy engine lie there side by side.
 constexpr uint64_t kScratchBytes = kShare * std::end(kRunBytes)[-1];
+constexpr uint64_t kSrcBytes = 2 * kScratchBytes;
+constexpr uint64_t kDstBytes = std::max({kScratchBytes, kRingBytes, kLinkBytesOfRuns});
+static_assert(kSrcBytes >= kRingBytes && kSrcBytes >= kLinkBytesOfRuns);
 constexpr uint32_t kRowsOfAStep = 8;
 /// The shortest of so many counts, of fewer where they take longer than kEnoughTime.
 constexpr size_t kLeastRepetitions = 3;
@@ -52,7 +57,6 @@ constexpr Duration kEnoughTime = std::chrono::milliseconds(1);
 /// has slept; so it looks, unless a copy takes very long.
 constexpr Duration kPatience = std::chrono::milliseconds(20);
 
-/// Runs in a source that has as many bytes between them as in them.
 struct BatchShape {
   uint32_t num_pieces = 1;
   uint32_t num_blocks = 1;
@@ -88,11 +92,14 @@ class Measurement {
       : options_(options), stream_(stream), end_(end) {}
 
   /// None when there is no time left. `batch_bytes`: of one batch, kScratchBytes if that is more
-  /// for its runs. `dst` has as many, `src` twice as many. `ring_host`: where the host is, if the
-  /// ring is to be measured; both have kRingBytes then.
+  /// for its runs. `dst` has as many, `src` twice as many, and both have `runs_bytes`: of a batch
+  /// of runs for the engine. `ring_host`: where the host is, if the ring is to be measured; both
+  /// have kRingBytes then.
   Result<std::optional<RouteCost>> route(const std::byte* src, std::byte* dst, uint64_t batch_bytes,
+                                         uint64_t runs_bytes,
                                          std::optional<CopySide> ring_host = std::nullopt) {
     batch_bytes_ = batch_bytes;
+    runs_bytes_ = runs_bytes;
     ring_host_ = ring_host;
     RouteCost cost;
     for (size_t i = 0; i < kNumCopyForms; ++i) {
@@ -106,10 +113,13 @@ class Measurement {
  private:
   Result<bool> form(CopyForm form, const std::byte* src, std::byte* dst, FormCost& cost) {
     const bool is_ring = form == CopyForm::kRing;
+    const bool is_runs = form == CopyForm::kEngineRuns;
+    std::vector<CopyCost> submissions;
     for (const uint64_t run_bytes : run_sizes_of(form)) {
-      const uint64_t all_runs = std::max<uint64_t>(batch_bytes_ / run_bytes, kShare);
-      const auto num_runs = static_cast<uint32_t>(
-          form == CopyForm::kEngineRuns ? std::min<uint64_t>(kMostRuns, all_runs) : all_runs);
+      const uint64_t all_runs =
+          std::max<uint64_t>((is_runs ? runs_bytes_ : batch_bytes_) / run_bytes, kShare);
+      const auto num_runs =
+          static_cast<uint32_t>(is_runs ? std::min<uint64_t>(kMostRuns, all_runs) : all_runs);
       const auto ring_of = [&](uint32_t blocks) {
         return BatchShape{.num_blocks = blocks,
                           .num_rows = static_cast<uint32_t>(kRingBlockBytes / run_bytes),
@@ -131,11 +141,13 @@ class Measurement {
       // A longer run is not slower; where it seems to be, something has disturbed it.
       if (!cost.rates.empty()) rate = std::max(rate, cost.rates.back().bytes_per_second);
       cost.rates.push_back({run_bytes, rate});
-      const CopyCost fixed = *short_time - CopyCost(static_cast<double>(few.bytes()) / rate * 1e6);
-      if (cost.rates.size() == 1 || fixed < cost.submission) cost.submission = fixed;
+      submissions.push_back(*short_time - CopyCost(static_cast<double>(few.bytes()) / rate * 1e6));
     }
-    cost.submission = std::max(cost.submission, CopyCost(0));
-    if (form == CopyForm::kEngineRuns) return true;
+    // Each is a difference of two measurements, too long or too short: the one in the middle.
+    const auto middle = submissions.begin() + static_cast<ptrdiff_t>(submissions.size() / 2);
+    std::ranges::nth_element(submissions, middle);
+    cost.submission = std::max(*middle, CopyCost(0));
+    if (is_runs) return true;
 
     constexpr uint64_t kStepRun = 4 * kKiB;
     const auto of = [&](uint32_t pieces) {
@@ -212,6 +224,7 @@ class Measurement {
       return ring_host_ == CopySide::kSource ? std::pair(host, device) : std::pair(device, host);
     }
     const SideShape dst = {.piece = shape.num_blocks * rows, .block = rows, .row = run};
+    if (form == CopyForm::kEngineRuns) return {dst, dst};  // the order of blocks keeps them apart
     return {{.piece = 2 * dst.piece, .block = 2 * dst.block, .row = 2 * dst.row}, dst};
   }
 
@@ -222,6 +235,7 @@ class Measurement {
   const StreamRef stream_;
   const TimePoint end_;
   uint64_t batch_bytes_ = 0;
+  uint64_t runs_bytes_ = 0;
   std::optional<CopySide> ring_host_;
 };
 
@@ -310,12 +324,8 @@ Result<Calibration> measure_calibration(const CalibrationOptions& options) {
   if (!capabilities.kernel_copies) return calibration;
   if (options.pinner == nullptr && !capabilities.copies_pageable_host) return calibration;
   const TimePoint end = saturating_add(options.executor.clock().now(), options.budget);
-  constexpr uint64_t kSrcBytes = 2 * kScratchBytes;
-  static_assert(kSrcBytes >= kRingBytes);
   KVBM_ASSIGN_OR_RETURN(const DeviceMemory src, options.device.allocate(kSrcBytes, 4096));
-  KVBM_ASSIGN_OR_RETURN(
-      const DeviceMemory dst,
-      options.device.allocate(measures_ring(capabilities) ? kRingBytes : kScratchBytes, 4096));
+  KVBM_ASSIGN_OR_RETURN(const DeviceMemory dst, options.device.allocate(kDstBytes, 4096));
   auto host = make_scratch(options, kSrcBytes, end);
   if (!host) {
     if (host.error().code() == ErrorCode::kTimeout) return calibration;
@@ -325,22 +335,23 @@ Result<Calibration> measure_calibration(const CalibrationOptions& options) {
   const auto measure = [&]() -> Status {
     Measurement measurement(options, stream, end);
     const auto measure_route = [&](TransferRoute route, const std::byte* from, std::byte* to,
-                                   uint64_t batch_bytes,
+                                   uint64_t batch_bytes, uint64_t runs_bytes,
                                    std::optional<CopySide> ring_host = std::nullopt) -> Status {
       if (!measures_ring(capabilities)) ring_host = std::nullopt;
-      KVBM_ASSIGN_OR_RETURN(auto cost, measurement.route(from, to, batch_bytes, ring_host));
+      KVBM_ASSIGN_OR_RETURN(auto cost,
+                            measurement.route(from, to, batch_bytes, runs_bytes, ring_host));
       if (cost) calibration.set(route, *std::move(cost));
       return {};
     };
     KVBM_TRY(measure_route(TransferRoute::kHostToDevice, host->data, dst.data(), kLinkBytes,
-                           CopySide::kSource));
+                           kLinkBytesOfRuns, CopySide::kSource));
     KVBM_TRY(measure_route(TransferRoute::kDeviceToHost, src.data(), host->data, kLinkBytes,
-                           CopySide::kDestination));
+                           kLinkBytesOfRuns, CopySide::kDestination));
     const auto far_src = options.device.allocate(2 * options.device_bytes, 4096);
     const auto far_dst = options.device.allocate(options.device_bytes, 4096);
     if (!far_src || !far_dst) return {};
     return measure_route(TransferRoute::kDeviceToDevice, far_src->data(), far_dst->data(),
-                         options.device_bytes);
+                         options.device_bytes, options.device_bytes);
   };
   const Status measured = measure();
   static_cast<void>(options.device.synchronize(stream));  // scratch memory goes after the copies
