@@ -414,6 +414,21 @@ RecordCounts counts_of(const TierMetrics& metrics) {
   return counts;
 }
 
+void shrink_places(TierManagerOptions& tiers, std::span<const CallInput> inputs) {
+  for (const CallInput& input : inputs) {
+    const auto* received = std::get_if<ReceivedInbox>(&input);
+    if (received == nullptr) continue;
+    for (const ShrunkPlace& shrunk : received->inbox.shrunk) {
+      // As a leader ignores it.
+      if (shrunk.rank.value() >= tiers.num_ranks || shrunk.place.tier == TierId::kG1) continue;
+      for (PlaceSpec& spec : tiers.places) {
+        if (spec.place != shrunk.place) continue;
+        spec.num_blocks = std::min(spec.num_blocks, std::max(1U, shrunk.num_blocks));
+      }
+    }
+  }
+}
+
 std::string describe(const CallOfHalf& call) {
   struct Describe {
     // Names come from outside, and may go to a terminal.

@@ -66,7 +66,9 @@ struct RecordHeader {
   uint64_t first_call = 1;  ///< number of the file's first call
   RecordCounts counts{};    ///< before that call
   ConnectorLeaderOptions connector;
-  TierManagerOptions tiers;  ///< its groups are those of split_groups(connector.groups)
+  /// Its groups are those of split_groups(connector.groups), and its places as they were before
+  /// that call: see shrink_places().
+  TierManagerOptions tiers;
 };
 
 /// An inbox that was not empty: of the call's receives the `receive`th, from 0.
@@ -170,6 +172,10 @@ struct RecordedCall {
 
   friend bool operator==(const RecordedCall&, const RecordedCall&) = default;
 };
+
+/// Gives places the blocks that are left after a call: what came in with it may say that they have
+/// shrunk. At least one block each, since no leader takes a place without any.
+void shrink_places(TierManagerOptions& tiers, std::span<const CallInput> inputs);
 
 /// "match of request cmpl-7".
 [[nodiscard]] std::string describe(const CallOfHalf& call);

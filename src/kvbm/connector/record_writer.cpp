@@ -97,6 +97,8 @@ void RecordWriter::append(RecordedCall&& call, const RecordCounts& counts) {
     beginning.insert(beginning.end(), bytes.begin(), bytes.end());
     bytes = std::move(beginning);
   }
+  // Of a call that is dropped too: nothing else will tell.
+  shrink_places(header_.tiers, call.inputs);
   const uint64_t num_bytes = bytes.size();
   if (!accept(header_.file + (begins_file ? 1 : 0), begins_file, std::move(bytes), 1)) {
     dropped_.add();

@@ -73,7 +73,7 @@ class RecordWriter {
   Counter& dropped_;
 
   // Of the caller's thread.
-  RecordHeader header_;  // of the next file: counts and first call go along
+  RecordHeader header_;  // of the next file: counts, places and first call go along
   uint64_t next_call_ = 1;
   uint64_t file_bytes_ = 0;  // of the file that was begun last
 

@@ -38,6 +38,7 @@ class RecordWriterTest : public ::testing::Test {
     header.run = 5;
     header.connector.groups = {{.block_tokens = 4}};
     header.tiers.groups = {{GroupId(0)}};
+    header.tiers.places = {place(TierId::kG1, 16), place(TierId::kG2, 8)};
     return RecordWriter::create(std::move(options), std::move(header), executor_, metrics_, log_);
   }
 
@@ -45,6 +46,15 @@ class RecordWriterTest : public ::testing::Test {
   static RecordedCall call() {
     RecordedCall made;
     made.call = FinishedCall{std::string(1000, 'r'), false};
+    return made;
+  }
+  static PlaceSpec place(TierId tier, uint32_t num_blocks) {
+    return {.place = {tier, GroupId(0)}, .num_blocks = num_blocks, .rank_block_bytes = 512};
+  }
+  /// With news of a place.
+  static RecordedCall call(const ShrunkPlace& shrunk) {
+    RecordedCall made = call();
+    made.inputs = {EndedWait{}, ReceivedInbox{1, {.results = {}, .lost = {}, .shrunk = {shrunk}}}};
     return made;
   }
   static RecordCounts counts(uint64_t stored) {
@@ -136,6 +146,42 @@ TEST_F(RecordWriterTest, WhatTheDiskCannotTakeIsDroppedAndMissing) {
   EXPECT_THAT(numbers_in(0), ElementsAre(1, 2, 3, 6));
   // What changed with a call that is missing is told by the next one.
   EXPECT_THAT(read(0).calls.back().counts, ElementsAre(ChangedCount{RecordCounter::kG1ToG2, 5}));
+}
+
+TEST_F(RecordWriterTest, AFileBeginsWithThePlacesAsTheyHaveShrunkBeforeIt) {
+  const Place host{TierId::kG2, GroupId(0)};
+  {
+    const auto writer = create({.max_file_bytes = 4096}).value();
+    writer->append(call({RankId(0), host, 5}), counts(0));
+    writer->append(call({RankId(0), host, 6}), counts(0));  // of a rank that has more
+    writer->append(call({RankId(9), host, 1}), counts(0));  // no such rank
+    writer->append(call({RankId(0), host, 0}), counts(0));  // begins file 1
+    writer->append(call({RankId(0), {TierId::kG1, GroupId(0)}, 3}), counts(0));
+    for (int i = 0; i < 2; ++i) writer->append(call(), counts(0));
+  }
+  EXPECT_THAT(read(0).header.tiers.places,
+              ElementsAre(place(TierId::kG1, 16), place(TierId::kG2, 8)));
+  EXPECT_THAT(read(1).header.tiers.places,
+              ElementsAre(place(TierId::kG1, 16), place(TierId::kG2, 5)));
+  // No leader takes a place without blocks.
+  EXPECT_THAT(read(2).header.tiers.places,
+              ElementsAre(place(TierId::kG1, 16), place(TierId::kG2, 1)));
+}
+
+TEST_F(RecordWriterTest, APlaceThatShrinksInACallThatIsDroppedIsToldByTheNextFile) {
+  executor_.hold("kvbm-record");
+  const auto writer = create({.max_file_bytes = 4096, .max_buffer_bytes = 1500}).value();
+  writer->append(call(), counts(0));
+  writer->append(call({RankId(0), {TierId::kG2, GroupId(0)}, 3}), counts(0));
+  EXPECT_EQ(metric("kvbm_record_dropped_calls_total"), 1U);
+  executor_.release("kvbm-record");
+  for (int i = 0; i < 3; ++i) {
+    executor_.run_until_idle();
+    writer->append(call(), counts(0));
+  }
+  executor_.run_until_idle();
+  EXPECT_THAT(numbers_in(1), ElementsAre(5));
+  EXPECT_EQ(read(1).header.tiers.places[1].num_blocks, 3U);
 }
 
 TEST_F(RecordWriterTest, WhatWasAppendedIsOnDiskWithoutAnOrderlyEnd) {

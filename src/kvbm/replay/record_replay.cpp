@@ -81,6 +81,37 @@ class PlayedChannel final : public Channel {
   bool stray_wait_ = false;
 };
 
+/// Of what was received it gives back alone which places have shrunk: the copies are its own.
+class ColdChannel final : public Channel {
+ public:
+  explicit ColdChannel(const TierManagerOptions& tiers) : logical_(tiers.num_ranks, tiers.places) {}
+
+  void begin_call(std::span<const CallInput> inputs) {
+    for (const CallInput& input : inputs) {
+      const auto* received = std::get_if<ReceivedInbox>(&input);
+      if (received == nullptr) continue;
+      const std::vector<ShrunkPlace>& more = received->inbox.shrunk;
+      shrunk_.insert(shrunk_.end(), more.begin(), more.end());
+    }
+  }
+
+  void send(std::span<const CopyOp> ops, std::span<const OpId> cancels) override {
+    logical_.send(ops, cancels);
+  }
+  [[nodiscard]] ChannelInbox receive() override {
+    ChannelInbox inbox = logical_.receive();
+    inbox.shrunk = std::exchange(shrunk_, {});
+    return inbox;
+  }
+  [[nodiscard]] bool wait(TimePoint deadline) override {
+    return !shrunk_.empty() || logical_.wait(deadline);
+  }
+
+ private:
+  LogicalChannel logical_;
+  std::vector<ShrunkPlace> shrunk_;
+};
+
 void add_to(RecordTally& tally, const RecordedCall& made) {
   if (made.threw) return;
   if (const auto* match = std::get_if<MatchCall>(&made.call)) {
@@ -222,8 +253,8 @@ struct RecordPlayer::Impl {
     call.step = leader->build_step(scheduled_of(call));
     if (mode == Mode::kExact) return;
     const ConnectorStep step = decode_connector_step(call.step).value();
-    logical->send(step.plan.loads, {});
-    logical->send(step.plan.stores, {});
+    cold->send(step.plan.loads, {});
+    cold->send(step.plan.stores, {});
   }
   void make(FinishedCall& call) {
     call.holds_blocks = leader->finished(call.request);
@@ -287,7 +318,7 @@ struct RecordPlayer::Impl {
   ManualClock clock;
   const TimePoint started = clock.now();
   PlayedChannel played;
-  std::unique_ptr<LogicalChannel> logical;
+  std::unique_ptr<ColdChannel> cold;
   NullSink events;
   MetricsRegistry metrics;
   std::unique_ptr<Cluster> cluster;
@@ -314,8 +345,8 @@ Result<std::unique_ptr<RecordPlayer>> RecordPlayer::create(const RecordHeader& h
                       "no leader takes the options of the record: " + error.describe());
   };
   if (!leader) return refused(leader.error());
-  impl->logical = std::make_unique<LogicalChannel>(tiers.num_ranks, tiers.places);
-  Channel& channel = mode == Mode::kExact ? static_cast<Channel&>(impl->played) : *impl->logical;
+  impl->cold = std::make_unique<ColdChannel>(tiers);
+  Channel& channel = mode == Mode::kExact ? static_cast<Channel&>(impl->played) : *impl->cold;
   impl->cluster = std::make_unique<Cluster>(*std::move(leader), channel, impl->clock,
                                             EngineOperations::kBySteps);
   auto requests =
@@ -345,6 +376,7 @@ std::optional<std::string> RecordPlayer::play(const RecordedCall& call, RecordTa
   }
   impl.clock.advance_to(impl.time_of(call.time));
   impl.played.begin_call(call.inputs);
+  impl.cold->begin_call(call.inputs);
   if (impl.mode == Mode::kCold && !impl.makes_sense(call.call)) return std::nullopt;
   RecordedCall made = call;
   made.threw = false;
@@ -457,19 +489,24 @@ class RecordReplay {
   using Player = internal::RecordPlayer;
 
   Status play(const RecordHeader& header, const RecordedCall& call) {
+    const bool is_new_file = last_number_file_ != header.file || report_.calls == 0;
+    if (is_new_file) tiers_ = header.tiers;
     if (!player_ || call.number != next_call_) {
       if (call.number != next_call_) {
         report_.gaps.push_back({next_call_, call.number - next_call_});
       }
       mode_ = call.number == 1 ? Player::Mode::kExact : Player::Mode::kCold;
       end_player();
-      KVBM_ASSIGN_OR_RETURN(player_, Player::create(header, mode_, log_));
+      RecordHeader begun = header;
+      begun.tiers = tiers_;
+      KVBM_ASSIGN_OR_RETURN(player_, Player::create(begun, mode_, log_));
       if (report_.calls == 0) first_time_ = call.time;
     }
+    shrink_places(tiers_, call.inputs);
     next_call_ = call.number + 1;
     ++report_.calls;
     report_.time = call.time - first_time_;
-    if (last_number_file_ != header.file || report_.calls == 1) last_counts_ = header.counts;
+    if (is_new_file) last_counts_ = header.counts;
     last_number_file_ = header.file;
     for (const ChangedCount& changed : call.counts) {
       last_counts_[static_cast<size_t>(changed.counter)] = changed.value;
@@ -495,6 +532,7 @@ class RecordReplay {
   uint64_t next_call_ = 1;
   Duration first_time_{0};
   uint64_t last_number_file_ = 0;
+  TierManagerOptions tiers_;  // of the file, less what has shrunk since
   RecordCounts first_counts_{};
   RecordCounts last_counts_{};
   Player::Mode mode_ = Player::Mode::kExact;

@@ -65,10 +65,10 @@ struct RecordReport {
 /// Plays a file, or the files of a folder in their order. Up to the first gap each outcome, what
 /// went to the channel, and each count is compared; the replay ends at the first difference. After
 /// a gap nobody knows what the leader had: the replay goes on cold, in a leader that is empty,
-/// whose copies all succeed at once, and without the requests that had begun before. Only broken
-/// contracts are told then.
-/// Errors: those of reading the files, kCorrupt, kUnsupported, kInvalidArgument (no record, files
-/// of two runs), kCancelled once `interrupted` (null: never) is set.
+/// whose copies all succeed at once and whose places have the blocks that the run's had, and
+/// without the requests that had begun before. Only broken contracts are told then. Errors: those
+/// of reading the files, kCorrupt, kUnsupported, kInvalidArgument (no record, files of two runs),
+/// kCancelled once `interrupted` (null: never) is set.
 [[nodiscard]] Result<RecordReport> replay_record(const std::filesystem::path& path, LogSink& log,
                                                  const std::atomic<bool>* interrupted = nullptr);
 

@@ -76,6 +76,21 @@ class RecordReplayTest : public ::testing::Test {
     calls_.push_back(std::move(made));
   }
 
+  /// Says before that call that there is one block of host memory left.
+  void shrink_before(size_t call) {
+    RecordedCall poll;
+    poll.time = calls_[call].time;
+    poll.inputs = {ReceivedInbox{
+        0, {.results = {}, .lost = {}, .shrunk = {{RankId(0), {TierId::kG2, GroupId(0)}, 1}}}}};
+    poll.call = PollCall{};
+    calls_.insert(calls_.begin() + static_cast<ptrdiff_t>(call), std::move(poll));
+    for (size_t i = 0; i < calls_.size(); ++i) calls_[i].number = i + 1;
+  }
+  /// As if as many calls before that one had been dropped.
+  void drop_before(size_t call, uint64_t num_calls) {
+    for (size_t i = call; i < calls_.size(); ++i) calls_[i].number += num_calls;
+  }
+
   /// A file with the calls from `first` up to `end`, counted from 0.
   void write(const std::string& name, size_t first = 0, size_t end = SIZE_MAX) {
     RecordHeader header = header_;
@@ -193,6 +208,25 @@ TEST_F(RecordReplayTest, AfterAGapItIsPlayedColdAndNotCompared) {
   EXPECT_EQ(report->recorded.offered_tokens, 8U);
   EXPECT_EQ(report->replayed.offered_tokens, 0U);
   EXPECT_THAT(record_table(*report), HasSubstr("2 calls from call 4 on"));
+}
+
+TEST_F(RecordReplayTest, AfterAGapPlacesHaveWhatWasLeftOfThem) {
+  shrink_before(0);
+  drop_before(1, 5);
+  const RecordReport report = replay();
+  EXPECT_EQ(report.difference, "");
+  EXPECT_EQ(report.compared_calls, 1U);
+  EXPECT_EQ(report.recorded.stored_by_steps, 2U);
+  EXPECT_EQ(report.replayed.stored_by_steps, 1U);
+}
+
+TEST_F(RecordReplayTest, APlaceThatShrinksAfterAGapDoesSoThereToo) {
+  shrink_before(3);  // the one that builds the step
+  drop_before(0, 5);
+  const RecordReport report = replay();
+  EXPECT_EQ(report.difference, "");
+  EXPECT_EQ(report.compared_calls, 0U);
+  EXPECT_EQ(report.replayed.stored_by_steps, 1U);
 }
 
 TEST_F(RecordReplayTest, ACutOffRecordIsPlayedUpToItsLastWholeCall) {
