@@ -76,7 +76,13 @@ class PinnedMemory::Maker {
   }
 
   Status start(size_t num_threads) {
-    for (size_t i = 0; i < num_threads; ++i) KVBM_TRY(queue_->post([this] { touch(); }));
+    num_touching_.store(num_threads);
+    for (size_t i = 0; i < num_threads; ++i) {
+      KVBM_TRY(queue_->post([this] {
+        touch();
+        if (num_touching_.fetch_sub(1) == 1) end_touching();
+      }));
+    }
     return {};
   }
   /// Ends the threads, once they have nothing to do or have seen that they are to stop.
@@ -122,7 +128,14 @@ class PinnedMemory::Maker {
     }
   }
 
+  /// Threads touch far ahead of the pinning: of what was not pinned nobody will have any use.
+  void end_touching() {
+    if (has_failed_.load()) pages_.give_back(ready_bytes());
+  }
+
   void fail_from(size_t slice, const Status& failed) {
+    has_failed_.store(true);
+    next_.store(size_bytes_);  // nobody touches what will not be pinned
     if (on_shortage_) on_shortage_(slice * slice_bytes_, failed.error());
     for (size_t i = slice; i < sources_.size(); ++i) {
       static_cast<void>(sources_[i].try_resolve(failed));
@@ -180,6 +193,8 @@ class PinnedMemory::Maker {
   std::atomic<uint64_t> ready_bytes_{0};
   std::atomic<bool> pinning_{false};
   std::atomic<bool> stopped_{false};
+  std::atomic<bool> has_failed_{false};
+  std::atomic<size_t> num_touching_{0};  ///< threads
   std::unique_ptr<TaskQueue> queue_;
 };
 

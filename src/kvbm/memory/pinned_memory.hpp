@@ -43,7 +43,8 @@ struct PinnedMemoryOptions {
   UniqueFunction<void(uint64_t ready_bytes)> on_progress = {};
   /// Told that the memory from `usable_bytes` on will never be ready, and why, before ready() tells
   /// anybody; what is before it may still be on its way. Comes again if that fails too. On those
-  /// threads, on several at a time if need be.
+  /// threads, on several at a time if need be. What they have touched and not pinned goes back to
+  /// the machine when the last of them has nothing more to do.
   UniqueFunction<void(uint64_t usable_bytes, const Error& why)> on_shortage = {};
 };
 

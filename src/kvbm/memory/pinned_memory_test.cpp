@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvbm/memory/pinned_memory.hpp"
 
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@
 #include "kvbm/base/stepped_executor.hpp"
 #include "kvbm/base/thread_executor.hpp"
 #include "kvbm/base/units.hpp"
+#include "kvbm/device/host_pages.hpp"
 #include "kvbm/memory/system_memory.hpp"
 
 #include "tests/support/error_code.hpp"
@@ -115,6 +117,27 @@ TEST(PinnedMemoryTest, TellsTheErrorOfThePinnerAndKeepsWhatIsPinned) {
   EXPECT_EQ(memory->ready_bytes(), 4 * kMiB);
   *memory = PinnedMemory();
   EXPECT_TRUE(pinner->pinned().empty());
+}
+
+TEST(PinnedMemoryTest, GivesBackWhatItHasTouchedAndCannotPin) {
+  SteppedExecutor executor(1);
+  const auto pinner = std::make_shared<PinnerDouble>();
+  pinner->refuse_from = 2;
+  // Chunks are 16 MiB, so that all is touched before the first slice is pinned.
+  auto memory = PinnedMemory::create({.executor = executor,
+                                      .pinner = pinner,
+                                      .size_bytes = 16 * kMiB,
+                                      .slice_bytes = 2 * kMiB,
+                                      .num_threads = 3});
+  ASSERT_TRUE(memory);
+  EXPECT_TRUE(memory->wait_for(4 * kMiB));
+  EXPECT_EQ(code_of(memory->wait_for(16 * kMiB)), ErrorCode::kDevice);  // and for the threads
+  std::vector<unsigned char> resident(16 * kMiB / HostPages::page_bytes());
+  ASSERT_EQ(::mincore(memory->data(), 16 * kMiB, resident.data()), 0);
+  const auto quarter = resident.begin() + static_cast<ptrdiff_t>(resident.size() / 4);
+  const auto is_resident = [](unsigned char page) { return (page & 1) != 0; };
+  EXPECT_TRUE(std::all_of(resident.begin(), quarter, is_resident));
+  EXPECT_TRUE(std::none_of(quarter, resident.end(), is_resident));
 }
 
 TEST(PinnedMemoryTest, GoesAwayWhileItIsBeingMade) {

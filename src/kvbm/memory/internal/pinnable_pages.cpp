@@ -101,4 +101,11 @@ Status PinnablePages::touch(uint64_t first, uint64_t end) {
   return {};
 }
 
+void PinnablePages::give_back(uint64_t first) noexcept {
+  const uint64_t end =
+      reserved_ != nullptr ? reserved_bytes_ : round_up(size_bytes_, HostPages::page_bytes());
+  // A kernel before 5.18 keeps reserved pages.
+  if (first < end) static_cast<void>(::madvise(data() + first, end - first, MADV_DONTNEED));
+}
+
 }  // namespace kvbm::internal

@@ -44,6 +44,10 @@ class PinnablePages {
   /// is the end of all. Errors: kExhausted.
   [[nodiscard]] Status touch(uint64_t first, uint64_t end);
 
+  /// Lets the machine have the pages from `first` on, as far as the kernel takes them; they read as
+  /// zero. Requires: `first` is a multiple of kHugePageBytes, and nobody touches or uses them.
+  void give_back(uint64_t first) noexcept;
+
   [[nodiscard]] std::byte* data() const noexcept {
     return reserved_ != nullptr ? reserved_ : plain_.data();
   }

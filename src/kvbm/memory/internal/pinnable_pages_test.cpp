@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -48,6 +49,39 @@ TEST(PinnablePages, ArePlainWithoutReservedOnes) {
   EXPECT_FALSE(pages->are_reserved());
   EXPECT_TRUE(pages->touch(0, kHugePageBytes + 1));
   EXPECT_EQ(reinterpret_cast<uintptr_t>(pages->data()) % kHugePageBytes, 0U);
+}
+
+/// Bytes of those that take memory.
+uint64_t resident_bytes(const std::byte* data, uint64_t size_bytes) {
+  const uint64_t page = HostPages::page_bytes();
+  std::vector<unsigned char> pages((size_bytes + page - 1) / page);
+  EXPECT_EQ(::mincore(const_cast<std::byte*>(data), size_bytes, pages.data()), 0);
+  return page * static_cast<uint64_t>(std::count_if(pages.begin(), pages.end(),
+                                                    [](unsigned char one) { return one & 1; }));
+}
+
+TEST(PinnablePages, GivesBackWhatNobodyWillUseAndNothingElse) {
+  constexpr uint64_t kBytes = 5 * kHugePageBytes - 5;
+  constexpr uint64_t kKept = kHugePageBytes;
+  for (const auto map_reserved : {map_none, map_half}) {
+    Result<PinnablePages> pages = PinnablePages::map(kBytes, map_reserved);
+    ASSERT_TRUE(pages);
+    for (uint64_t at = 0; at < kBytes; at += kHugePageBytes) {
+      ASSERT_TRUE(pages->touch(at, std::min(at + kHugePageBytes, kBytes)));
+    }
+    std::byte* const data = pages->data();
+    std::fill(data, data + kBytes, std::byte{7});
+    pages->give_back(kKept);
+    EXPECT_TRUE(
+        std::all_of(data, data + kKept, [](std::byte byte) { return byte == std::byte{7}; }));
+    if (map_reserved == map_none) {
+      EXPECT_EQ(resident_bytes(data, kKept), kKept);
+      EXPECT_EQ(resident_bytes(data + kKept, kBytes - kKept), 0U);
+    }
+    EXPECT_TRUE(std::all_of(data + kKept, data + kBytes,
+                            [](std::byte byte) { return byte == std::byte{0}; }));
+    pages->give_back(6 * kHugePageBytes);  // there are none
+  }
 }
 
 }  // namespace
