@@ -136,13 +136,14 @@ void WorkerPlaces::shrink(Place place, const Provided& provided) {
     known.shrunk_to = usable;
     callback = on_shrunk_;
   }
-  KVBM_LOG_ERROR(log_, "worker",
-                 "rank {}: no more than {} of host memory could be pinned: {}; layer group {} goes "
-                 "on with {} of {} blocks in host memory (G2), and nothing that is stored is lost. "
-                 "For the rest, raise what may be locked (ulimit -l) and what the control group "
-                 "may have of memory, or ask for a smaller host tier, and start again",
-                 options_.rank.value(), format_size(shortage.usable_bytes), shortage.why,
-                 place.group.value(), usable, num_blocks);
+  KVBM_LOG_ERROR(
+      log_, "worker",
+      "rank {}: no more than {} of host memory could be pinned: {}; layer group {} goes "
+      "on with {} of {} blocks in host memory (G2), and nothing that is stored is lost. "
+      "The kernel's log may know more (dmesg, NVRM): ask for a smaller host tier, or free "
+      "memory of the machine, and start again",
+      options_.rank.value(), format_size(shortage.usable_bytes), shortage.why, place.group.value(),
+      usable, num_blocks);
   if (callback != nullptr) (*callback)({options_.rank, place, usable});
 }
 
