@@ -710,15 +710,17 @@ void TierManager::on_place_shrunk(const ShrunkPlace& shrunk) {
     return;
   }
   BlockPool& pool = *(*group)->pools[index(tier)];
-  const uint32_t before = pool.limit();
-  if (shrunk.num_blocks >= before) return;  // another rank has fewer
+  if (shrunk.num_blocks >= pool.limit()) return;  // another rank has fewer
+  const auto asked =
+      std::find_if(options_.places.begin(), options_.places.end(),
+                   [&](const PlaceSpec& spec) { return spec.place == shrunk.place; });
   const std::vector<EvictedBlock> gone = pool.shrink(shrunk.num_blocks);
   emit_deleted(gone, tier);
   KVBM_LOG_WARNING(
       log_, "tiers",
       "layer group {} goes on with {} of {} blocks in {} on every rank, as rank {} has "
       "no more: its log says why. Stored blocks that are lost: {}",
-      group_id.value(), shrunk.num_blocks, before, to_string(tier), shrunk.rank.value(),
+      group_id.value(), shrunk.num_blocks, asked->num_blocks, to_string(tier), shrunk.rank.value(),
       gone.size());
   if (tier != nearest_ || rank_lost_) return;
   uint64_t nearest_blocks = 0;
