@@ -714,7 +714,8 @@ void TierManager::on_place_shrunk(const ShrunkPlace& shrunk) {
   const auto asked =
       std::find_if(options_.places.begin(), options_.places.end(),
                    [&](const PlaceSpec& spec) { return spec.place == shrunk.place; });
-  const std::vector<EvictedBlock> gone = pool.shrink(shrunk.num_blocks);
+  std::vector<EvictedBlock> gone = pool.shrink(shrunk.num_blocks);
+  std::erase_if(gone, [&](const EvictedBlock& block) { return is_forgotten(pool, block.block); });
   emit_deleted(gone, tier);
   KVBM_LOG_WARNING(
       log_, "tiers",
@@ -764,11 +765,23 @@ void TierManager::tell_pinned_as_deleted() {
             [](const OpenOp* a, const OpenOp* b) { return a->id < b->id; });
   std::array<std::unordered_set<BlockKey>, kNumTiers> told;
   for (const OpenOp* op : reading) {
+    const uint32_t limit = op->group->pools[index(op->from)]->limit();
     for (const ImmutableBlock& block : op->sources) {
+      if (block.block_id().value() >= limit) continue;  // told when the place shrank
       if (!told[index(op->from)].insert(block.key()).second) continue;
       emit(KvEventType::kDeleted, block.key(), block.block_id(), op->from, op->from);
     }
   }
+}
+
+/// Whether tell_pinned_as_deleted() has told it, and it is still being read.
+bool TierManager::is_forgotten(const BlockPool& pool, BlockId block) const {
+  return std::any_of(ops_.begin(), ops_.end(), [&](const auto& entry) {
+    const OpenOp& op = *entry.second;
+    return op.forgotten && op.from == pool.tier() && op.group->spec.id == pool.group() &&
+           std::any_of(op.sources.begin(), op.sources.end(),
+                       [&](const ImmutableBlock& source) { return source.block_id() == block; });
+  });
 }
 
 /// Of a lost rank, those that are pinned now go with a later tick().

@@ -220,6 +220,7 @@ class TierManager {
   void emit_deleted(const std::vector<EvictedBlock>& deleted, TierId tier);
   uint64_t drop_idle(const std::array<Counter*, kNumTiers>& counters);
   void tell_pinned_as_deleted();
+  [[nodiscard]] bool is_forgotten(const BlockPool& pool, BlockId block) const;
   void forget_blocks(BlockPool& pool, std::vector<ImmutableBlock> blocks);
   void count_lost_stores();
   void add_open_stores(int64_t num_blocks);

@@ -1898,6 +1898,28 @@ TEST(TierManager, EventsOfWhatIsForgottenComeBeforeThoseOfWhatIsStoredAnew) {
   leader.expect_events_agree();
 }
 
+TEST(TierManager, ABlockThatIsReadWhileItsPlaceShrinksAndAllIsForgottenIsDeletedOnce) {
+  for (const bool shrinks_first : {true, false}) {
+    Leader leader({.host_blocks = 4, .disk_blocks = 0});
+    const auto chain = test_chain(1, 4);
+    leader.keep(chain);
+    leader.load(leader.find(chain), {ids_from(20, 4)});
+    const CopyOp load = leader.take_one();
+    static_cast<void>(leader.events.take());
+    if (!shrinks_first) leader->forget();
+    leader->on_place_shrunk(host_of(0, 2));
+    if (shrinks_first) leader->forget();
+    leader.end(load);
+    std::map<uint64_t, int> num_deleted;
+    for (const KvEvent& event : leader.events.take()) {
+      if (event.type == KvEventType::kDeleted) ++num_deleted[event.block_id];
+    }
+    EXPECT_THAT(num_deleted, ElementsAre(::testing::Pair(0, 1), ::testing::Pair(1, 1),
+                                         ::testing::Pair(2, 1), ::testing::Pair(3, 1)));
+    EXPECT_EQ(leader->resident_blocks(TierId::kG2), 0U);
+  }
+}
+
 TEST(TierManager, ALoadThatIsUnderWayWhenAllIsForgottenArrivesAndItsSourcesGo) {
   Leader leader({.host_blocks = 4, .disk_blocks = 8});
   const auto chain = test_chain(1, 2);
