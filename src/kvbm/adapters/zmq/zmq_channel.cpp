@@ -589,6 +589,8 @@ void ZmqChannel::Core::part(RankId id, std::string_view why) {
       if (!answer) answer = make_error(ErrorCode::kUnavailable, "the rank is lost");
     } else {
       places_[id.value()] = std::nullopt;
+      // Another worker may come in its place.
+      std::erase_if(inbox_.shrunk, [id](const ShrunkPlace& shrunk) { return shrunk.rank == id; });
     }
   }
   changed();

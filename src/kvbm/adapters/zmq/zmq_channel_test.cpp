@@ -391,6 +391,24 @@ TEST_F(ZmqChannelTest, AWorkerThatGoesBeforeAllHaveComeMayBeReplaced) {
   EXPECT_TRUE(channel->receive().empty());
 }
 
+TEST_F(ZmqChannelTest, WhatAWorkerLackedThatWasReplacedIsForgotten) {
+  start();
+  const auto channel = leader(3);
+  std::vector<Peer> peers;
+  for (uint16_t rank = 0; rank < 2; ++rank) {
+    peers.push_back(Peer::connect(endpoint()));
+    peers.back().say(HelloMessage{.rank = RankId(rank), .secret = "open", .places = {}});
+    static_cast<void>(peers.back().hear_a<WelcomeMessage>());
+    peers.back().say(ShrunkMessage{{TierId::kG2, kGroup}, 3U + rank});
+  }
+  EXPECT_TRUE(channel->wait(soon()));
+  peers[0].say(GoodbyeMessage{});
+  EXPECT_TRUE(eventually([&] { return logged(LogLevel::kWarning, "rank 0 went") == 1; }));
+  EXPECT_TRUE(channel->wait(soon()));
+  EXPECT_THAT(channel->receive().shrunk,
+              ElementsAre(ShrunkPlace{RankId(1), {TierId::kG2, kGroup}, 4}));
+}
+
 TEST_F(ZmqChannelTest, WhoHasAnotherSecretIsRefused) {
   start();
   const auto channel = leader(1);
