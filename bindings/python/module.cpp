@@ -639,8 +639,10 @@ NB_MODULE(_core, module) {
       .def_prop_ro("num_requests", [](Leader& leader) { return leader.requests().num_requests(); })
       .def_prop_ro("num_open_loads",
                    [](Leader& leader) { return leader.requests().num_open_loads(); })
-      .def_prop_ro("num_host_blocks",
-                   [](Leader& leader) { return leader.running().num_host_blocks(); })
+      .def_prop_ro(
+          "num_host_blocks", [](Leader& leader) { return leader.running().num_host_blocks(); },
+          "Of each layer group. Fewer than asked for once match or build_step has heard of a "
+          "worker that could not have all of its memory.")
       .def_prop_ro("num_disk_blocks",
                    [](Leader& leader) { return leader.running().num_disk_blocks(); })
       .def(

@@ -774,7 +774,10 @@ class KvbmLeader:
     def num_open_loads(self) -> int: ...
 
     @property
-    def num_host_blocks(self) -> int: ...
+    def num_host_blocks(self) -> int:
+        """
+        Of each layer group. Fewer than asked for once match or build_step has heard of a worker that could not have all of its memory.
+        """
 
     @property
     def num_disk_blocks(self) -> int: ...

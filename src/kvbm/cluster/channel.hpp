@@ -20,7 +20,8 @@ using KeepWaiting = std::function<bool()>;
 struct ChannelInbox {
   std::vector<OpResult> results;  ///< of each rank in the order in which it gave them
   std::vector<RankId> lost;       ///< ranks that will not answer any more
-  /// To be looked at before the results: those of operations that were cancelled for it come later.
+  /// To be looked at before the results: those of operations that were cancelled for it come later,
+  /// but for some where two parts of a place fail at once.
   std::vector<ShrunkPlace> shrunk = {};
 
   [[nodiscard]] bool empty() const noexcept {

@@ -142,7 +142,8 @@ TierMetrics::TierMetrics(MetricsRegistry& metrics)
                                        {}})),
       store_budget_blocks(metrics.gauge({"kvbm_store_budget_blocks",
                                          "How many blocks may be stored at a time; what is beyond "
-                                         "it is dropped as backlog. 0 when "
+                                         "it is dropped as backlog. Falls when "
+                                         "the nearest tier shrinks below it; 0 when "
                                          "a rank is lost.",
                                          "blocks",
                                          {}})),

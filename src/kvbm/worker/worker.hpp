@@ -111,8 +111,9 @@ class Worker {
   /// null.
   void observe_results(ResultObserver observer);
 
-  /// Replaces who hears what places have shrunk to, before operations are cancelled for it; null:
-  /// nobody. Who is new hears of those that have at once, here.
+  /// Replaces who hears what places have shrunk to, before operations are cancelled for it (where
+  /// two parts fail at once, for the first of them); null: nobody. Who is new hears of those that
+  /// have at once, here.
   void on_shrunk(ShrinkCallback callback);
 
   /// Begins a step: queues the plan's operations and makes `compute` wait for its fences, and for
