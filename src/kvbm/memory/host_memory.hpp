@@ -56,6 +56,9 @@ class HostMemory {
   /// Waits for all of it, and ends the threads that pinned it. Errors: those of the pinner.
   Status wait() { return pinned_.wait_for(pinned_.size_bytes()); }
 
+  /// As PinnedMemory has it.
+  void give_up() noexcept { pinned_.give_up(); }
+
   [[nodiscard]] uint64_t size_bytes() const noexcept { return bytes().size(); }
   [[nodiscard]] std::span<std::byte> bytes() const noexcept {
     if (pinned_.size_bytes() > 0) return {pinned_.data(), pinned_.size_bytes()};

@@ -64,14 +64,9 @@ class PinnedMemory::Maker {
   Maker(const Maker&) = delete;
   Maker& operator=(const Maker&) = delete;
   ~Maker() {
-    stopped_.store(true, std::memory_order_relaxed);
-    stop();
+    give_up();
     for (size_t i = 0; i < num_pinned_; ++i) {
       pinner_->unpin(pages_.data() + i * slice_bytes_, size_of(i));
-    }
-    for (size_t i = num_pinned_; i < sources_.size(); ++i) {
-      static_cast<void>(sources_[i].try_resolve(
-          make_error(ErrorCode::kCancelled, "the memory went before it was pinned")));
     }
   }
 
@@ -84,6 +79,15 @@ class PinnedMemory::Maker {
       }));
     }
     return {};
+  }
+  /// Ends the threads where they are; what is not pinned by then has failed.
+  void give_up() noexcept {
+    stopped_.store(true, std::memory_order_relaxed);
+    stop();
+    for (size_t i = num_pinned_; i < sources_.size(); ++i) {
+      static_cast<void>(sources_[i].try_resolve(
+          make_error(ErrorCode::kCancelled, "the memory went before it was pinned")));
+    }
   }
   /// Ends the threads, once they have nothing to do or have seen that they are to stop.
   void stop() {
@@ -250,6 +254,9 @@ Status PinnedMemory::wait_for(uint64_t bytes, TimePoint deadline) {
   Status status = pinned.wait(deadline);
   if (bytes > 0 && bytes == size_bytes() && pinned.done()) maker_->stop();
   return status;
+}
+void PinnedMemory::give_up() noexcept {
+  if (maker_ != nullptr) maker_->give_up();
 }
 PinnedPages PinnedMemory::pages() const noexcept {
   return maker_ != nullptr && maker_->pages().are_reserved() ? PinnedPages::kReservedHuge

@@ -84,6 +84,11 @@ class PinnedMemory {
   /// Waits for that. Errors: kTimeout, those of the pinner.
   [[nodiscard]] Status wait_for(uint64_t bytes, TimePoint deadline = kNever);
 
+  /// Ends the threads that pin, wherever they are; what is not pinned by then fails with
+  /// kCancelled. For owners that a thread of those may let go of: no thread ends itself. Threads:
+  /// not on one that pins.
+  void give_up() noexcept;
+
   /// kReservedHuge as long as all pages so far are.
   [[nodiscard]] PinnedPages pages() const noexcept;
   /// The node that the pages were asked for on; none if the machine has none, or the kernel

@@ -9,8 +9,10 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -168,6 +170,33 @@ std::optional<uint64_t> preferred_node(const std::byte* page) {
     if (nodes[node / 64] == 1UL << (node % 64)) return node;
   }
   return std::nullopt;
+}
+
+TEST(PinnedMemoryTest, GivesUpWhereItIs) {
+  NullLogSink log;
+  ThreadExecutor executor(log);
+  const auto pinner = std::make_shared<PinnerDouble>();
+  std::promise<void> refuse;
+  pinner->refuse_from = 1;
+  pinner->refuse_after = refuse.get_future().share();
+  auto memory = PinnedMemory::create(
+      {.executor = executor, .pinner = pinner, .size_bytes = 8 * kMiB, .slice_bytes = 2 * kMiB});
+  ASSERT_TRUE(memory);
+  ASSERT_TRUE(memory->wait_for(2 * kMiB));
+  // On a thread that pins, which would end itself if it let go of the memory.
+  std::thread::id ended_on;
+  memory->ready(4 * kMiB).on_done(
+      [&](const Status&) noexcept { ended_on = std::this_thread::get_id(); });
+  refuse.set_value();
+  memory->give_up();
+  EXPECT_NE(ended_on, std::thread::id());
+  EXPECT_EQ(memory->ready_bytes(), 2 * kMiB);
+  EXPECT_TRUE(memory->ready(2 * kMiB).status());
+  EXPECT_FALSE(memory->ready(8 * kMiB).status());
+  memory->give_up();
+  EXPECT_EQ(pinner->pinned().size(), 1U) << "what is pinned stays";
+  *memory = PinnedMemory();
+  EXPECT_TRUE(pinner->pinned().empty());
 }
 
 TEST(PinnedMemoryTest, IsOnTheNodeOfTheDevice) {

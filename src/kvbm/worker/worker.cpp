@@ -778,6 +778,7 @@ Status Worker::Core::stop(TimePoint deadline) {
 /// Requires: stop() has succeeded.
 void Worker::Core::close() {
   timers_.reset();
+  places_->close();
   transfers_.reset();
 }
 

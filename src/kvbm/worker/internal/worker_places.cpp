@@ -190,6 +190,15 @@ void WorkerPlaces::end_pinning() {
   for (HostMemory* const one : memory) static_cast<void>(one->wait());
 }
 
+void WorkerPlaces::close() {
+  std::vector<HostMemory*> memory;
+  {
+    const MutexLock lock(mutex_);
+    for (const auto& made : provided_) memory.push_back(&made->memory);
+  }
+  for (HostMemory* const one : memory) one->give_up();
+}
+
 uint32_t WorkerPlaces::pieces_per_layer(Place place) const {
   const MutexLock lock(mutex_);
   const auto found = known_.find(place);

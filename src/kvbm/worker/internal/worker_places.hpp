@@ -53,6 +53,8 @@ class WorkerPlaces {
   /// ended, by end_pinning() on a thread that may wait.
   [[nodiscard]] bool take_pinning_ended();
   void end_pinning();
+  /// Ends the threads that pin, however far they are. Requires: nobody adds places any more.
+  void close();
 
   /// Done when the blocks of both ends may be copied: those in host memory are pinned.
   [[nodiscard]] std::array<Completion, 2> ready(const CopyOp& op) const {
