@@ -382,7 +382,7 @@ TYPED_TEST_P(ChannelContract, WaitIdleSaysThatItWasNotEnoughTime) {
 }
 
 TYPED_TEST_P(ChannelContract, ALoadThatCannotStartEndsAtItsDeadline) {
-  ClusterRig& rig = this->use({.timeout = milliseconds(20)});
+  ClusterRig& rig = this->use({.timeout = milliseconds(200)});
   const auto keys = test_chain(1, 2);
   rig.keep(keys, 0);
   const LoadId load = rig.start_load(keys, 16, Gate::step_end(StepId(rig.num_steps + 1)));
