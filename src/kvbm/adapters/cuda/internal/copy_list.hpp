@@ -35,8 +35,6 @@ struct CopyList {
   void clear() noexcept;
 };
 
-/// Fewer rows are cheaper as plain runs of a batch.
-inline constexpr uint64_t kLeastRectRows = 8;
 /// What a copy engine takes as a pitch.
 inline constexpr uint64_t kMostRectPitch = (uint64_t{1} << 31) - 1;
 
